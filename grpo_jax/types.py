@@ -1,0 +1,75 @@
+"""The arrays that travel between the floors; P prompts, G group, S prompt length, T completion."""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class Prompts:
+    """Left-padded prompts: tokens i32[P, S]; mask bool[P, S], True on real tokens."""
+
+    tokens: jax.Array
+    mask: jax.Array
+
+
+@struct.dataclass
+class Rollouts:
+    """Sampled groups of completions, right-padded.
+
+    prompts   Prompts of [P, S]
+    tokens    i32[P, G, T]
+    mask      bool[P, G, T]; True where the policy chose the token, the stop token included
+    logp      f32[P, G, T], nats; log-prob of the token under the sampling temperature
+    entropy   f32[P, G, T], nats; of the distribution that the token was drawn from
+    finished  bool[P, G]; True if the completion ended with a stop token
+    """
+
+    prompts: Prompts
+    tokens: jax.Array
+    mask: jax.Array
+    logp: jax.Array
+    entropy: jax.Array
+    finished: jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """What one update learns from.
+
+    prompts     Prompts of [P, S]
+    tokens      i32[P, G, T]
+    mask        bool[P, G, T]; True where the token is in the loss
+    advantages  f32[P, G, T] or f32[P, G, 1]
+    logp_old    f32[P, G, T] of the policy before the first update on this batch, or None when
+                every batch is used once: the learner's own log-probs, detached, serve
+    logp_ref    f32[P, G, T] of the reference policy, or None when the loss has no KL term
+    """
+
+    prompts: Prompts
+    tokens: jax.Array
+    mask: jax.Array
+    advantages: jax.Array
+    logp_old: jax.Array | None = None
+    logp_ref: jax.Array | None = None
+
+
+@struct.dataclass
+class TrainState:
+    """All that training carries from step to step, and all that a checkpoint holds of it.
+
+    step        i32[]; optimizer steps taken
+    params      the policy's parameters
+    opt_state   optax state
+    ref_params  the reference policy's parameters, or None when no KL term needs them
+    rng         PRNG key of the run; every use folds in its own step
+    bad_steps   i32[]; steps in a row skipped for non-finite gradients
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ref_params: Any
+    rng: jax.Array
+    bad_steps: jax.Array
