@@ -1,0 +1,33 @@
+"""Tasks by name: sources of problems with their checkers. Imports no JAX (see `loader`)."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from grpo_jax.rewards.registry import unknown
+from grpo_jax.tasks.addition import addition
+from grpo_jax.tasks.problem import Problem, Source, Task
+
+__all__ = ["TASKS", "Problem", "Source", "Task", "make_task"]
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "addition": addition,
+}
+
+
+def make_task(name: str, **options: Any) -> Task:
+    """The task registered under `name`, made with its options.
+
+    ValueError for an unknown name and TypeError for an unknown option name the nearest valid one.
+    """
+    if name not in TASKS:
+        raise ValueError(unknown("task", name, TASKS))
+    parameters = inspect.signature(TASKS[name]).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for option in options:
+            if option not in parameters:
+                raise TypeError(f"task {name!r}: {unknown('option', option, parameters)}")
+    missing = [k for k, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD]
+    if absent := [k for k in missing if k not in options]:
+        raise TypeError(f"task {name!r}: needs the option {absent[0]!r}")
+    return TASKS[name](**options)

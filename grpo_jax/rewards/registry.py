@@ -1,0 +1,52 @@
+"""Rewards by name: the built-in ones, the task's own, or any importable function."""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+
+from grpo_jax.rewards.text import Reward, exact_answer, format_tags, numeric_answer
+
+REWARDS: dict[str, Reward] = {
+    "format": format_tags,
+    "exact_answer": exact_answer,
+    "numeric_answer": numeric_answer(),
+}
+
+
+def resolve(name: str, accuracy: Reward | None = None) -> Reward:
+    """The reward that `name` stands for; `accuracy` is the task's own.
+
+    `name` is one of REWARDS, "accuracy", or an import path "package.module:function". ValueError
+    names what was not found and the nearest valid name.
+    """
+    if ":" in name:
+        return _imported(name)
+    known = REWARDS | ({"accuracy": accuracy} if accuracy is not None else {})
+    if name in known:
+        return known[name]
+    if name == "accuracy":
+        raise ValueError("reward 'accuracy' is the task's own, and no task was given")
+    raise ValueError(unknown("reward", name, known) + '; or "package.module:function"')
+
+
+def _imported(path: str) -> Reward:
+    module_name, _, function_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"reward {path!r}: cannot import {module_name!r}: {error}") from error
+    if not hasattr(module, function_name):
+        candidates = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        raise ValueError(f"reward {path!r}: {unknown('function', function_name, candidates)}")
+    function = getattr(module, function_name)
+    if not callable(function):
+        raise ValueError(f"reward {path!r}: is a {type(function).__name__}, not a function")
+    return function
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """The text of an error for a name that is not among `valid`, with the nearest that is."""
+    names = sorted(valid)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {name!r}{hint} valid: {', '.join(names)}".replace("' valid", "'; valid")

@@ -1,0 +1,93 @@
+"""Rewards that read a completion's text: the answer, and the think/answer format.
+
+A reward has TRL's signature, `f(prompts, completions, **columns) -> list of float or None`: every
+argument is a list with one value per completion, and None abstains. A completion is text, or chat
+messages where the prompt is.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Reward = Callable[..., Sequence[float | None]]
+Completion = str | list[dict[str, str]]
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+
+
+def completion_text(completion: Completion) -> str:
+    """A completion's text; of chat messages, their contents joined."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] for message in completion)
+
+
+def extract_answer(completion: Completion) -> str:
+    """What the last <answer>…</answer> holds, else the whole completion; stripped."""
+    text = completion_text(completion)
+    opening, closing = "<answer>", "</answer>"
+    end = text.rfind(closing)
+    start = text.rfind(opening, 0, max(end, 0))
+    return (text[start + len(opening) : end] if start >= 0 else text).strip()
+
+
+def format_tags(
+    prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+) -> list[float]:
+    """1.0 where a completion is <think>…</think><answer>…</answer>, else 0.0 (DeepSeek-R1).
+
+    Each tag occurs once, in that order, and only whitespace stands outside the pairs.
+    """
+    return [float(_well_formed(completion_text(c))) for c in completions]
+
+
+def _well_formed(text: str) -> bool:
+    return all(text.count(tag) == 1 for tag in TAGS) and _FORMAT.fullmatch(text) is not None
+
+
+def exact_answer(
+    prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
+) -> list[float | None]:
+    """1.0 where the extracted answer is the column `answer`, character by character, else 0.0.
+
+    Abstains (None) where the column holds None.
+    """
+    return [
+        None if a is None else float(extract_answer(c) == str(a).strip())
+        for c, a in zip(completions, answer, strict=True)
+    ]
+
+
+def numeric_answer(tolerance: float = 1e-6) -> Reward:
+    """A reward: 1.0 where the extracted answer is within `tolerance` of the column `answer`.
+
+    Commas and a leading $ are ignored; text that is no number scores 0.0; None in the column
+    abstains. The reward raises ValueError where the column itself holds no number.
+    """
+
+    def numeric(
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        answer: Sequence[Any],
+        **columns: Any,
+    ) -> list[float | None]:
+        return [
+            None if a is None else _close(extract_answer(c), a, tolerance)
+            for c, a in zip(completions, answer, strict=True)
+        ]
+
+    return numeric
+
+
+def _close(given: str, answer: Any, tolerance: float) -> float:
+    expected, got = _number(str(answer)), _number(given)
+    if expected is None:
+        raise ValueError(f"column answer: {answer!r} is not a number")
+    return float(got is not None and abs(got - expected) <= tolerance)
+
+
+def _number(text: str) -> float | None:
+    text = text.strip().removeprefix("$").replace(",", "")
+    return float(text) if _NUMBER.fullmatch(text) else None

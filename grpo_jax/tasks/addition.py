@@ -1,0 +1,58 @@
+"""Addition of two numbers of equally many digits, worked column by column with carries."""
+
+import random
+import re
+
+from grpo_jax.rewards.text import TAGS, exact_answer
+from grpo_jax.tasks.problem import Problem, Task, split
+
+SYMBOLS = (*"0123456789+= ", *TAGS)
+_PROMPT = re.compile(r"(\d+)\+(\d+)=")
+
+
+def addition(
+    digits: int = 3, heldout_size: int = 512, train_size: int = 1_000_000, seed: int = 0
+) -> Task:
+    """Problems "347+589=", answer "936"; both numbers have exactly `digits` digits.
+
+    One fixed width puts every digit at the same place of every prompt, which a small model learns
+    much sooner. A pair and its reverse are in the same split. ValueError for digits outside 1..18.
+    """
+    if not 1 <= digits <= 18:
+        raise ValueError(f"digits={digits}: valid: 1 to 18")
+    low, high = (10 ** (digits - 1) if digits > 1 else 0), 10**digits - 1
+
+    def draw(rng: random.Random) -> tuple[int, int]:
+        return rng.randint(low, high), rng.randint(low, high)
+
+    train, heldout = split(
+        draw, _key, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
+    )
+    return Task("addition", train, heldout, exact_answer, solve, SYMBOLS)
+
+
+def _key(pair: tuple[int, int]) -> str:
+    return f"{min(pair)}+{max(pair)}"
+
+
+def _problem(pair: tuple[int, int]) -> Problem:
+    return Problem(f"{pair[0]}+{pair[1]}=", {"answer": str(sum(pair))})
+
+
+def solve(problem: Problem) -> str:
+    """The sum worked from the last digit on; each column: digit + digit + carry = two digits.
+
+    "347+589=" gives "<think>7+9+0=16 4+8+1=13 3+5+1=09</think><answer>936</answer>": 9 tokens a
+    column and 5 to 6 more, tags being one token each. ValueError for another kind of prompt.
+    """
+    match = _PROMPT.fullmatch(str(problem.prompt))
+    if match is None:
+        raise ValueError(f"{problem.prompt!r} is not an addition; valid: '347+589='")
+    width = max(map(len, match.groups()))
+    a, b = (number.zfill(width) for number in match.groups())
+    columns, carry = [], 0
+    for x, y in zip(reversed(a), reversed(b), strict=True):
+        total = int(x) + int(y) + carry
+        columns.append(f"{x}+{y}+{carry}={total:02d}")
+        carry = total // 10
+    return f"<think>{' '.join(columns)}</think><answer>{int(a) + int(b)}</answer>"

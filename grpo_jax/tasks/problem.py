@@ -1,0 +1,121 @@
+"""What a task is: problems to train on, problems held out, and a way to tell right from wrong."""
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from grpo_jax.rewards.text import Reward
+
+Prompt = str | list[dict[str, str]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt, as text or chat messages, and the columns that reach the rewards by name."""
+
+    prompt: Prompt
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Problems by index; the same index always gives the same problem."""
+
+    def __len__(self) -> int:
+        """How many problems."""
+
+    def __getitem__(self, index: int, /) -> Problem:
+        """The problem at `index`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named source of problems, and how to judge an attempt.
+
+    name      as in the registry
+    train     problems to learn from
+    heldout   problems never in train
+    accuracy  reward: 1.0 for a right completion, 0.0 for a wrong one, partial scores between
+    solve     a worked solution, for a cold start; None where the task has none
+    symbols   a character-level vocabulary, tags such as "<think>" whole; None where unknown
+    overlap   train problems that were removed because their prompt is held out
+    """
+
+    name: str
+    train: Source
+    heldout: Source
+    accuracy: Reward
+    solve: Callable[[Problem], str] | None = None
+    symbols: tuple[str, ...] | None = None
+    overlap: int = 0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A source of `size` problems, each drawn anew from (seed, index)."""
+
+    size: int
+    seed: int
+    draw: Callable[[random.Random], Problem]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Problem:
+        if not 0 <= index < self.size:
+            raise IndexError(f"problem {index} of {self.size}")
+        return self.draw(random.Random(f"{self.seed} {index}"))
+
+
+def is_heldout(key: str, fraction: float) -> bool:
+    """Whether the problem with this key is held out: a fixed hash, the same in every run."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def split(
+    draw: Callable[[random.Random], T],
+    key: Callable[[T], str],
+    problem: Callable[[T], Problem],
+    *,
+    train_size: int,
+    heldout_size: int,
+    seed: int,
+    fraction: float = 0.2,
+) -> tuple[Source, Source]:
+    """Train and held-out sources of a generated task, disjoint by the hash of the key.
+
+    Train draws again until the key falls in train. Held out are `heldout_size` distinct keys, the
+    same for every seed so that seeds compare; ValueError where there are not that many.
+    """
+    if train_size < 1 or heldout_size < 1:
+        raise ValueError(f"sizes: got train {train_size}, held-out {heldout_size}; valid: >= 1")
+
+    def draw_train(rng: random.Random) -> Problem:
+        for _ in range(1000):  # all held out has probability fraction**1000: no such key exists
+            item = draw(rng)
+            if not is_heldout(key(item), fraction):
+                return problem(item)
+        raise ValueError("every problem drawn is held out; allow more distinct problems")
+
+    heldout = _distinct(draw, key, heldout_size, fraction)
+    return Drawn(train_size, seed, draw_train), [problem(item) for item in heldout]
+
+
+def _distinct(
+    draw: Callable[[random.Random], T], key: Callable[[T], str], size: int, fraction: float
+) -> Sequence[T]:
+    rng = random.Random("heldout")
+    found: dict[str, T] = {}
+    for _ in range(int(1000 + 20 * size / fraction)):
+        item = draw(rng)
+        if is_heldout(key(item), fraction):
+            found.setdefault(key(item), item)
+            if len(found) == size:
+                return list(found.values())
+    raise ValueError(
+        f"heldout_size={size}: only {len(found)} distinct held-out problems were found; "
+        f"valid: heldout_size <= {len(found)}, or settings with more distinct problems"
+    )

@@ -1,0 +1,207 @@
+import inspect
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from grpo_jax.rewards import Rewarder, RewardError, resolve
+from grpo_jax.tasks import Problem
+
+PROBLEMS = [Problem("p0", {"answer": "a"}), Problem("p1", {"answer": "b"})]
+COMPLETIONS = [["a", "b", "hang"], ["b", "a", "die"]]
+
+
+def misbehave(prompts, completions, **columns):
+    for completion in completions:
+        if completion == "hang":
+            while True:
+                pass
+        if completion == "die":
+            os._exit(0 if prompts[0] == "zero" else 3)
+    return [float(len(c)) for c in completions]
+
+
+def raise_on_b(completions, **columns):
+    return [1.0 / (c != "b") for c in completions]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    functions = {
+        "exact": resolve("exact_answer"),
+        "lambda": lambda completions, **_: [len(c) for c in completions],
+        "misbehave": misbehave,
+        "none": lambda completions, **_: [None if c == "a" else 1 for c in completions],
+    }
+    with Rewarder(functions, workers=2, timeout_s=0.5) as rewarder:
+        yield rewarder
+
+
+def test_parts_are_scored_and_what_hangs_or_dies_is_nan_alone(pool):
+    scores = pool(PROBLEMS, COMPLETIONS)
+    assert list(scores.parts) == ["exact", "lambda", "misbehave", "none"]
+    assert all(part.shape == (2, 3) and part.dtype == np.float32 for part in scores.parts.values())
+    np.testing.assert_array_equal(scores.parts["exact"], [[1, 0, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(scores.parts["lambda"], [[1, 1, 4], [1, 1, 3]])
+    np.testing.assert_array_equal(scores.parts["misbehave"], [[1, 1, np.nan], [1, 1, np.nan]])
+    np.testing.assert_array_equal(scores.parts["none"], [[np.nan, 1, 1], [1, np.nan, 1]])
+    assert scores.timeouts == 2
+    clean = pool(PROBLEMS, [["a", "b"], ["b", "a"]])
+    assert clean.timeouts == 0 and np.isfinite(clean.parts["misbehave"]).all()
+
+
+def test_a_worker_that_exits_cleanly_in_the_middle_is_counted_too(pool):
+    scores = pool([Problem("zero", {"answer": ""})], [["x", "die"]])
+    np.testing.assert_array_equal(scores.parts["misbehave"], [[1, np.nan]])
+    assert scores.timeouts == 1
+
+
+def test_a_pool_whose_idle_workers_were_killed_starts_again(pool):
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    time.sleep(0.5)
+    scores = pool(PROBLEMS, [["a"], ["a"]])
+    np.testing.assert_array_equal(scores.parts["exact"], [[1], [0]])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_reward_that_raises_names_itself_and_the_record(workers):
+    with Rewarder({"mine": raise_on_b}, workers=workers) as rewarder:
+        with pytest.raises(RewardError) as caught:
+            rewarder(PROBLEMS, [["a", "c"], ["a", "b"]])
+        message = str(caught.value)
+        assert "'mine' raised ZeroDivisionError: float division by zero at " in message
+        line = inspect.getsourcelines(raise_on_b)[1] + 1
+        assert f"test_evaluate.py:{line}; prompt: 'p1'; completion: 'b'" in message
+        assert rewarder(PROBLEMS, [["a"], ["c"]]).parts["mine"].tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    ("returned", "match"),
+    [
+        ([1.0], "returned 1 values; valid: 2 finite numbers or None"),
+        (None, "returned NoneType"),
+        (["1", 2], "returned the value '1'"),
+        ([1.0, float("nan")], "returned the value nan"),
+        ([1.0, [2.0]], r"returned the value \[2.0\]"),
+        ([1j, 1], "returned the value 1j"),
+    ],
+)
+def test_a_wrong_return_value_is_named(returned, match):
+    rewarder = Rewarder({"odd": lambda completions, **_: returned})
+    with pytest.raises(RewardError, match=match):
+        rewarder(PROBLEMS[:1], [["a", "b"]])
+
+
+@pytest.mark.parametrize("values", [[True, False], np.array([1, 0]), (np.float32(1), np.int8(0))])
+def test_numbers_of_any_kind_are_accepted(values):
+    scores = Rewarder({"kind": lambda completions, **_: values})(PROBLEMS[:1], [["a", "b"]])
+    np.testing.assert_array_equal(scores.parts["kind"], [[1, 0]])
+
+
+def test_a_reward_is_called_as_trl_calls_it():
+    seen = {}
+
+    def reward(prompts, completions, completion_ids, **columns):
+        seen.update(prompts=prompts, completions=completions, ids=completion_ids, **columns)
+        return [0.0] * len(prompts)
+
+    Rewarder({"reward": reward})(PROBLEMS[:1], [["x", "y"]], [[[5], [6, 7]]])
+    assert seen == {
+        "prompts": ["p0", "p0"],
+        "completions": ["x", "y"],
+        "ids": [[5], [6, 7]],
+        "answer": ["a", "a"],
+    }
+
+
+def test_a_chat_prompt_gets_chat_completions():
+    seen = []
+    messages = [{"role": "user", "content": "hi"}]
+    reward = lambda completions, **_: seen.extend(completions) or [0.0]  # noqa: E731
+    Rewarder({"reward": reward})([Problem(messages)], [["yo"]])
+    assert seen == [[{"role": "assistant", "content": "yo"}]]
+
+
+def test_a_reward_may_leave_out_the_columns_it_does_not_use():
+    scores = Rewarder({"short": lambda completions: [2.0]})(PROBLEMS[:1], [["x"]])
+    assert scores.parts["short"].tolist() == [[2.0]]
+
+
+def test_a_missing_column_is_named():
+    rewarder = Rewarder({"short": lambda completions, tests: [2.0]})
+    with pytest.raises(RewardError, match=r"needs the column 'tests'; there are \['answer'"):
+        rewarder(PROBLEMS[:1], [["x"]])
+
+
+def test_mismatched_input_is_refused():
+    rewarder = Rewarder({})
+    with pytest.raises(ValueError, match="2 problems but completions for 1"):
+        rewarder(PROBLEMS, [["a"]])
+    with pytest.raises(ValueError, match=r"same number of completions; got \[1, 2\]"):
+        rewarder(PROBLEMS, [["a"], ["a", "b"]])
+
+
+def test_what_cannot_be_shipped_is_named():
+    lock = threading.Lock()
+    with pytest.raises(RewardError, match="'lock' cannot be sent to worker processes"):
+        Rewarder({"lock": lambda completions: [lock.locked() for _ in completions]}, workers=1)
+
+
+def test_a_problem_that_cannot_be_shipped_is_named(pool):
+    with pytest.raises(RewardError, match="'exact': prompt 'p' or its columns cannot be sent"):
+        pool([Problem("p", {"answer": threading.Lock()})], [["a"]])
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="workers=-1"):
+        Rewarder({}, workers=-1)
+    with pytest.raises(ValueError, match="timeout_s=0"):
+        Rewarder({}, timeout_s=0)
+
+
+def test_ctrl_c_leaves_no_process_and_an_unguarded_script_works(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import multiprocessing, time
+            print("main", flush=True)
+            from grpo_jax.rewards import Rewarder
+            from grpo_jax.tasks import Problem
+            rewarder = Rewarder({"slow": lambda completions: time.sleep(60)}, workers=1)
+            try:
+                while not multiprocessing.active_children():
+                    time.sleep(0.05)
+                print(multiprocessing.active_children()[0].pid, flush=True)
+                rewarder([Problem("p")], [["c"]])
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            """
+        )
+    )
+    child = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=os.getcwd(),
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        start_new_session=True,
+    )
+    assert child.stdout.readline() == "main\n"
+    worker = int(child.stdout.readline())
+    time.sleep(0.6)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    output, _ = child.communicate(timeout=20)
+    assert output == "interrupted\n"
+    assert child.returncode == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
