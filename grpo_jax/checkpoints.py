@@ -1,0 +1,168 @@
+"""Checkpoints: Orbax writes the arrays; checksums and one rename make a checkpoint whole or absent.
+
+    <directory>/<step>/state/           the training state, in Orbax's format
+    <directory>/<step>/position.json    where the task's iterator stands
+    <directory>/<step>/checksums.json   sha256 of every other file
+
+A step is written as `.tmp-<step>` and renamed when all of it is on the disk, so that a process
+killed at any moment leaves the earlier checkpoints as they were.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from grpo_jax.config import UsageError
+from grpo_jax.runs import writing_in
+
+PyTree = Any
+
+
+def save(
+    directory: Path | str, step: int, state: PyTree, position: dict[str, Any], keep: int = 2
+) -> None:
+    """Write a checkpoint, on the disk when this returns, and delete all but the newest `keep`.
+
+    state     pytree of arrays, typed PRNG keys included; None subtrees are kept
+    position  any JSON-able dict
+
+    Raises UsageError if the directory cannot be written and ValueError if the step is there.
+    """
+    directory = Path(directory).absolute()
+    final, temporary = directory / str(step), directory / f".tmp-{step}"
+    if final.exists():
+        raise ValueError(f"{directory} already holds a checkpoint of step {step}")
+    with writing_in(directory):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _save_arrays(temporary / "state", state)
+        (temporary / "position.json").write_text(json.dumps(position))
+        sums = {name: _sha256(temporary / name) for name in _files(temporary)}
+        (temporary / "checksums.json").write_text(json.dumps(sums))
+        for name in ("", "checksums.json"):
+            _sync(temporary / name)
+        temporary.rename(final)
+        _sync(directory)
+        for old in steps(directory)[:-keep]:
+            _delete(directory / str(old))
+
+
+def steps(directory: Path | str) -> list[int]:
+    """Return the steps that have a checkpoint, damaged or not, oldest first."""
+    folder = Path(directory)
+    return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
+
+
+def restore_latest(
+    directory: Path | str, abstract_state: PyTree
+) -> tuple[PyTree, dict[str, Any]] | None:
+    """Return (state, position) of the newest whole checkpoint, or None if there is none.
+
+    abstract_state  jax.ShapeDtypeStruct leaves; a leaf's sharding is where the array is put
+
+    Damaged checkpoints are reported on stderr and set aside as `<step>.damaged`; what a killed
+    process left is deleted. Only the process that holds the run may call this.
+    """
+    directory = Path(directory).absolute()
+    for leftover in directory.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+    for folder in _newest_whole(directory, set_aside=True):
+        with ocp.StandardCheckpointer() as checkpointer:
+            state = checkpointer.restore(folder / "state", abstract_state)
+        return state, json.loads((folder / "position.json").read_text())
+    return None
+
+
+def restore_params(directory: Path | str) -> tuple[PyTree, int]:
+    """Return (params, step) of the newest whole checkpoint, on the first device.
+
+    Reads nothing but the state's `params`, and changes nothing: a run may be writing there.
+    Raises UsageError if there is no whole checkpoint.
+    """
+    directory = Path(directory).absolute()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for folder in _newest_whole(directory, set_aside=False):
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            meta = checkpointer.metadata(folder / "state").item_metadata.tree["params"]
+            item = {"params": jax.tree.map(lambda m: _abstract(m, place), meta)}
+            arguments = ocp.args.PyTreeRestore(
+                item=item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
+            )
+            restored = checkpointer.restore(folder / "state", args=arguments)
+        return restored["params"], int(folder.name)
+    raise UsageError(f"no checkpoint in {directory}")
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint, in a few words, or None."""
+    try:
+        sums = json.loads((folder / "checksums.json").read_bytes())
+    except (OSError, ValueError):
+        return "checksums.json is missing or broken"
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != expected:
+            return f"{name} has changed"
+    return None
+
+
+def _newest_whole(directory: Path, set_aside: bool) -> Iterator[Path]:
+    for step in reversed(steps(directory)):
+        folder = directory / str(step)
+        problem = damage(folder)
+        if problem is None:
+            yield folder
+            continue
+        print(f"warning: checkpoint {folder} is damaged ({problem}); skipped", file=sys.stderr)
+        if set_aside:
+            shutil.rmtree(aside := directory / f"{step}.damaged", ignore_errors=True)
+            folder.rename(aside)
+
+
+def _save_arrays(folder: Path, state: PyTree) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            checkpointer.save(folder, state)
+            checkpointer.wait_until_finished()
+        except Exception as error:
+            # TensorStore tells of a full disk in its own words and its own exception.
+            if "No space left" in str(error):
+                raise OSError(28, "No space left on device") from error
+            raise
+
+
+def _abstract(meta: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=place)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _delete(folder: Path) -> None:
+    # Renamed first: a half deleted checkpoint must not look like a damaged one.
+    doomed = folder.rename(folder.with_name(f".tmp-deleted-{folder.name}"))
+    shutil.rmtree(doomed)

@@ -1,0 +1,487 @@
+"""Every field of an experiment with its default, the rules between fields, and the command line."""
+
+import dataclasses
+import difflib
+import importlib.util
+import itertools
+import math
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict, config_flags
+
+FLAGS = flags.FLAGS
+
+_CHOICES = {
+    "overlong_prompts": ("refuse", "drop"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots"),
+    "optimizer.schedule": ("constant", "cosine", "linear"),
+}
+# Smallest value allowed; the other numbers must be at least 0.
+_AT_LEAST_ONE = (
+    *("prompt_length", "reward_workers", "model.layers", "model.hidden", "model.heads"),
+    *("model.kv_heads", "model.ff", "rollout.prompts", "rollout.group", "rollout.max_tokens"),
+    *("rollout.prompt_bucket", "optimizer.max_bad_steps", "optimizer.accumulation"),
+    *("sft.batch", "eval.problems", "checkpoint.keep", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+)
+_ABOVE_ZERO = (
+    *("reward_timeout", "model.rope_theta", "model.norm_eps", "rollout.temperature"),
+    *("rollout.top_p", "eval.temperature", "optimizer.eps", "optimizer.max_grad_norm"),
+)
+_AT_MOST_ONE = ("rollout.top_p", "rollout.min_p", "optimizer.end_factor")
+_BELOW_ONE = ("optimizer.b1", "optimizer.b2")
+# Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
+_FREE = ("task", "rewards", "algorithm")
+
+
+class UsageError(ValueError):
+    """Bad input; the message is one line for the user and needs no traceback."""
+
+
+def defaults() -> ConfigDict:
+    """Return every field with its default; a field of `algorithm` that is None is the preset's.
+
+    The result is locked, so that a config file cannot invent a field; `task` and `rewards` take
+    new keys: the task's own options, and the weight of each reward by name.
+    """
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "steps": 60,  # of reinforcement learning
+            "task": {"name": "addition"},
+            "prompt_length": 32,  # tokens
+            "overlong_prompts": "refuse",  # or 'drop'
+            "tokenizer": "char",
+            "rewards": {"accuracy": 1.0, "format": 0.1},
+            "reward_workers": 2,  # processes
+            "reward_timeout": 5.0,  # seconds for one completion
+            "compilation_cache": "~/.cache/grpo_jax",  # '' = none
+            **_model_and_rollout(),
+            **_learning(),
+        }
+    )
+    config.algorithm = ConfigDict(
+        {"preset": "grpo", **{k: config_dict.placeholder(t) for k, t in algorithm_fields().items()}}
+    )
+    config.lock()
+    config.task.unlock()
+    config.rewards.unlock()
+    return config
+
+
+def _model_and_rollout() -> dict[str, Any]:
+    return {
+        "model": {
+            "layers": 4,
+            "hidden": 128,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 0,  # 0 = hidden / heads
+            "ff": 384,
+            "rope_theta": 1e4,
+            "norm_eps": 1e-6,
+            "tied": False,  # one matrix for embedding and output
+            "dtype": "float32",  # of the computation
+            "param_dtype": "float32",
+            "scan_layers": False,
+            "remat": "none",  # or 'full', 'dots'
+        },
+        "rollout": {
+            "prompts": 32,  # P, a step
+            "group": 8,  # G
+            "max_tokens": 64,  # T
+            "temperature": 1.0,
+            "top_k": 0,  # 0 = off
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "prompt_bucket": 16,  # prompts are padded to a multiple of this
+        },
+    }
+
+
+def _learning() -> dict[str, Any]:
+    return {
+        "optimizer": {
+            "learning_rate": 2e-4,
+            "schedule": "constant",  # or 'cosine', 'linear'
+            "warmup_steps": 0,
+            "end_factor": 0.0,  # last learning rate / learning_rate
+            "weight_decay": 0.0,
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-8,
+            "max_grad_norm": 1.0,
+            "max_bad_steps": 5,  # non-finite gradients in a row before giving up
+            "accumulation": 1,  # micro-batches a minibatch
+        },
+        "sft": {
+            "steps": 0,  # 0 = no supervised fine-tuning first
+            "batch": 64,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "examples": 0,  # worked solutions; 0 = all
+        },
+        "eval": {
+            "every": 20,  # steps; 0 = never
+            "problems": 512,
+            "samples": 0,  # k of pass@k and maj@k; 0 = greedy only
+            "temperature": 1.0,
+        },
+        "checkpoint": {"every": 20, "keep": 2},  # steps, 0 = at the end only
+        "log": {"samples": 4},  # completions shown and stored a step
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+    }
+
+
+def algorithm_fields() -> dict[str, type]:
+    """Return the name and the type (None stripped) of every field of `algorithms.Algorithm`."""
+    from grpo_jax import algorithms  # imports JAX; --help must not
+
+    hints = typing.get_type_hints(algorithms.Algorithm)
+    return {f.name: _plain_type(hints[f.name]) for f in dataclasses.fields(algorithms.Algorithm)}
+
+
+def _plain_type(hint: Any) -> type:
+    kinds = [a for a in typing.get_args(hint) if a is not type(None)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _plain_type(kinds[0]) if len(kinds) == 1 else object
+    if typing.get_origin(hint) is typing.Literal:
+        return type(kinds[0])
+    return typing.get_origin(hint) or hint
+
+
+def resolve(config: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
+    """Return the frozen, checked config: the preset's values filled in, then the overrides.
+
+    Resolving twice changes nothing. Raises UsageError as `check` does.
+    """
+    from grpo_jax import algorithms
+
+    plain = config.to_dict()
+    preset = plain["algorithm"].pop("preset")
+    if preset not in algorithms.PRESETS:
+        names = ", ".join(sorted(algorithms.PRESETS))
+        near = closest(str(preset), algorithms.PRESETS)
+        raise UsageError(
+            f"config.algorithm.preset: unknown {preset!r}; the closest is {near!r}, of {names}"
+        )
+    overrides = {k: v for k, v in plain["algorithm"].items() if v is not None}
+    algorithm = dataclasses.replace(algorithms.PRESETS[preset], **overrides)
+    plain["algorithm"] = {"preset": preset, **dataclasses.asdict(algorithm)}
+    model = plain["model"]
+    if not model["head_dim"] and model["heads"] and model["hidden"] % model["heads"] == 0:
+        model["head_dim"] = model["hidden"] // model["heads"]
+    check(plain)
+    return FrozenConfigDict(plain)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse impossible values of a resolved config, given as nested dicts.
+
+    Raises UsageError naming the first bad field, its value and what would be valid.
+    """
+    values = flatten(config)
+    _check_values(values)
+    _check_model(config["model"])
+    _check_batch(config)
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    known = flatten(defaults().to_dict())
+    for name, value in values.items():
+        free = name.split(".")[0] in _FREE
+        if name not in known and not free:
+            raise UsageError(_unknown(name, known))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"config.{name}: {value} is not a finite number")
+        if free:
+            continue
+        if type(value) is not type(known[name]):
+            raise UsageError(_wrong_type(name, value, type(known[name])))
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise UsageError(_unknown_choice(name, value, _CHOICES[name]))
+        if isinstance(value, int | float):
+            _check_bounds(name, value)
+    for name, weight in values.items():
+        if name.startswith("rewards.") and not isinstance(weight, int | float):
+            raise UsageError(f"config.{name}: the weight {weight!r} of a reward must be a number")
+
+
+def _check_bounds(name: str, value: float) -> None:
+    rules = (
+        (value >= 0, True, "at least 0"),
+        (value >= 1, name in _AT_LEAST_ONE, "at least 1"),
+        (value > 0, name in _ABOVE_ZERO, "above 0"),
+        (value <= 1, name in _AT_MOST_ONE, "at most 1"),
+        (value < 1, name in _BELOW_ONE, "below 1"),
+    )
+    for holds, applies, wanted in rules:
+        if applies and not holds:
+            raise UsageError(f"config.{name}: {value} must be {wanted}")
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    if not model["head_dim"]:
+        raise UsageError(
+            f"config.model.hidden: {model['hidden']} is not divisible by config.model.heads"
+            f"={model['heads']}; choose a multiple, or set config.model.head_dim"
+        )
+    if model["head_dim"] % 2:
+        raise UsageError(
+            f"config.model.head_dim: {model['head_dim']} must be even: rotary embeddings turn pairs"
+        )
+    _divides("model.heads", model["heads"], "model.kv_heads", model["kv_heads"])
+
+
+def _check_batch(config: dict[str, Any]) -> None:
+    from grpo_jax import algorithms
+
+    fields = {k: v for k, v in config["algorithm"].items() if k != "preset"}
+    algorithm = algorithms.Algorithm(**fields)
+    try:
+        algorithms.validate(algorithm, config["rollout"]["group"])
+    except ValueError as error:
+        raise UsageError(f"config.algorithm: {error}") from error
+    prompts, mesh = config["rollout"]["prompts"], config["mesh"]
+    parts = algorithm.minibatches * config["optimizer"]["accumulation"]
+    _divides("rollout.prompts", prompts, "algorithm.minibatches * optimizer.accumulation", parts)
+    devices = mesh["data"] * mesh["fsdp"]
+    name = "algorithm.minibatches * optimizer.accumulation * mesh.data * mesh.fsdp"
+    _divides("rollout.prompts", prompts, name, parts * devices)
+    if config["sft"]["steps"]:
+        _divides("sft.batch", config["sft"]["batch"], "mesh.data * mesh.fsdp", devices)
+
+
+def _divides(name: str, value: int, by: str, divisor: int) -> None:
+    if value % divisor:
+        raise UsageError(f"config.{name}: {value} is not divisible by {by} = {divisor}")
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} for nested dicts {"a": {"b": value}}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def config_diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return one 'field: old -> new' for each dotted field whose value differs."""
+    before, after = flatten(old), flatten(new)
+    fields = list(dict.fromkeys([*before, *after]))
+    listed = [{k: _untupled(d[k]) for k in fields if k in d} for d in (before, after)]
+    shown = [{k: repr(v) for k, v in d.items()} for d in listed]
+    return [
+        f"{k}: {shown[0].get(k, '(absent)')} -> {shown[1].get(k, '(absent)')}"
+        for k in fields
+        if shown[0].get(k) != shown[1].get(k)
+    ]
+
+
+def _untupled(value: Any) -> Any:
+    # JSON has no tuples: a config read back from a file must equal the one that was written.
+    return [_untupled(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Return the member of `valid` most like the dotted `name`; of equals the first.
+
+    The last part counts double, and alone when `name` has no other: a user who writes
+    'learning_rate' most likely left out the group that it is in.
+    """
+
+    def likeness(other: str) -> float:
+        leaves = name.split(".")[-1], other.split(".")[-1]
+        pairs = (leaves, leaves, (name, other)) if "." in name else (leaves,)
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    fields = list(valid)
+    parents = [field for field in fields if name.startswith(f"{field}.")]
+    return parents[0] if parents else max(fields, key=likeness)
+
+
+def _unknown(name: str, valid: Iterable[str]) -> str:
+    return f"unknown field config.{name}; the closest valid one is config.{closest(name, valid)}"
+
+
+def _unknown_choice(name: str, value: Any, valid: Sequence[str]) -> str:
+    return f"config.{name}: unknown value {value!r}; valid: {', '.join(valid)}"
+
+
+def _wrong_type(name: str, value: Any, kind: type) -> str:
+    return f"config.{name}: {value!r} is not of type {kind.__name__}"
+
+
+def load_config_file(path: str) -> ConfigDict:
+    """Return what `get_config()` of the Python file `path` returns.
+
+    `path` may end in ':text', which is handed to `get_config`. Raises UsageError on one line if
+    the file is missing or broken, naming the line at fault.
+    """
+    name, *argument = path.split(":", 1)
+    spec = importlib.util.spec_from_file_location("config_file", name)
+    if not Path(name).is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"--config: no Python file {name}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*argument)
+    except Exception as error:
+        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"config file {name}: get_config() must return a ConfigDict: {config!r}")
+    return config
+
+
+def _where(error: Exception, path: str) -> str:
+    here = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    here += [error.lineno] if isinstance(error, SyntaxError) else []
+    return f", line {here[-1]}" if here else ""
+
+
+def _told(error: Exception) -> str:
+    """Return the error in words; ml_collections prints the whole config for an unknown field."""
+    missing = re.search(r'[Kk]ey "(\w+)" does not exist|^[\'"]?(\w+)[\'"]?$', str(error))
+    if isinstance(error, AttributeError) and missing:
+        return _unknown(missing[1] or missing[2], flatten(defaults().to_dict()))
+    return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def define_flags(
+    with_config: bool = True,
+    argv: list[str] | None = None,
+    flag_values: flags.FlagValues = FLAGS,
+) -> None:
+    """Define --config and --workdir; absl reads `argv` (default: the process's) for overrides."""
+    if with_config:
+        config_flags.DEFINE_config_file(
+            "config",
+            help_string="the experiment: configs/<name>.py; any field: --config.a.b=value",
+            sys_argv=argv,
+            flag_values=flag_values,
+        )
+    flags.DEFINE_string(
+        "workdir", None, "the run's folder (default: runs/<config name>)", flag_values=flag_values
+    )
+    for name in ("config", "workdir") if with_config else ("workdir",):
+        flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])  # for --help
+
+
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[str]:
+    """Parse the command line, setting the flags, and return what is left of it.
+
+    Raises UsageError on one line for an unknown flag or field and for a wrong type or file.
+    """
+    given = _options(argv)
+    path = dict(given).get("config")
+    fields = [(k.removeprefix("config."), v) for k, v in given if k.startswith("config.")]
+    kinds = {}
+    if path is not None and "config" in flag_values:
+        config = load_config_file(path)
+        flat = flatten(config.to_dict())
+        for name, _ in fields:
+            if isinstance(value := _get(config, name), ConfigDict):
+                example = closest(name, [f"{name}.{key}" for key in value] or [name])
+                raise UsageError(f"config.{name} is a group of fields; set one: config.{example}")
+            if name not in flat:
+                raise UsageError(_unknown(name, flat))
+        kinds = {name: _field_type(config, name) for name, _ in fields}
+    # Warnings only, unless the user says otherwise: Orbax tells of every save.
+    quiet = ["--verbosity=-1"] if "verbosity" in flag_values else []
+    try:
+        return flag_values([argv[0], *quiet, *argv[1:]])
+    except flags.Error as error:
+        for name, value in fields:
+            if name in kinds and str(error).startswith(f"flag --config.{name}={value}:"):
+                raise UsageError(_wrong_type(name, value, kinds[name])) from error
+        raise UsageError(_one_line(error)) from error
+
+
+def _options(argv: list[str]) -> list[tuple[str, str]]:
+    """Return (name, value) for each --name=value and --name value of the command line."""
+    found = []
+    for arg, following in itertools.pairwise([*argv[1:], ""]):
+        if arg == "--":
+            break
+        match = re.match(r"--?(?:no(?=config\.))?([\w.]+)(?:=(.*))?$", arg, re.DOTALL)
+        if match:
+            found.append((match[1], following if match[2] is None else match[2]))
+    return found
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, ConfigDict) else None
+    return value
+
+
+def _field_type(config: ConfigDict, name: str) -> type:
+    *groups, leaf = name.split(".")
+    return (_get(config, ".".join(groups)) if groups else config).get_type(leaf)
+
+
+def default_workdir(config_path: str) -> Path:
+    """Return runs/<name> for the config file <name>.py."""
+    return Path("runs") / Path(config_path.split(":", 1)[0]).stem
+
+
+def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoReturn:
+    """Run a program: `main(config, workdir)`, or `main(workdir)` when it takes no config.
+
+    config   FrozenConfigDict, resolved and checked
+    workdir  Path; --workdir, else runs/<config name>
+
+    Exits with main's result. Bad input ends in one line 'error: ...' and status 2; an unexpected
+    exception keeps its traceback.
+    """
+    define_flags(with_config)
+    app.run(
+        lambda argv: _reporting(_call_main, main, with_config, argv),
+        flags_parser=lambda argv: _reporting(parse_flags, argv),
+    )
+    raise AssertionError("app.run returned")
+
+
+def _call_main(main: Callable[..., int | None], with_config: bool, argv: list[str]) -> int | None:
+    if argv[1:]:
+        raise UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    if not with_config:
+        if FLAGS.workdir is None:
+            raise UsageError("--workdir=DIR is needed: the folder of a run")
+        return main(Path(FLAGS.workdir))
+    if FLAGS.config is None:
+        raise UsageError("--config=configs/<name>.py is needed: the experiment to run")
+    workdir = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
+    return main(resolve(FLAGS.config), Path(workdir))
+
+
+def _reporting(function: Callable, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except ValueError as error:
+        if not _is_bad_input(error):
+            raise
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.exit(2)
+
+
+def _is_bad_input(error: ValueError) -> bool:
+    """Tell our own `raise ValueError(...)` from one that a bug drew from Python or a library."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(last.filename).is_relative_to(Path(__file__).parent)
+    return isinstance(error, UsageError) or (ours and (last.line or "").startswith("raise"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,222 @@
+"""The folder of a run: who may write in it, what made it, and its files of JSON lines."""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from grpo_jax.config import UsageError, config_diff
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# What config.json holds beside the config's own fields; these may differ between two starts.
+_ENVIRONMENT = ("versions", "git_revision")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An open run: the paths in its folder. The lock is held until `close` or the process's end.
+
+    resumed  True if the folder already held this run
+    """
+
+    folder: Path
+    resumed: bool
+    lock: IO[str]
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def completions(self) -> Path:
+        """JSON lines of sampled completions."""
+        return self.folder / "completions.jsonl"
+
+    @property
+    def eval(self) -> Path:
+        """One JSON line per evaluation."""
+        return self.folder / "eval.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.folder / "tensorboard"
+
+    def close(self) -> None:
+        """Let another process open the folder."""
+        self.lock.close()
+
+
+def open_run(workdir: Path | str, config: FrozenConfigDict) -> Run:
+    """Create or reopen the folder of a run, lock it, and keep `config` in its config.json.
+
+    Raises UsageError if the folder cannot be written, another process has it open, or it holds
+    a run of a different config. Other package versions and git revisions are only warned of.
+    """
+    folder = Path(workdir)
+    record = {**config.to_dict(), **environment()}
+    with writing_in(folder), contextlib.ExitStack() as on_failure:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = on_failure.enter_context(_lock(folder))
+        path = folder / "config.json"
+        resumed = path.exists()
+        if resumed:
+            _compare(folder, _read_config(folder), record)
+        else:
+            write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+        on_failure.pop_all()
+    return Run(folder, resumed, lock)
+
+
+def load_config(workdir: Path | str) -> FrozenConfigDict:
+    """Return the resolved config of the run in `workdir`; UsageError if it holds none."""
+    record = _read_config(Path(workdir))
+    return FrozenConfigDict({k: v for k, v in record.items() if k not in _ENVIRONMENT})
+
+
+def environment() -> dict[str, Any]:
+    """Return what a config does not say: package versions and the code's git revision or None."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions["python"] = platform.python_version()
+    return {"versions": versions, "git_revision": _git_revision()}
+
+
+def _git_revision() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run([*command, "--abbrev=40"], capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no run: there is no config.json in it")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from error
+
+
+def _compare(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    def part(record: dict[str, Any], environment: bool) -> dict[str, Any]:
+        return {k: v for k, v in record.items() if (k in _ENVIRONMENT) == environment}
+
+    if changed := config_diff(part(old, False), part(new, False)):
+        raise UsageError(
+            f"{folder} holds a run of another config; choose another --workdir, or undo: "
+            + "; ".join(changed)
+        )
+    if changed := config_diff(part(old, True), part(new, True)):
+        print(
+            f"warning: {folder} was started with other code: {'; '.join(changed)}", file=sys.stderr
+        )
+
+
+def _lock(folder: Path) -> IO[str]:
+    # A POSIX record lock, not flock(2): forked reward workers inherit the latter, and one of them
+    # outliving a killed parent would keep the folder locked.
+    lock = (folder / ".lock").open("a+")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise UsageError(f"{folder} is in use by another process (pid {holder})") from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Turn a failure to write (no permission, no space, no folder) into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write in {folder}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the file `path` whole: a reader, or a crash, sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing_in(path.parent), temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON object as one line, on the disk when this returns.
+
+    "step" comes first, the other keys sorted, those of wall-clock time ("time/...") last. NumPy
+    and JAX values become plain ones; NaN and infinities, which JSON lacks, become null.
+    """
+    order = sorted(record, key=lambda key: (key != "step", key.startswith("time/"), key))
+    line = json.dumps({key: _json(record[key]) for key in order}, allow_nan=False)
+    with writing_in(path.parent), path.open("ab", buffering=0) as file:
+        data = f"{line}\n".encode()
+        while data:
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _json(np.asarray(value).tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines; [] if there is no file.
+
+    A torn last line, left by a killed process, is not returned. Raises UsageError naming the
+    file and the line if another line is broken.
+    """
+    *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    del torn  # a whole line ends in a newline: what follows the last one is torn or empty
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break  # a file system may leave zeros where a lost write was to be
+            raise UsageError(f"{path}, line {number} is not JSON: {error}") from error
+    return records
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drop the torn last line and every record of a later step than `step`, atomically."""
+    if not path.exists():
+        return
+    kept = [r for r in read_lines(path) if r["step"] <= step]
+    write_atomically(path, "".join(f"{json.dumps(r)}\n" for r in kept).encode())

@@ -1,0 +1,224 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from grpo_jax import algorithms, config
+from grpo_jax.config import UsageError
+
+FILE = """
+from grpo_jax.config import defaults
+
+def get_config(digits="3"):
+    config = defaults()
+    config.task = {"name": "addition", "digits": int(digits)}
+    config.rewards = {"accuracy": 2.0}
+    config.steps = 7
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(FILE)
+    return path
+
+
+def parsed(*options):
+    argv = ["program", *map(str, options)]
+    values = flags.FlagValues()
+    config.define_flags(argv=argv, flag_values=values)
+    config.parse_flags(argv, values)
+    return values.config
+
+
+def with_values(**fields):
+    changed = config.defaults()
+    changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return changed
+
+
+def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
+    resolved = config.resolve(config.defaults())
+    assert resolved.model.head_dim == 32
+    grpo = dataclasses.asdict(algorithms.PRESETS["grpo"])
+    assert resolved.algorithm.to_dict() == {"preset": "grpo", **grpo}
+    with pytest.raises(AttributeError):
+        resolved.steps = 3
+    assert config.resolve(resolved).to_dict() == resolved.to_dict()
+    assert json.loads(json.dumps(resolved.to_dict()))["rollout"]["group"] == 8
+
+
+def test_the_preset_comes_first_and_overrides_win(config_file):
+    options = ("--config.algorithm.beta=0.5", "--config.algorithm.preset=dapo")
+    algorithm = config.resolve(parsed(f"--config={config_file}", *options)).algorithm
+    dapo = algorithms.PRESETS["dapo"]
+    assert algorithm.clip_high == dapo.clip_high != algorithms.PRESETS["grpo"].clip_high
+    assert algorithm.beta == 0.5 != dapo.beta
+
+
+def test_options_of_every_type_reach_the_config(config_file):
+    got = parsed(
+        f"--config={config_file}:5",
+        *("--config.steps=9", "--config.optimizer.learning_rate", "1", "--config.model.tied"),
+        *("--config.eval.samples=4", "--config.rewards.accuracy=0.5", "--noconfig.model.tied"),
+    )
+    assert (got.steps, got.optimizer.learning_rate, got.model.tied) == (9, 1.0, False)
+    assert got.task.to_dict() == {"name": "addition", "digits": 5}
+    assert got.rewards.to_dict() == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config.rolout.group=4", "unknown field config.rolout.group; .* config.rollout.group"),
+        ("--config.learning_rte=1", "unknown field .* config.optimizer.learning_rate"),
+        ("--config.group=4", "unknown field config.group; .* config.rollout.group"),
+        ("--config.rewards.accurcy=1", "unknown field .* config.rewards.accuracy"),
+        ("--config.task.digit=1", "unknown field .* config.task.digits"),
+        ("--config.steps.x=1", "unknown field config.steps.x; .* config.steps"),
+        ("--config.steps=abc", "config.steps: 'abc' is not of type int"),
+        ("--config.steps=1.5", "config.steps: '1.5' is not of type int"),
+        ("--config.optimizer.eps=tiny", "config.optimizer.eps: 'tiny' is not of type float"),
+        ("--config.algorithm.beta=x", "config.algorithm.beta: 'x' is not of type float"),
+        ("--config.model.tied=perhaps", "config.model.tied: 'perhaps' is not of type bool"),
+        ("--config.model=4", r"config.model is a group of fields; set one: config\.model\.\w+"),
+        ("--workdri=x", "Unknown command line flag 'workdri'. Did you mean: workdir"),
+    ],
+)
+def test_a_bad_option_is_named_in_one_line(config_file, option, message):
+    with pytest.raises(UsageError, match=message) as raised:
+        parsed(f"--config={config_file}", option)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "--config: no Python file .*tiny.py"),
+        ("def get_config(:", r"tiny\.py, line 1: SyntaxError: invalid syntax"),
+        ("x = 1\ny = z\n", r"tiny\.py, line 2: NameError: name 'z'"),
+        ("x = 1\n", r"tiny\.py: AttributeError: .*no attribute 'get_config'"),
+        ("def get_config():\n  pass\n", "must return a ConfigDict"),
+        (FILE.replace("config.steps", "config.rolout"), r"line 8: unknown field .*\.rollout\."),
+        (FILE.replace("steps = 7", "steps = 'x'"), "line 8: TypeError: .*'steps'.*int"),
+    ],
+)
+def test_a_broken_config_file_is_told_in_one_line(config_file, text, message):
+    config_file.unlink()
+    if text is not None:
+        config_file.write_text(text)
+    with pytest.raises(UsageError, match=message) as raised:
+        parsed(f"--config={config_file}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__kv_heads": 3}, "config.model.heads: 4 is not divisible by model.kv_heads = 3"),
+        ({"model__hidden": 130}, "config.model.hidden: 130 is not divisible .*heads=4"),
+        ({"model__head_dim": 7}, "config.model.head_dim: 7 must be even"),
+        ({"rollout__group": 0}, "config.rollout.group: 0 must be at least 1"),
+        ({"rollout__prompts": 9, "mesh__data": 2}, "config.rollout.prompts: 9 is not divisible"),
+        ({"algorithm__minibatches": 5}, "config.rollout.prompts: 32 is not .*minibatches.* = 5"),
+        ({"optimizer__accumulation": 3}, "config.rollout.prompts: 32 is not .*accumulation = 3"),
+        ({"sft__steps": 1, "sft__batch": 3, "mesh__data": 2}, "config.sft.batch: 3 is not div"),
+        ({"steps": -1}, "config.steps: -1 must be at least 0"),
+        ({"rollout__temperature": 0.0}, "config.rollout.temperature: 0.0 must be above 0"),
+        ({"rollout__top_p": 1.5}, "config.rollout.top_p: 1.5 must be at most 1"),
+        ({"optimizer__b2": 1.0}, "config.optimizer.b2: 1.0 must be below 1"),
+        ({"optimizer__learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
+        ({"optimizer__schedule": "cos"}, "unknown value 'cos'; valid: constant, cosine, linear"),
+        ({"model__dtype": "fp32"}, "config.model.dtype: unknown value 'fp32'; valid: float32,"),
+        ({"model__remat": "all"}, "config.model.remat: unknown value 'all'"),
+        ({"steps": True}, "config.steps: True is not of type int"),
+        ({"rollout__group": 1}, r"config\.algorithm: .*group"),
+        ({"algorithm__kl": "k4"}, r"config\.algorithm: kl must be one of"),
+        ({"algorithm__preset": "grop"}, "config.algorithm.preset: unknown 'grop'.* 'grpo'"),
+    ],
+)
+def test_impossible_values_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        config.resolve(with_values(**fields))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_reward_weight_must_be_a_number():
+    changed = config.defaults()
+    changed.rewards = {"accuracy": "high"}
+    with pytest.raises(UsageError, match=r"config\.rewards\.accuracy: the weight 'high'"):
+        config.resolve(changed)
+
+
+def test_config_diff_names_dotted_fields():
+    old = {"a": {"b": 1, "t": [1, [2]]}, "c": "x", "gone": 0}
+    new = {"a": {"b": 1.0, "t": (1, (2,))}, "c": "y", "new": None}
+    assert config.config_diff(old, new) == [
+        "a.b: 1 -> 1.0",
+        "c: 'x' -> 'y'",
+        "gone: 0 -> (absent)",
+        "new: (absent) -> None",
+    ]
+    assert config.config_diff(new, new) == []
+
+
+PROGRAM = '''"""A program."""
+import sys
+from grpo_jax.config import UsageError, run_main
+
+def main(config, workdir):
+    if config.steps == 1:
+        raise UsageError("two\\nlines")
+    if config.steps == 2:
+        int("a bug")
+    print(workdir, config.steps, "JAX" if "jax" in sys.modules else "no JAX")
+
+if __name__ == "__main__":
+    run_main(main)
+'''
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "out", "err"),
+    [
+        (["--config=tiny.py"], 0, r"runs/tiny 7 ", r"^$"),
+        (["--config=tiny.py", "--workdir=x", "--config.steps=3"], 0, r"^x 3 ", r"^$"),
+        (["--config=tiny.py", "--config.steps=1"], 2, r"^$", r"^error: two lines\n$"),
+        (["--config=tiny.py", "--config.steps=2"], 1, r"^$", r"Traceback(.|\n)*ValueError: inv"),
+        (["--config=tiny.py", "--config.stps=1"], 2, r"^$", r"^error: unknown field .*steps\n$"),
+        (["--config=tiny.py", "steps=1"], 2, r"^$", r"^error: unexpected argument 'steps=1'.*\n$"),
+        ([], 2, r"^$", r"^error: --config=configs/<name>.py is needed.*\n$"),
+    ],
+)
+def test_a_program_ends_with_a_status_and_one_line(
+    config_file, monkeypatch, options, status, out, err
+):
+    (config_file.parent / "program.py").write_text(PROGRAM)
+    monkeypatch.chdir(config_file.parent)
+    monkeypatch.setenv("PYTHONPATH", str(Path(config.__file__).parents[1]))
+    command = [sys.executable, "program.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert re.search(out, done.stdout) and re.search(err, done.stderr), (done.stdout, done.stderr)
+
+
+def test_help_is_quick_and_names_the_flags():
+    code = "import sys; from grpo_jax import config; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "from grpo_jax import config; config.run_main(print)"
+    command = [sys.executable, "-c", code, "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert "--config:" in shown and "--workdir:" in shown
+
+
+def test_the_closest_field_is_by_its_last_part():
+    valid = ["model.layers", "rollout.group", "algorithm.group_norm"]
+    assert config.closest("model.group", valid) == "rollout.group"
+    assert config.closest("layer", valid) == "model.layers"

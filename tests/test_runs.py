@@ -1,0 +1,133 @@
+import json
+import math
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from grpo_jax import runs
+from grpo_jax.config import UsageError
+
+CONFIG = FrozenConfigDict({"seed": 3, "steps": 5, "model": {"layers": 2}, "sizes": (1, 2)})
+
+
+def test_config_json_holds_the_config_and_what_made_it(tmp_path):
+    run = runs.open_run(tmp_path / "a" / "b", CONFIG)
+    record = json.loads((run.folder / "config.json").read_text())
+    assert record["seed"] == 3 and record["model"] == {"layers": 2}
+    assert record["versions"]["numpy"] == np.__version__
+    assert set(record["versions"]) >= {"jax", "jaxlib", "flax", "optax", "python"}
+    assert "git_revision" in record
+    assert not run.resumed
+    assert runs.load_config(run.folder).to_dict() == CONFIG.to_dict()
+
+
+def test_the_same_config_resumes_and_another_is_refused(tmp_path):
+    runs.open_run(tmp_path, CONFIG).close()
+    again = runs.open_run(tmp_path, CONFIG)
+    assert again.resumed
+    again.close()
+    other = FrozenConfigDict({**CONFIG.to_dict(), "steps": 6, "model": {"layers": 4}})
+    with pytest.raises(UsageError, match=r"model\.layers: 2 -> 4; steps: 5 -> 6$"):
+        runs.open_run(tmp_path, other)
+    assert runs.load_config(tmp_path).steps == 5
+    runs.open_run(tmp_path, CONFIG).close()  # the refusal gave the lock back
+
+
+def test_other_code_is_warned_of(tmp_path, monkeypatch, capsys):
+    runs.open_run(tmp_path, CONFIG).close()
+    other = {"versions": {"jax": "0.0.1"}, "git_revision": None}
+    monkeypatch.setattr(runs, "environment", lambda: other)
+    assert runs.open_run(tmp_path, CONFIG).resumed
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "versions.jax" in warning and "'0.0.1'" in warning
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=f"^cannot write in {tmp_path}/file/run: Not a directory"):
+        runs.open_run(tmp_path / "file" / "run", CONFIG)
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UsageError, match=f"^cannot write in {tmp_path}: No space left on device$"):
+        runs.write_atomically(tmp_path / "x", b"") or runs.append_line(
+            tmp_path / "metrics.jsonl", {"step": 1}
+        )
+
+
+def test_a_broken_config_json_is_named(tmp_path):
+    with pytest.raises(UsageError, match="holds no run"):
+        runs.load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(UsageError, match=r"config\.json is not valid JSON"):
+        runs.open_run(tmp_path, CONFIG)
+
+
+HOLD = """
+import os, sys, time
+from grpo_jax import runs
+from ml_collections import FrozenConfigDict
+run = runs.open_run(sys.argv[1], FrozenConfigDict({"seed": 0}))
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_cannot_share_a_folder_and_a_killed_one_leaves_it(tmp_path):
+    config = FrozenConfigDict({"seed": 0})
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(UsageError, match=rf"in use by another process \(pid {holder.pid}\)"):
+            runs.open_run(tmp_path, config)
+        holder.kill()
+        holder.wait()
+        runs.open_run(tmp_path, config).close()  # though the forked child lives on
+    finally:
+        subprocess.run(["kill", "-9", str(child)], check=True)
+        holder.kill()
+
+
+def test_lines_are_valid_json_in_a_fixed_order(tmp_path):
+    path = tmp_path / "m.jsonl"
+    record = {
+        "time/step": 1.5,
+        "reward": np.float32(0.5),
+        "kl": math.nan,
+        "step": jnp.int32(1),
+        "parts": {"a": [-math.inf, jnp.ones(2)]},
+    }
+    runs.append_line(path, record)
+    assert path.read_text() == (
+        '{"step": 1, "kl": null, "parts": {"a": [null, [1.0, 1.0]]}, "reward": 0.5,'
+        ' "time/step": 1.5}\n'
+    )
+
+
+def test_resuming_drops_torn_and_later_lines(tmp_path):
+    path = tmp_path / "m.jsonl"
+    runs.truncate_after(path, 2)
+    assert not path.exists() and runs.read_lines(path) == []
+    for step in range(1, 5):
+        runs.append_line(path, {"step": step, "x": 0.1 * step})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 2, "x"')
+    assert [r["step"] for r in runs.read_lines(path)] == [1, 2, 3, 4]
+    runs.truncate_after(path, 2)
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
+    assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def test_a_broken_line_inside_a_file_is_not_dropped(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UsageError, match=r"m\.jsonl, line 2 is not JSON"):
+        runs.truncate_after(path, 5)
