@@ -1,0 +1,231 @@
+"""What a run tells: JSON lines, TensorBoard, a progress line, a table of samples, curves."""
+
+import io
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from grpo_jax.runs import Run, append_line, read_lines, truncate_after, write_atomically
+from grpo_jax.statistics import wilson_interval
+
+Metrics = Mapping[str, Any]
+
+
+class Logger:
+    """Writes a run's metrics to its folder and shows how far it is. Use it in a `with` block.
+
+    It opens files and a live display, which is why it is a class. Records of later steps than
+    that of the restored checkpoint are dropped: their steps are run again, and nothing is told
+    twice. So evaluate a step before its checkpoint is saved, or a kill in between loses it.
+    """
+
+    def __init__(
+        self, run: Run, total: int, restored: int | None = None, console: Console | None = None
+    ):
+        """Open the files of `run`.
+
+        total     steps in all
+        restored  step of the restored checkpoint; None = none was, every old record is dropped
+        console   where progress goes; standard output by default
+        """
+        last = -1 if restored is None else restored
+        for path in (run.metrics, run.completions, run.eval):
+            truncate_after(path, last)
+        first = max(last, 0)
+        self._run, self._total, self._first = run, total, first
+        self._began = time.monotonic()
+        self._console = console or Console(file=sys.stdout)
+        self._writer = SummaryWriter(
+            str(run.tensorboard),
+            purge_step=last + 1 if run.resumed else None,
+            # Two starts within one second would write one file, the second over the first.
+            filename_suffix=f".{time.time_ns()}",
+        )
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), console=self._console)
+        self._task = self._bar.add_task("", total=total, completed=first)
+
+    def __enter__(self) -> "Logger":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+        self._writer.close()
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Record one step's scalars in metrics.jsonl and TensorBoard, and show the progress."""
+        append_line(self._run.metrics, {"step": step, **metrics})
+        self._scalars(step, metrics)
+        left = (time.monotonic() - self._began) / max(step - self._first, 1) * (self._total - step)
+        line = progress_line(step, self._total, metrics, left)
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=step, description=line)
+        else:
+            print(line, file=self._console.file, flush=True)
+
+    def evaluation(self, step: int, metrics: Metrics) -> None:
+        """Record one evaluation in eval.jsonl and, under "eval/", TensorBoard, and show it."""
+        append_line(self._run.eval, {"step": step, **metrics})
+        self._scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
+        scores = [f"{k} {float(v):.3g}" for k, v in metrics.items() if _is_scalar(v)]
+        line = f"eval at step {step}: " + ", ".join(s for s in scores if not s.startswith("time/"))
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def completions(self, step: int, samples: Sequence[Metrics]) -> None:
+        """Record sampled completions in completions.jsonl; a terminal shows them as a table."""
+        for sample in samples:
+            append_line(self._run.completions, {"step": step, **sample})
+        if self._console.is_terminal:
+            print_completions(samples, self._console)
+
+    def _scalars(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            if _is_scalar(value) and math.isfinite(float(value)):
+                self._writer.add_scalar(name, float(value), step)
+        self._writer.flush()
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is not None and not isinstance(value, str) and np.ndim(value) == 0
+
+
+def progress_line(step: int, total: int, metrics: Metrics, seconds_left: float) -> str:
+    """Return e.g. 'step 12/60  reward 0.53  accuracy 0.41  1,234 tokens/s  1:05 left'."""
+    parts = [f"step {step:>{len(str(total))}}/{total}"]
+    for label, name in (("reward", "reward"), ("accuracy", "rewards/accuracy/mean")):
+        if metrics.get(name) is not None:
+            parts.append(f"{label} {float(metrics[name]):.3f}")
+    if metrics.get("time/tokens_per_second") is not None:
+        parts.append(f"{float(metrics['time/tokens_per_second']):,.0f} tokens/s")
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts.append(
+        f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+    )
+    return "  ".join(parts)
+
+
+def print_completions(samples: Sequence[Metrics], console: Console | None = None) -> None:
+    """Print a table of samples.
+
+    samples  each {"prompt": str, "completion": str, "rewards": {name: float or None},
+             "advantage": float}
+    """
+    names = list(dict.fromkeys(name for sample in samples for name in sample["rewards"]))
+    table = Table(show_lines=True)
+    table.add_column("prompt", ratio=1, overflow="fold")
+    table.add_column("completion", ratio=2, overflow="fold")
+    for name in [*names, "advantage"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for sample in samples:
+        numbers = [sample["rewards"].get(name) for name in names] + [sample["advantage"]]
+        shown = ["-" if x is None else f"{float(x):.2f}" for x in numbers]
+        # Text: a completion may hold square brackets, which rich would read as its markup.
+        table.add_row(Text(sample["prompt"]), Text(sample["completion"]), *shown)
+    (console or Console()).print(table)
+
+
+# Title, what is drawn: (label, metric); a panel without any of its metrics is left out.
+_PANELS = (
+    ("Completion length (tokens)", (("mean", "completions/mean_length"),)),
+    ("Entropy (nats)", (("entropy", "entropy"),)),
+    ("KL to the reference (nats)", (("kl", "kl"),)),
+    ("Clipped share", (("low", "clip_ratio/low_mean"), ("high", "clip_ratio/high_mean"))),
+)
+_BLUE, _ORANGE = "#2166ac", "#d6604d"
+
+
+def plot_curves(workdir: Path | str) -> Path | None:
+    """Draw DIR/curves.png from DIR/metrics.jsonl and DIR/eval.jsonl; return its path.
+
+    Reward (+- reward_std), held-out accuracy (95% Wilson interval), completion length, entropy,
+    kl and clip ratios against steps. What was not logged is left out; None if nothing was.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    folder = Path(workdir)
+    metrics, evals = read_lines(folder / "metrics.jsonl"), read_lines(folder / "eval.jsonl")
+    names = {name for record in metrics for name in record}
+    panels = [(title, [s for s in lines if s[1] in names]) for title, lines in _PANELS]
+    draws: list[Any] = [lambda ax: _draw_reward(ax, metrics)] if "reward" in names else []
+    if any("accuracy" in record for record in evals):
+        draws.append(lambda ax: _draw_accuracy(ax, evals))
+    for title, lines in panels:
+        if lines:
+            draws.append(lambda ax, t=title, s=lines: _draw_lines(ax, t, s, metrics))
+    if not draws:
+        return None
+    columns = min(3, len(draws))
+    rows = math.ceil(len(draws) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), dpi=200, layout="constrained")
+    for index, draw in enumerate(draws, 1):
+        axes = figure.add_subplot(rows, columns, index)
+        draw(axes)
+        _tidy(axes)
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
+    write_atomically(folder / "curves.png", content.getvalue())
+    return folder / "curves.png"
+
+
+def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and values of a metric; null, which NaN was written as, is a gap."""
+    pairs = [(r["step"], r[name]) for r in records if name in r]
+    values = [math.nan if value is None else value for _, value in pairs]
+    return np.array([step for step, _ in pairs]), np.array(values, float)
+
+
+def _draw_reward(axes: Any, metrics: list[dict[str, Any]]) -> None:
+    steps, mean = _series(metrics, "reward")
+    if len(std := _series(metrics, "reward_std")[1]) == len(mean):
+        axes.fill_between(steps, mean - std, mean + std, color=_BLUE, alpha=0.18, linewidth=0)
+    axes.plot(steps, mean, color=_BLUE)
+    axes.set_title("Reward (± std)" if len(std) == len(mean) else "Reward")
+
+
+def _draw_accuracy(axes: Any, evals: list[dict[str, Any]]) -> None:
+    steps, accuracy = _series(evals, "accuracy")
+    n = _series(evals, "n")[1]
+    if len(n) == len(accuracy):
+        low, high = wilson_interval(accuracy * n, n)
+        axes.fill_between(steps, low, high, color=_BLUE, alpha=0.18, linewidth=0)
+    axes.plot(steps, accuracy, color=_BLUE, marker="o", markersize=3)
+    axes.set_ylim(0, 1)
+    axes.set_title("Held-out accuracy (95% interval)")
+
+
+def _draw_lines(
+    axes: Any, title: str, lines: list[tuple[str, str]], metrics: list[dict[str, Any]]
+) -> None:
+    for (label, name), color in zip(lines, (_BLUE, _ORANGE), strict=False):
+        axes.plot(*_series(metrics, name), color=color, label=label)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    axes.set_title(title)
+
+
+def _tidy(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for line in axes.lines:
+        line.set_linewidth(1.4)
+    axes.title.set_size(9.5)
+    axes.set_xlabel("step", fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+    axes.tick_params(labelsize=8, length=3)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)

@@ -1,0 +1,146 @@
+import json
+import struct
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import FrozenConfigDict
+from PIL import Image
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from grpo_jax import metrics, runs
+
+SAMPLE = {
+    "prompt": "1+2=",
+    "completion": "[bold]3[/nothing]",
+    "rewards": {"accuracy": 1.0, "format": None},
+    "advantage": -0.5,
+}
+
+
+@pytest.fixture
+def reopen(tmp_path):
+    opened = []
+
+    def reopen():
+        if opened:
+            opened[-1].close()
+        opened.append(runs.open_run(tmp_path / "run", FrozenConfigDict({"seed": 0})))
+        return opened[-1]
+
+    yield reopen
+    opened[-1].close()
+
+
+def events(folder):
+    """Return the events of all files, oldest file first; a record is length, crc, data, crc."""
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
+
+
+def scalars(found):
+    """Return {(tag, step): value} as TensorBoard shows it: a restart purges the later steps."""
+    shown = {}
+    for event in found:
+        if event.session_log.status == SessionLog.START:
+            shown = {k: v for k, v in shown.items() if k[1] < event.step}
+        for value in event.summary.value:
+            assert (value.tag, event.step) not in shown
+            shown[value.tag, event.step] = value.simple_value
+    return shown
+
+
+def log_steps(run, first, last, restored=None):
+    with metrics.Logger(run, total=4, restored=restored) as log:
+        for step in range(first, last + 1):
+            log.step(step, {"reward": jnp.float32(step / 4), "kl": float("nan"), "time/step": 0.1})
+            log.completions(step, [SAMPLE, SAMPLE])
+            log.evaluation(step, {"accuracy": 0.5, "n": 8})
+
+
+def test_a_resumed_run_tells_every_step_once(reopen):
+    run = reopen()
+    log_steps(run, 1, 3)
+    whole = run.metrics.read_bytes().splitlines()
+    log_steps(reopen(), 3, 4, restored=2)
+    lines = run.metrics.read_bytes().splitlines()
+    assert lines[:3] == whole and [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert json.loads(lines[0]) == {"step": 1, "kl": None, "reward": 0.25, "time/step": 0.1}
+    assert [r["step"] for r in runs.read_lines(run.eval)] == [1, 2, 3, 4]
+    assert [r["step"] for r in runs.read_lines(run.completions)] == [1, 1, 2, 2, 3, 3, 4, 4]
+    shown = scalars(events(run.tensorboard))
+    assert [shown["reward", step] for step in range(1, 5)] == [0.25, 0.5, 0.75, 1.0]
+    assert ("eval/accuracy", 4) in shown and not any(tag == "kl" for tag, _ in shown)
+
+
+def test_a_run_without_a_checkpoint_starts_over(reopen):
+    log_steps(reopen(), 0, 2)
+    run = reopen()
+    log_steps(run, 0, 1)
+    assert [r["step"] for r in runs.read_lines(run.metrics)] == [0, 1]
+    assert {step for _, step in scalars(events(run.tensorboard))} == {0, 1}
+
+
+def test_progress_is_plain_lines_when_piped(reopen, capsys):
+    log_steps(reopen(), 1, 2)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/4  reward 0.250  0:00 left",
+        "eval at step 1: accuracy 0.5, n 8",
+        "step 2/4  reward 0.500  0:00 left",
+        "eval at step 2: accuracy 0.5, n 8",
+    ]
+
+
+def test_a_terminal_shows_a_bar_and_the_completions(reopen, tmp_path):
+    with (tmp_path / "screen").open("w") as screen:
+        console = Console(file=screen, force_terminal=True, width=90)
+        with metrics.Logger(reopen(), total=4, console=console) as log:
+            log.step(1, {"reward": 0.5})
+            log.completions(1, [SAMPLE])
+    shown = (tmp_path / "screen").read_text()
+    assert "step 1/4" in shown and "━" in shown and "advantage" in shown
+
+
+def test_progress_line():
+    values = {"reward": 0.5, "rewards/accuracy/mean": 1, "time/tokens_per_second": 12345.6}
+    line = metrics.progress_line(7, 60, values, 3725.2)
+    assert line == "step  7/60  reward 0.500  accuracy 1.000  12,346 tokens/s  1:02:05 left"
+
+
+def test_completions_are_shown_as_they_are(capsys):
+    metrics.print_completions([SAMPLE], Console(width=100))
+    shown = capsys.readouterr().out
+    assert "[bold]3[/nothing]" in shown
+    assert [cell.strip() for cell in shown.splitlines()[3].split("│")[3:6]] == [
+        "1.00",
+        "-",
+        "-0.50",
+    ]
+
+
+def test_curves_hold_a_panel_for_each_series_there_is(tmp_path):
+    assert metrics.plot_curves(tmp_path) is None
+    series = {"reward": 0.5, "reward_std": 0.1}
+    for name, extra in (("few", {}), ("many", {"entropy": 1.0, "kl": None})):
+        (tmp_path / name).mkdir()
+        for step in range(3):
+            runs.append_line(tmp_path / name / "metrics.jsonl", {"step": step, **series, **extra})
+        runs.append_line(tmp_path / name / "eval.jsonl", {"step": 2, "accuracy": 0.5, "n": 8})
+    sizes = {}
+    for name in ("few", "many"):
+        path = metrics.plot_curves(tmp_path / name)
+        with Image.open(path) as image:
+            image.verify()
+            sizes[name] = image.size
+        assert sorted(p.name for p in path.parent.iterdir()) == [
+            "curves.png",
+            "eval.jsonl",
+            "metrics.jsonl",
+        ]
+    assert sizes["few"] == (1440, 540) and sizes["many"] == (2160, 1080)
