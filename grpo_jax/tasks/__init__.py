@@ -6,12 +6,18 @@ from typing import Any
 
 from grpo_jax.rewards.registry import unknown
 from grpo_jax.tasks.addition import addition
+from grpo_jax.tasks.countdown import countdown
+from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.problem import Problem, Source, Task
+from grpo_jax.tasks.reasoning_gym import reasoning_gym
 
 __all__ = ["TASKS", "Problem", "Source", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
+    "countdown": countdown,
+    "jsonl": jsonl,
+    "reasoning_gym": reasoning_gym,
 }
 
 

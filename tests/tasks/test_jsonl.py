@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+from grpo_jax.rewards import Rewarder
+from grpo_jax.rewards.text import format_tags
+from grpo_jax.tasks import make_task
+
+
+def write(path, records):
+    path.write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    return str(path)
+
+
+@pytest.fixture
+def records():
+    return [{"prompt": f"q{i}", "answer": str(i), "level": i % 3} for i in range(200)]
+
+
+def test_the_split_is_disjoint_complete_and_stable(tmp_path, records):
+    task = make_task("jsonl", path=write(tmp_path / "a.jsonl", records))
+    train, heldout = ({p.prompt for p in side} for side in (task.train, task.heldout))
+    assert train.isdisjoint(heldout) and len(train | heldout) == 200
+    assert 8 <= len(heldout) <= 35
+    backwards = make_task("jsonl", path=write(tmp_path / "b.jsonl", records[::-1]))
+    assert {p.prompt for p in backwards.heldout} == heldout
+    assert task.train[0].columns.keys() == {"answer", "level"}
+    assert task.solve is None
+
+
+def test_heldout_prompts_are_removed_from_train_and_counted(tmp_path, records):
+    task = make_task(
+        "jsonl",
+        path=write(tmp_path / "train.jsonl", [*records, records[3]]),
+        heldout_path=write(tmp_path / "test.jsonl", [records[3], {"prompt": "new", "answer": 1}]),
+    )
+    assert len(task.train) == 199 and task.overlap == 2
+    assert [p.prompt for p in task.heldout] == ["q3", "new"]
+
+
+def test_columns_may_have_other_names_and_solutions_are_given_back(tmp_path):
+    lines = [{"question": f"é{i}", "gold": i, "proof": f"so {i}"} for i in range(50)]
+    task = make_task(
+        "jsonl",
+        path=write(tmp_path / "a.jsonl", lines),
+        heldout_fraction=0.5,
+        prompt="question",
+        answer="gold",
+        solution="proof",
+    )
+    problem = task.train[0]
+    number = problem.prompt[1:]
+    assert problem.columns == {"answer": int(number), "proof": f"so {number}"}
+    assert task.solve(problem) == f"so {number}"
+    assert {"é", "s", "o", " ", "0"} <= set(task.symbols)
+    scores = Rewarder({"accuracy": task.accuracy})([problem], [[number, "x"]])
+    assert scores.parts["accuracy"].tolist() == [[1.0, 0.0]]
+
+
+def test_chat_messages_are_kept(tmp_path):
+    chats = [[{"role": "user", "content": f"hi {i}"}] for i in range(40)]
+    lines = [{"prompt": chat} for chat in chats]
+    task = make_task("jsonl", path=write(tmp_path / "a.jsonl", lines), reward="format")
+    assert sorted(json.dumps(p.prompt) for p in [*task.train, *task.heldout]) == sorted(
+        map(json.dumps, chats)
+    )
+    assert task.accuracy is format_tags and task.symbols is None
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ('{"prompt": "q", "answer"', r"not JSON: .* at column \d+"),
+        ('["prompt"]', "a list; valid: an object"),
+        ('{"promt": "q", "answer": 1}', "unknown column 'prompt'; did you mean 'promt'"),
+        ('{"prompt": "q", "anwser": 1}', "unknown column 'answer'; did you mean 'anwser'"),
+        ('{"prompt": 3, "answer": 1}', "column 'prompt' is 3; valid: text"),
+        ('{"prompt": "", "answer": 1}', "column 'prompt' is \"\"; valid: text"),
+        ('{"prompt": [], "answer": 1}', r"column 'prompt' is \[\]; valid: text"),
+        ('{"prompt": [{"role": "user"}], "answer": 1}', "a list of messages"),
+        ('{"prompt": "q", "answer": 1, "completions": 2}', "'completions' is reserved"),
+        (b'{"prompt": "\xff", "answer": 1}', "not UTF-8"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, match):
+    path = tmp_path / "bad.jsonl"
+    bad = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(b'{"prompt": "p", "answer": 1}\n\n' + bad + b"\n")
+    with pytest.raises(ValueError, match=rf"bad\.jsonl:3: .*{match}"):
+        make_task("jsonl", path=str(path))
+
+
+def test_bad_options_are_named(tmp_path, records):
+    path = write(tmp_path / "a.jsonl", records)
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such file"):
+        make_task("jsonl", path=str(tmp_path / "none.jsonl"))
+    with pytest.raises(ValueError, match="heldout_fraction=1: valid"):
+        make_task("jsonl", path=path, heldout_fraction=1)
+    with pytest.raises(ValueError, match="no train problems of 200 records"):
+        make_task("jsonl", path=path, heldout_path=path)
+    with pytest.raises(ValueError, match="unknown reward 'exact'"):
+        make_task("jsonl", path=path, reward="exact")
