@@ -48,5 +48,5 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """The text of an error for a name that is not among `valid`, with the nearest that is."""
     names = sorted(valid)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {name!r}{hint} valid: {', '.join(names)}".replace("' valid", "'; valid")
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"unknown {kind} {name!r}; {hint}valid: {', '.join(names)}"

@@ -136,20 +136,19 @@ def _value(node: ast.expr) -> tuple[Fraction, list[int]]:
 
 
 def solve(problem: Problem) -> str:
-    """A worked solution: up to two failed attempts, each ended by an x, then one that succeeds.
+    """A worked solution: none to two random attempts that fail, each ended by an x, then the one.
 
-    "3 7 12>24=" may give
-    "<think>12-7=5 5*3=15 x 7-3=4 12*4=48 x 12+7=19 ...</think><answer>...</answer>". The order of
-    the search is random but fixed by the prompt. ValueError where no positive integers lead there.
+    "3 7 12>15=" may give "<think>12+7=19 19-3=16 x 12-7=5 5*3=15</think><answer>(12-7)*3</answer>";
+    the prompt fixes which. ValueError where no steps in positive integers reach the target.
     """
     numbers, target = problem.columns["numbers"], problem.columns["target"]
-    failed: list[str] = []
-    for result, steps in _attempts(_terms(numbers), random.Random(str(problem.prompt))):
+    terms, rng = _terms(numbers), random.Random(str(problem.prompt))
+    tried = [next(_attempts(terms, rng)) for _ in range(rng.randint(0, SHOWN_FAILURES))]
+    failed = [" ".join([*steps, "x"]) for result, steps in tried if result.value != target]
+    for result, steps in _attempts(terms, rng):
         if result.value == target:
             trace = " ".join([*failed, *steps])
             return f"<think>{trace}</think><answer>{result.text}</answer>"
-        if len(failed) < SHOWN_FAILURES:
-            failed.append(" ".join([*steps, "x"]))
     raise ValueError(f"{problem.prompt!r} has no solution in positive integers")
 
 

@@ -40,7 +40,7 @@ def pool():
         "misbehave": misbehave,
         "none": lambda completions, **_: [None if c == "a" else 1 for c in completions],
     }
-    with Rewarder(functions, workers=2, timeout_s=0.5) as rewarder:
+    with Rewarder(functions, workers=2, timeout_s=1.0) as rewarder:
         yield rewarder
 
 
@@ -158,6 +158,36 @@ def test_what_cannot_be_shipped_is_named():
 def test_a_problem_that_cannot_be_shipped_is_named(pool):
     with pytest.raises(RewardError, match="'exact': prompt 'p' or its columns cannot be sent"):
         pool([Problem("p", {"answer": threading.Lock()})], [["a"]])
+
+
+class SlowToLoad:
+    def __reduce__(self):
+        return load_slowly, ()
+
+    def __call__(self, completions):
+        return [float("jax" in sys.modules) for _ in completions]
+
+
+def load_slowly():
+    time.sleep(1.2)
+    return SlowToLoad()
+
+
+def test_loading_a_reward_is_not_timed_and_workers_have_no_jax():
+    with Rewarder({"slow": SlowToLoad()}, workers=1, timeout_s=1.0) as rewarder:
+        scores = rewarder(PROBLEMS, [["a"], ["b"]])
+    assert scores.timeouts == 0 and scores.parts["slow"].tolist() == [[0.0], [0.0]]
+
+
+def test_close_leaves_no_process_and_ends_the_rewarder():
+    before = set(multiprocessing.active_children())
+    rewarder = Rewarder({"short": lambda completions: [1.0]}, workers=2)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    rewarder.close()
+    rewarder.close()
+    assert set(multiprocessing.active_children()) == before
+    with pytest.raises(RuntimeError, match="closed"):
+        rewarder(PROBLEMS[:1], [["a"]])
 
 
 def test_bad_settings_are_refused():
