@@ -8,6 +8,7 @@ A step is written as `.tmp-<step>` and renamed when all of it is on the disk, so
 killed at any moment leaves the earlier checkpoints as they were.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from grpo_jax.config import UsageError
 from grpo_jax.runs import writing_in
@@ -131,15 +133,19 @@ def _newest_whole(directory: Path, set_aside: bool) -> Iterator[Path]:
 
 
 def _save_arrays(folder: Path, state: PyTree) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # Orbax logs with a traceback what it then raises
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder, state)
             checkpointer.wait_until_finished()
-        except Exception as error:
-            # TensorStore tells of a full disk in its own words and its own exception.
-            if "No space left" in str(error):
-                raise OSError(28, "No space left on device") from error
-            raise
+    except ValueError as error:
+        # TensorStore tells of a full disk in its own words and its own exception.
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _abstract(meta: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -51,7 +51,8 @@ def defaults() -> ConfigDict:
     """Return every field with its default; a field of `algorithm` that is None is the preset's.
 
     The result is locked, so that a config file cannot invent a field; `task` and `rewards` take
-    new keys: the task's own options, and the weight of each reward by name.
+    new keys: the task's own options, and the weight of each reward by name. As None stands for
+    the preset's value, what a preset limits is let free with a large number, such as 1e9.
     """
     config = ConfigDict(
         {
@@ -191,6 +192,7 @@ def check(config: dict[str, Any]) -> None:
     """
     values = flatten(config)
     _check_values(values)
+    _check_rewards(config["rewards"])
     _check_model(config["model"])
     _check_batch(config)
 
@@ -211,9 +213,6 @@ def _check_values(values: dict[str, Any]) -> None:
             raise UsageError(_unknown_choice(name, value, _CHOICES[name]))
         if isinstance(value, int | float):
             _check_bounds(name, value)
-    for name, weight in values.items():
-        if name.startswith("rewards.") and not isinstance(weight, int | float):
-            raise UsageError(f"config.{name}: the weight {weight!r} of a reward must be a number")
 
 
 def _check_bounds(name: str, value: float) -> None:
@@ -227,6 +226,14 @@ def _check_bounds(name: str, value: float) -> None:
     for holds, applies, wanted in rules:
         if applies and not holds:
             raise UsageError(f"config.{name}: {value} must be {wanted}")
+
+
+def _check_rewards(weights: dict[str, Any]) -> None:
+    if not weights:
+        raise UsageError("config.rewards: at least one reward and its weight are needed")
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UsageError(f"config.rewards.{name}: {weight!r} is not a number")
 
 
 def _check_model(model: dict[str, Any]) -> None:

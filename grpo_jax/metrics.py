@@ -13,9 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
-from grpo_jax.runs import Run, append_line, read_lines, truncate_after, write_atomically
+from grpo_jax.runs import (
+    Run,
+    append_line,
+    read_lines,
+    truncate_after,
+    write_atomically,
+    writing_in,
+)
 from grpo_jax.statistics import wilson_interval
 
 Metrics = Mapping[str, Any]
@@ -45,12 +54,7 @@ class Logger:
         self._run, self._total, self._first = run, total, first
         self._began = time.monotonic()
         self._console = console or Console(file=sys.stdout)
-        self._writer = SummaryWriter(
-            str(run.tensorboard),
-            purge_step=last + 1 if run.resumed else None,
-            # Two starts within one second would write one file, the second over the first.
-            filename_suffix=f".{time.time_ns()}",
-        )
+        self._events = _open_events(run, last)
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), console=self._console)
         self._task = self._bar.add_task("", total=total, completed=first)
 
@@ -62,7 +66,8 @@ class Logger:
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._bar.stop()
-        self._writer.close()
+        with writing_in(self._run.tensorboard):
+            self._events.close()
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Record one step's scalars in metrics.jsonl and TensorBoard, and show the progress."""
@@ -91,10 +96,34 @@ class Logger:
             print_completions(samples, self._console)
 
     def _scalars(self, step: int, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            if _is_scalar(value) and math.isfinite(float(value)):
-                self._writer.add_scalar(name, float(value), step)
-        self._writer.flush()
+        values = {name: float(value) for name, value in metrics.items() if _is_scalar(value)}
+        summary = Summary(
+            value=[
+                Summary.Value(tag=name, simple_value=value)
+                for name, value in values.items()
+                if math.isfinite(value)
+            ]
+        )
+        with writing_in(self._run.tensorboard):
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._events.flush()
+
+
+def _open_events(run: Run, last: int) -> EventsWriter:
+    """Start a file of TensorBoard events; later steps than `last` of earlier files are void.
+
+    Written here and now, not by tensorboardX's SummaryWriter, whose thread loses what it has
+    queued when the process is killed, and blocks the process for good once the disk is full.
+    """
+    with writing_in(run.tensorboard):
+        run.tensorboard.mkdir(exist_ok=True)
+        # Two starts within one second would otherwise share a name, the second over the first.
+        events = EventsWriter(str(run.tensorboard / "events"), f".{time.time_ns()}")
+        if run.resumed:
+            restart = SessionLog(status=SessionLog.START)
+            events.write_event(Event(wall_time=time.time(), step=last + 1, session_log=restart))
+        events.flush()
+    return events
 
 
 def _is_scalar(value: Any) -> bool:

@@ -104,8 +104,10 @@ def _git_revision() -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run([*command, "--abbrev=40"], capture_output=True, text=True)
+    # Excluding every tag leaves the hash, and "-dirty" after it when files were changed.
+    options = ("--always", "--abbrev=40", "--exclude=*", "--dirty")
+    command = [git, "-C", str(Path(__file__).parent), "describe", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 

@@ -130,6 +130,17 @@ def test_a_position_that_is_no_json_leaves_no_checkpoint(tmp_path):
     assert checkpoints.steps(tmp_path) == [1]
 
 
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: ... No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, "save", full)
+    with pytest.raises(UsageError, match=f"^cannot write in {tmp_path}: No space left on device$"):
+        checkpoints.save(tmp_path, 1, train_state(1), {})
+    assert checkpoints.restore_latest(tmp_path, abstract(train_state())) is None
+    assert list(tmp_path.iterdir()) == []
+
+
 SAVE_FOREVER = """
 import sys
 import jax.numpy as jnp

@@ -150,10 +150,14 @@ def test_impossible_values_are_refused(fields, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_reward_weight_must_be_a_number():
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [({"accuracy": "high"}, r"rewards\.accuracy: 'high' is not a number"), ({}, "at least one")],
+)
+def test_rewards_need_weights(rewards, message):
     changed = config.defaults()
-    changed.rewards = {"accuracy": "high"}
-    with pytest.raises(UsageError, match=r"config\.rewards\.accuracy: the weight 'high'"):
+    changed.rewards = rewards
+    with pytest.raises(UsageError, match=message):
         config.resolve(changed)
 
 
@@ -170,15 +174,17 @@ def test_config_diff_names_dotted_fields():
 
 
 PROGRAM = '''"""A program."""
-import sys
 from grpo_jax.config import UsageError, run_main
+from grpo_jax.statistics import pass_at_k
 
 def main(config, workdir):
     if config.steps == 1:
         raise UsageError("two\\nlines")
     if config.steps == 2:
         int("a bug")
-    print(workdir, config.steps, "JAX" if "jax" in sys.modules else "no JAX")
+    if config.steps == 3:
+        pass_at_k(1, 0, 2)
+    print(workdir, config.steps,)
 
 if __name__ == "__main__":
     run_main(main)
@@ -188,8 +194,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("options", "status", "out", "err"),
     [
-        (["--config=tiny.py"], 0, r"runs/tiny 7 ", r"^$"),
-        (["--config=tiny.py", "--workdir=x", "--config.steps=3"], 0, r"^x 3 ", r"^$"),
+        (["--config=tiny.py"], 0, r"^runs/tiny 7\n$", r"^$"),
+        (["--config=tiny.py", "--workdir=x", "--config.steps=4"], 0, r"^x 4\n$", r"^$"),
+        (["--config=tiny.py", "--config.steps=3"], 2, r"^$", r"^error: pass@k needs .*\n$"),
         (["--config=tiny.py", "--config.steps=1"], 2, r"^$", r"^error: two lines\n$"),
         (["--config=tiny.py", "--config.steps=2"], 1, r"^$", r"Traceback(.|\n)*ValueError: inv"),
         (["--config=tiny.py", "--config.stps=1"], 2, r"^$", r"^error: unknown field .*steps\n$"),
