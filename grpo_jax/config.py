@@ -41,6 +41,7 @@ _AT_MOST_ONE = ("rollout.top_p", "rollout.min_p", "optimizer.end_factor")
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
 _FREE = ("task", "rewards", "algorithm")
+_NO_CONFIG = "--config=configs/<name>.py is needed: the experiment to run"
 
 
 class UsageError(ValueError):
@@ -393,6 +394,8 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
     path = dict(given).get("config")
     fields = [(k.removeprefix("config."), v) for k, v in given if k.startswith("config.")]
     kinds = {}
+    if fields and path is None:
+        raise UsageError(_NO_CONFIG)
     if path is not None and "config" in flag_values:
         config = load_config_file(path)
         flat = flatten(config.to_dict())
@@ -455,7 +458,7 @@ def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoRet
     define_flags(with_config)
     app.run(
         lambda argv: _reporting(_call_main, main, with_config, argv),
-        flags_parser=lambda argv: _reporting(parse_flags, argv),
+        flags_parser=lambda argv: _reporting(_parse_or_help, argv),
     )
     raise AssertionError("app.run returned")
 
@@ -468,9 +471,16 @@ def _call_main(main: Callable[..., int | None], with_config: bool, argv: list[st
             raise UsageError("--workdir=DIR is needed: the folder of a run")
         return main(Path(FLAGS.workdir))
     if FLAGS.config is None:
-        raise UsageError("--config=configs/<name>.py is needed: the experiment to run")
+        raise UsageError(_NO_CONFIG)
     workdir = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
     return main(resolve(FLAGS.config), Path(workdir))
+
+
+def _parse_or_help(argv: list[str]) -> list[str]:
+    try:
+        return parse_flags(argv)
+    except SystemExit:
+        sys.exit(0)  # absl has shown the help, but ends with status 1
 
 
 def _reporting(function: Callable, *args: Any) -> Any:
