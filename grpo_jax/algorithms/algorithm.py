@@ -1,0 +1,191 @@
+"""An algorithm is a value: names of functions, and the coefficients that they ask for by name."""
+
+import dataclasses
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from grpo_jax.algorithms.advantages import ADVANTAGES, check_group
+from grpo_jax.algorithms.aggregation import AGGREGATIONS
+from grpo_jax.algorithms.corrections import CORRECTIONS
+from grpo_jax.algorithms.kl import KLS
+from grpo_jax.algorithms.ratios import RATIOS
+from grpo_jax.algorithms.selection import SELECTIONS
+from grpo_jax.algorithms.shaping import COMBINATIONS
+from grpo_jax.algorithms.surrogates import SURROGATES
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """A point in the algebra; hashable, so it can be a static argument of jax.jit.
+
+    A coefficient reaches a function by its name: one new function with one new keyword-only
+    argument needs one new field here, and nothing else.
+    """
+
+    # Rewards
+    reward_combination: str = "sum"  # of several reward functions: COMBINATIONS
+    overlong_cache: float = 0.0  # share of max_length that soft_overlong penalises; 0 is off
+    dynamic_sampling_rounds: int = 0  # resample groups without spread at most so often; 0 is off
+    mask_truncated: bool = False  # completions cut at max_length leave the loss
+
+    # Advantages
+    advantage: str = "group_norm"  # ADVANTAGES
+    std_ddof: int = 1
+    std_eps: float = 1e-6
+    gamma: float = 1.0
+    lam: float = 0.95
+
+    # Policy loss
+    ratio: str = "token"  # RATIOS
+    surrogate: str = "clip"  # SURROGATES
+    clip_low: float = 0.2  # 1 or more: no lower clip (gmpo: of the log-ratio)
+    clip_high: float = 0.2
+    ratio_cap: float | None = None  # INTELLECT-2's delta
+    dual_clip: float | None = None  # c
+    sapo_tau_pos: float = 1.0
+    sapo_tau_neg: float = 1.05
+    aggregation: str = "sequence_mean"  # AGGREGATIONS
+    entropy_bonus: float = 0.0
+
+    # KL to the reference
+    kl: str = "k3"  # KLS
+    beta: float = 0.0  # 0: no reference policy
+    kl_in: str = "loss"  # or "reward"
+    kl_unbiased: bool = False  # times the importance weight (DeepSeek-V3.2)
+    reference_refresh: int = 0  # every n steps the reference moves; 0 is never
+    reference_mix: float = 1.0  # alpha: ref = alpha policy + (1 - alpha) ref; 1 replaces it
+
+    # Tokens apart
+    token_selection: str = "none"  # SELECTIONS
+    entropy_fraction: float = 0.2
+    clip_cov_fraction: float = 2e-4
+    clip_cov_low: float = 1.0
+    clip_cov_high: float = 5.0
+    kl_cov_fraction: float = 2e-3
+    kl_cov_coef: float = 1.0
+
+    # Rollout against learner
+    tis_mode: str = "none"  # CORRECTIONS
+    tis_cap: float = 2.0
+
+    # Updates per rollout
+    inner_epochs: int = 1
+    minibatches: int = 1
+    kl_stop: float | None = None  # skip what is left of a rollout once approx_kl exceeds this
+
+    # Critic
+    value_clip: float | None = 0.2
+    value_coef: float = 1.0
+
+
+# Closed intervals; a field that is None is off and passes.
+_RANGES: dict[str, tuple[float, float]] = {
+    "overlong_cache": (0, 1),
+    "dynamic_sampling_rounds": (0, math.inf),
+    "std_ddof": (0, 1),
+    "std_eps": (0, math.inf),
+    "gamma": (0, 1),
+    "lam": (0, 1),
+    "clip_low": (0, math.inf),
+    "clip_high": (0, math.inf),
+    "dual_clip": (1, math.inf),
+    "sapo_tau_pos": (1e-6, math.inf),
+    "sapo_tau_neg": (1e-6, math.inf),
+    "entropy_bonus": (0, math.inf),
+    "beta": (0, math.inf),
+    "reference_refresh": (0, math.inf),
+    "reference_mix": (0, 1),
+    "entropy_fraction": (0, 1),
+    "clip_cov_fraction": (0, 1),
+    "kl_cov_fraction": (0, 1),
+    "kl_cov_coef": (0, math.inf),
+    "tis_cap": (0, math.inf),
+    "inner_epochs": (1, math.inf),
+    "minibatches": (1, math.inf),
+    "kl_stop": (0, math.inf),
+    "value_clip": (0, math.inf),
+    "value_coef": (0, math.inf),
+}
+
+
+def validate(algorithm: Algorithm, group: int) -> None:
+    """Raises ValueError, naming the field and what would be valid, unless the algorithm can run.
+
+    `group` is G, the number of completions a prompt.
+    """
+    if group < 1:
+        raise ValueError(f"group must be at least 1, got {group}")
+    choices: dict[str, Collection[str]] = {
+        "reward_combination": COMBINATIONS,
+        "advantage": ADVANTAGES,
+        "ratio": RATIOS,
+        "surrogate": SURROGATES,
+        "aggregation": AGGREGATIONS,
+        "kl": KLS,
+        "kl_in": ("loss", "reward"),
+        "token_selection": ("none", *SELECTIONS),
+        "tis_mode": ("none", *CORRECTIONS),
+    }
+    for field, names in choices.items():
+        _check_choice(field, getattr(algorithm, field), names)
+    for field, (low, high) in _RANGES.items():
+        value = getattr(algorithm, field)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{field} must be in [{low:g}, {high:g}], got {value}")
+    check_group(algorithm.advantage, group)
+    _check_pairs(algorithm, group)
+
+
+def call(
+    function: Callable[..., Any],
+    algorithm: Algorithm,
+    *args: Any,
+    arrays: Mapping[str, Any] | None = None,
+) -> Any:
+    """Calls function(*args) with the keyword-only arguments that its signature names.
+
+    Each comes from `arrays`, where it is given and not None, or else from the algorithm's fields.
+    """
+    given = {**vars(algorithm), **{k: v for k, v in (arrays or {}).items() if v is not None}}
+    wanted = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if name in given:
+            wanted[name] = given[name]
+        elif parameter.default is inspect.Parameter.empty:
+            raise ValueError(f"{function.__name__!r} needs {name}, which was not given")
+    return function(*args, **wanted)
+
+
+def _check_choice(field: str, value: str, names: Collection[str]) -> None:
+    if value not in names:
+        nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)[0]
+        listed = ", ".join(sorted(names))
+        raise ValueError(
+            f"{field} must be one of {listed}; got {value!r}, did you mean {nearest!r}?"
+        )
+
+
+def _check_pairs(algorithm: Algorithm, group: int) -> None:
+    """Raises ValueError on fields that are valid alone but not together."""
+    a = algorithm
+    if a.surrogate == "gmpo" and a.ratio != "token":
+        raise ValueError(f"ratio must be 'token' with surrogate 'gmpo', got {a.ratio!r}")
+    if a.ratio_cap is not None and a.ratio_cap <= 1 + a.clip_high:
+        raise ValueError(
+            f"ratio_cap must exceed 1 + clip_high = {1 + a.clip_high:g}, got {a.ratio_cap}"
+        )
+    if a.kl_in == "reward" and a.beta > 0 and a.advantage == "process":
+        raise ValueError("kl_in must be 'loss' with advantage 'process', got 'reward'")
+    if a.kl_in == "reward" and a.kl_unbiased:
+        raise ValueError("kl_unbiased must be False with kl_in 'reward': no gradient passes there")
+    if a.reference_refresh > 0 and a.beta == 0:
+        raise ValueError(f"reference_refresh must be 0 with beta 0, got {a.reference_refresh}")
+    if a.dynamic_sampling_rounds > 0 and group < 2:
+        raise ValueError(
+            f"dynamic_sampling_rounds must be 0 with group {group}: no group has spread"
+        )

@@ -1,0 +1,43 @@
+"""Per-token estimates of KL(policy || reference) from the sampled token alone.
+
+Schulman, "Approximating KL divergence" (2020): with d = logp_ref - logp, k1 = -d is unbiased, k2 =
+d^2 / 2 has the right gradient, k3 = exp(d) - d - 1 is unbiased and never negative.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.algorithms.ratios import clamp, masked_difference
+
+
+def k1(logp: jax.Array, logp_ref: jax.Array, mask: jax.Array) -> jax.Array:
+    """logp - logp_ref, [P, G, T].
+
+    For the reward (PPO, 1707.06347). As a loss its gradient is that of logp alone, zero on average.
+    """
+    return masked_difference(logp, logp_ref, mask)
+
+
+def k2(logp: jax.Array, logp_ref: jax.Array, mask: jax.Array) -> jax.Array:
+    """(logp - logp_ref)^2 / 2, [P, G, T] (REINFORCE++, 2501.03262)."""
+    return 0.5 * jnp.square(masked_difference(logp, logp_ref, mask))
+
+
+def k3(logp: jax.Array, logp_ref: jax.Array, mask: jax.Array) -> jax.Array:
+    """exp(d) - d - 1 with d = logp_ref - logp, [P, G, T] (GRPO, 2402.03300)."""
+    difference = clamp(masked_difference(logp_ref, logp, mask))
+    return jnp.exp(difference) - difference - 1.0
+
+
+def importance_weighted(kl: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    """w_t kl_t, [P, G, T], with gradient through w_t (DeepSeek-V3.2, 2512.02556).
+
+    Tokens come from the old policy; the weight makes the estimate, and its gradient, the policy's
+    own: with k3 and w = 1 the gradient is exactly that of k2.
+    """
+    chex.assert_equal_shape([kl, log_ratio])
+    return jnp.exp(clamp(log_ratio)) * kl
+
+
+KLS = {f.__name__: f for f in (k1, k2, k3)}

@@ -1,0 +1,223 @@
+"""An Algorithm applied: rewards to advantages, log-probs to the loss.
+
+Once per rollout, on the whole batch: `compute_advantages`, `compute_returns`, `select_tokens`,
+`rollout_correction`. Once per minibatch: `token_weights`. Once per micro-batch, on slices of all
+these: `policy_loss`, whose losses, gradients and metrics add up to those of the minibatch.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.algorithms import shaping
+from grpo_jax.algorithms.advantages import ADVANTAGES, generalized_advantages
+from grpo_jax.algorithms.algorithm import Algorithm, call
+from grpo_jax.algorithms.corrections import CORRECTIONS
+from grpo_jax.algorithms.kl import KLS, importance_weighted
+from grpo_jax.algorithms.ratios import RATIOS, token
+from grpo_jax.algorithms.selection import SELECTIONS
+from grpo_jax.algorithms.surrogates import SURROGATES, clipped_tokens
+
+Metrics = dict[str, jax.Array]
+
+
+def compute_advantages(
+    algorithm: Algorithm,
+    rewards: jax.Array,
+    mask: jax.Array,
+    *,
+    kl: jax.Array | None = None,
+    values: jax.Array | None = None,
+    step_rewards: jax.Array | None = None,
+    step_ends: jax.Array | None = None,
+) -> jax.Array:
+    """The algorithm's advantages, f32[P, G, 1] or f32[P, G, T], detached.
+
+    rewards f32[P, G], NaN where abstained; mask bool[P, G, T]; kl f32[P, G, T] of the behaviour
+    policy to the reference, needed when kl_in is 'reward': token-level advantages see r_t - beta
+    kl_t, the others r - beta sum_t kl_t. values f32[P, G, T] for 'gae'; step_rewards, step_ends for
+    'process'.
+    """
+    kl = _reward_kl(algorithm, kl)
+    arrays = {
+        "token_rewards": shaping.token_rewards(rewards, mask, kl, algorithm.beta),
+        "values": values,
+        "step_rewards": step_rewards,
+        "step_ends": step_ends,
+    }
+    if kl is not None:
+        rewards = rewards - algorithm.beta * kl.sum(-1, where=mask)
+    function = ADVANTAGES[algorithm.advantage]
+    return jax.lax.stop_gradient(call(function, algorithm, rewards, mask, arrays=arrays))
+
+
+def compute_returns(
+    algorithm: Algorithm,
+    rewards: jax.Array,
+    mask: jax.Array,
+    values: jax.Array,
+    *,
+    kl: jax.Array | None = None,
+) -> jax.Array:
+    """The critic's targets A_t + V_t before whitening, f32[P, G, T], detached (PPO, 1707.06347).
+
+    An abstained completion (NaN reward) has its own values for targets.
+    """
+    kl = _reward_kl(algorithm, kl)
+    rewarded = shaping.token_rewards(rewards, mask, kl, algorithm.beta)
+    gamma, lam = algorithm.gamma, algorithm.lam
+    _, returns = generalized_advantages(rewarded, values, mask, gamma=gamma, lam=lam)
+    abstained = jnp.isnan(rewards)[..., None]
+    return jax.lax.stop_gradient(jnp.where(abstained, jnp.where(mask, values, 0.0), returns))
+
+
+def select_tokens(
+    algorithm: Algorithm,
+    mask: jax.Array,
+    *,
+    advantages: jax.Array | None = None,
+    logp_rollout: jax.Array | None = None,
+    entropy: jax.Array | None = None,
+    rng: jax.Array | None = None,
+) -> jax.Array | None:
+    """The algorithm's token selection on the WHOLE batch, f32[P, G, T], or None when it has none.
+
+    From what the rollout left: logp_rollout and entropy, f32[P, G, T]; rng for 'clip_cov'.
+    """
+    if algorithm.token_selection == "none":
+        return None
+    arrays = {
+        "advantages": advantages,
+        "logp_rollout": logp_rollout,
+        "entropy": entropy,
+        "rng": rng,
+    }
+    selected = call(SELECTIONS[algorithm.token_selection], algorithm, mask, arrays=arrays)
+    return jax.lax.stop_gradient(selected)
+
+
+def rollout_correction(
+    algorithm: Algorithm, logp_old: jax.Array, logp_rollout: jax.Array, mask: jax.Array
+) -> jax.Array | None:
+    """The algorithm's weight for the sampler's drift, f32[P, G, T], or None when it has none."""
+    if algorithm.tis_mode == "none":
+        return None
+    return call(CORRECTIONS[algorithm.tis_mode], algorithm, logp_old, logp_rollout, mask)
+
+
+def policy_loss(
+    algorithm: Algorithm,
+    logp: jax.Array,
+    *,
+    mask: jax.Array,
+    advantages: jax.Array,
+    weights: jax.Array,
+    token_share: jax.Array,
+    logp_old: jax.Array | None = None,
+    logp_ref: jax.Array | None = None,
+    entropy: jax.Array | None = None,
+    correction: jax.Array | None = None,
+    selection: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """sum(weights * per-token loss), and metrics, both of which add over micro-batches.
+
+    surrogate * correction * selection + beta kl - entropy_bonus * entropy, per token; the gradient
+    flows through logp and entropy alone. All arrays are [P, G, T], advantages may be [P, G, 1].
+
+    weights      token_weights of the whole minibatch
+    token_share  token_weights(mask, 'token_mean') of the whole minibatch: the metrics' mean
+    logp_old     None: every token is used once, and stopgrad(logp) serves
+    logp_ref     needed when beta > 0 and kl_in is 'loss'
+    correction   of `rollout_correction`; selection of `select_tokens`
+    """
+    chex.assert_rank([logp, mask, advantages], 3)
+    chex.assert_equal_shape([logp, mask, weights, token_share])
+    detached = jax.lax.stop_gradient
+    # Garbage at masked positions ends here: the functions below see finite numbers alone.
+    logp = jnp.where(mask, logp, 0.0)
+    old = detached(logp if logp_old is None else jnp.where(mask, logp_old, 0.0))
+    advantages = detached(jnp.where(mask, advantages, 0.0))
+
+    log_ratio = RATIOS[algorithm.ratio](logp, old, mask)
+    token_log_ratio = token(logp, old, mask)
+    surrogate = SURROGATES[algorithm.surrogate]
+    loss = call(surrogate, algorithm, log_ratio, advantages, logp, mask)
+    if correction is not None:
+        loss = loss * detached(correction)
+    if algorithm.token_selection != "none":
+        loss = _apply_selection(algorithm, loss, token_log_ratio, selection)
+    penalty, penalty_metrics = _penalties(algorithm, logp, mask, token_log_ratio, logp_ref, entropy)
+    metrics = _ratio_metrics(algorithm, log_ratio, token_log_ratio, advantages) | penalty_metrics
+    metrics = {name: detached(jnp.sum(token_share * x)) for name, x in metrics.items()}
+    return jnp.sum(weights * (loss + penalty)), metrics
+
+
+def _apply_selection(
+    algorithm: Algorithm,
+    loss: jax.Array,
+    token_log_ratio: jax.Array,
+    selection: jax.Array | None,
+) -> jax.Array:
+    """KL-Cov penalises the selected tokens' drift; any other selection keeps only them."""
+    if selection is None:
+        raise ValueError(f"token_selection {algorithm.token_selection!r} needs selection")
+    selection = jax.lax.stop_gradient(selection)
+    if algorithm.token_selection == "kl_cov":
+        return loss + algorithm.kl_cov_coef * selection * jnp.abs(token_log_ratio)
+    return loss * selection
+
+
+def _penalties(
+    algorithm: Algorithm,
+    logp: jax.Array,
+    mask: jax.Array,
+    token_log_ratio: jax.Array,
+    logp_ref: jax.Array | None,
+    entropy: jax.Array | None,
+) -> tuple[jax.Array, Metrics]:
+    """beta kl - entropy_bonus * entropy per token, and both for the metrics."""
+    penalty = jnp.zeros_like(logp)
+    metrics = {}
+    if logp_ref is not None:
+        reference = jax.lax.stop_gradient(jnp.where(mask, logp_ref, 0.0))
+        kl = metrics["kl"] = KLS[algorithm.kl](logp, reference, mask)
+        if algorithm.kl_in == "loss" and algorithm.beta > 0:
+            if algorithm.kl_unbiased:
+                kl = importance_weighted(kl, token_log_ratio)
+            penalty += algorithm.beta * kl
+    elif algorithm.kl_in == "loss" and algorithm.beta > 0:
+        raise ValueError(f"beta {algorithm.beta} with kl_in 'loss' needs logp_ref")
+    if entropy is not None:
+        metrics["entropy"] = jnp.where(mask, entropy, 0.0)
+        penalty -= algorithm.entropy_bonus * metrics["entropy"]
+    elif algorithm.entropy_bonus > 0:
+        raise ValueError(f"entropy_bonus {algorithm.entropy_bonus} needs entropy")
+    return penalty, metrics
+
+
+def _ratio_metrics(
+    algorithm: Algorithm, log_ratio: jax.Array, token_log_ratio: jax.Array, advantages: jax.Array
+) -> Metrics:
+    """approx_kl is Schulman's unbiased estimate of KL(old || policy), w - 1 - log w."""
+    low, high = clipped_tokens(
+        log_ratio,
+        advantages,
+        surrogate=algorithm.surrogate,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+    )
+    return {
+        "clip_ratio/low_mean": low,
+        "clip_ratio/high_mean": high,
+        "clip_ratio/region_mean": low | high,
+        "approx_kl": jnp.expm1(token_log_ratio) - token_log_ratio,
+    }
+
+
+def _reward_kl(algorithm: Algorithm, kl: jax.Array | None) -> jax.Array | None:
+    """The KL that the reward pays for, or None."""
+    if algorithm.kl_in != "reward" or algorithm.beta == 0:
+        return None
+    if kl is None:
+        raise ValueError(f"beta {algorithm.beta} with kl_in 'reward' needs kl")
+    return kl

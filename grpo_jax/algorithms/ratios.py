@@ -1,0 +1,56 @@
+"""Importance weights between the policy and its older self, as logarithms.
+
+Logarithms, because a surrogate may clip there (GMPO) and because a difference of log-probs is exact
+where its exponential overflows. Every ratio is safe to exponentiate: it lies in +-LOG_RATIO_MAX.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# exp(20) = 4.9e8 keeps losses and gradients finite in float32; no healthy ratio comes near it.
+LOG_RATIO_MAX = 20.0
+
+
+def masked_difference(logp: jax.Array, other: jax.Array, mask: jax.Array) -> jax.Array:
+    """logp - other where mask holds, else 0; shapes [P, G, T].
+
+    The choice comes before any exponential, so that garbage at masked positions (infinities, NaN)
+    reaches neither a value nor a gradient.
+    """
+    chex.assert_rank(mask, 3)
+    chex.assert_equal_shape([logp, other, mask])
+    return jnp.where(mask, logp - other, 0.0)
+
+
+def clamp(log_ratio: jax.Array) -> jax.Array:
+    """Bounds log-ratios to +-LOG_RATIO_MAX, any shape, so that their exponential is finite."""
+    return jnp.clip(log_ratio, -LOG_RATIO_MAX, LOG_RATIO_MAX)
+
+
+def token(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array:
+    """One log-weight per token, [P, G, T]: log w_t = logp_t - logp_old_t (PPO, 1707.06347)."""
+    return clamp(masked_difference(logp, logp_old, mask))
+
+
+def sequence(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array:
+    """One log-weight per completion, on all its tokens, [P, G, T] (GSPO, 2507.18071).
+
+    log s_i = mean over valid t of (logp_t - logp_old_t).
+    """
+    difference = masked_difference(logp, logp_old, mask)
+    length = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    mean = difference.sum(-1, keepdims=True) / length
+    return jnp.broadcast_to(clamp(mean), mask.shape)
+
+
+def gspo_token(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array:
+    """The sequence's value with each token's own gradient, [P, G, T] (GSPO-token, 2507.18071).
+
+    log s_it = stopgrad(log s_i) + logp_t - stopgrad(logp_t).
+    """
+    value = jax.lax.stop_gradient(sequence(logp, logp_old, mask))
+    return value + masked_difference(logp, jax.lax.stop_gradient(logp), mask)
+
+
+RATIOS = {f.__name__: f for f in (token, sequence, gspo_token)}

@@ -1,0 +1,79 @@
+"""Rewards before they become advantages: combined, penalised for length, spread over tokens.
+
+NaN is a reward function's None: it abstains.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from grpo_jax.algorithms.advantages import group_norm, spread_is_noise
+
+COMBINATIONS = ("sum", "normalize_each")
+
+
+def combine_rewards(
+    parts: jax.Array,
+    weights: ArrayLike,
+    how: str = "sum",
+    *,
+    std_ddof: int = 1,
+    std_eps: float = 1e-6,
+) -> jax.Array:
+    """One reward per completion, f32[P, G], from N functions' parts f32[N, P, G] and weights [N].
+
+    'sum': sum_n w_n r_n. 'normalize_each' (GDPO, 2601.05242): each part is group-normalised, summed
+    by weight, and the sum normalised over the batch; follow it with the advantage 'group_mean',
+    which leaves it as it is. A NaN part abstains; a completion whose parts are all NaN stays NaN.
+    """
+    chex.assert_rank(parts, 3)
+    weights = jnp.asarray(weights, jnp.float32)
+    chex.assert_shape(weights, (parts.shape[0],))
+    if how not in COMBINATIONS:
+        raise ValueError(f"reward_combination must be one of {COMBINATIONS}, got {how!r}")
+    abstained = jnp.isnan(parts).all(0)
+    if how == "sum":
+        total = jnp.einsum("npg,n->pg", jnp.where(jnp.isnan(parts), 0.0, parts), weights)
+        return jnp.where(abstained, jnp.nan, total)
+    mask = jnp.ones((*parts.shape[1:], 1), bool)
+    scores = [group_norm(r, mask, std_ddof=std_ddof, std_eps=std_eps)[..., 0] for r in parts]
+    total = jnp.einsum("npg,n->pg", jnp.stack(scores), weights)
+    count = jnp.maximum((~abstained).sum(), 1)
+    mean = total.sum(where=~abstained) / count
+    square = jnp.square(total - mean).sum(where=~abstained)
+    std = jnp.sqrt(square / jnp.maximum(count - std_ddof, 1))
+    flat = spread_is_noise(total, ~abstained, axis=None)
+    normalised = jnp.where(flat, 0.0, (total - mean) / (std + std_eps))
+    return jnp.where(abstained, jnp.nan, normalised)
+
+
+def soft_overlong(lengths: jax.Array, max_length: int, cache: float) -> jax.Array:
+    """DAPO's length penalty, same shape as lengths (2503.14476): add it to the reward.
+
+    0 up to max_length - cache, then linear down to -1 at max_length, and -1 beyond. `cache` is in
+    tokens: Algorithm.overlong_cache * max_length.
+    """
+    if not 0 < cache <= max_length:
+        raise ValueError(f"overlong cache must be in (0, {max_length}] tokens, got {cache}")
+    return jnp.clip((max_length - cache - lengths) / cache, -1.0, 0.0)
+
+
+def token_rewards(
+    rewards: jax.Array, mask: jax.Array, kl: jax.Array | None = None, beta: float = 0.0
+) -> jax.Array:
+    """R_t = -beta kl_t, plus the reward at the last valid token; f32[P, G, T] (PPO, 1707.06347).
+
+    rewards f32[P, G] (NaN places nothing), mask bool[P, G, T], kl f32[P, G, T] or None; 0 where
+    masked.
+    """
+    chex.assert_rank(mask, 3)
+    chex.assert_shape(rewards, mask.shape[:2])
+    length = mask.shape[-1]
+    last = length - 1 - jnp.argmax(mask[..., ::-1], axis=-1, keepdims=True)
+    placed = jnp.where(mask & (jnp.arange(length) == last), rewards[..., None], 0.0)
+    placed = jnp.where(jnp.isnan(placed), 0.0, placed)
+    if kl is None:
+        return placed
+    chex.assert_equal_shape([kl, mask])
+    return placed - beta * jnp.where(mask, kl, 0.0)

@@ -1,0 +1,132 @@
+"""Per-token policy losses: log-weights and advantages in, [P, G, T] out.
+
+Every surrogate is called as `f(log_ratio, advantages, logp, mask, *, <Algorithm's coefficients>)`,
+on arrays [P, G, T] that are finite everywhere; what it returns at masked positions is finite and
+unused.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def clip(
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    logp: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratio_cap: float | None,
+    dual_clip: float | None,
+) -> jax.Array:
+    """Clipped surrogate, [P, G, T] (PPO, 1707.06347; asymmetric in DAPO, 2503.14476).
+
+    -min(w A, clip(w, 1 - clip_low, 1 + clip_high) A). `ratio_cap` bounds w first (INTELLECT-2,
+    2505.07291); `dual_clip` c bounds the loss of A < 0 by -c A (1912.09729). None is off.
+    """
+    chex.assert_equal_shape([log_ratio, advantages, mask])
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    if ratio_cap is not None:
+        ratio = jnp.minimum(ratio, ratio_cap)
+    loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+    if dual_clip is not None:
+        loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+    return loss
+
+
+def cispo(
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    logp: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> jax.Array:
+    """Policy gradient with a clipped, detached weight, [P, G, T] (CISPO, MiniMax-M1, 2506.13585).
+
+    -stopgrad(clip(w, 1 - clip_low, 1 + clip_high)) A logp; clip_low >= 1 leaves the upper clip
+    alone.
+    """
+    chex.assert_equal_shape([log_ratio, advantages, logp, mask])
+    weight = jnp.clip(jnp.exp(log_ratio), 1.0 - clip_low, 1.0 + clip_high)
+    return -jax.lax.stop_gradient(weight) * advantages * logp
+
+
+def sapo(
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    logp: jax.Array,
+    mask: jax.Array,
+    *,
+    sapo_tau_pos: float,
+    sapo_tau_neg: float,
+) -> jax.Array:
+    """A soft gate in place of the clip, [P, G, T] (SAPO, 2511.20347).
+
+    -(4 / tau) sigmoid(tau (w - 1)) A, with tau = sapo_tau_pos where A > 0, else sapo_tau_neg.
+    """
+    chex.assert_equal_shape([log_ratio, advantages, mask])
+    tau = jnp.where(advantages > 0, sapo_tau_pos, sapo_tau_neg)
+    return -(4.0 / tau) * jax.nn.sigmoid(tau * (jnp.exp(log_ratio) - 1.0)) * advantages
+
+
+def gmpo(
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    logp: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> jax.Array:
+    """Geometric mean of a completion's weights, on all its tokens, [P, G, T] (GMPO, 2507.20673).
+
+    -A exp(mean_t c_t), where c_t is log w_t clipped to [-clip_low, clip_high] on the side that the
+    sign of A makes greedy: above for A > 0, below for A < 0.
+    """
+    chex.assert_equal_shape([log_ratio, advantages, mask])
+    upper = jnp.minimum(log_ratio, clip_high)
+    lower = jnp.maximum(log_ratio, -clip_low)
+    clipped = jnp.where(advantages > 0, upper, lower)
+    length = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    mean = jnp.where(mask, clipped, 0.0).sum(-1, keepdims=True) / length
+    return -advantages * jnp.exp(mean)
+
+
+def reinforce(
+    log_ratio: jax.Array, advantages: jax.Array, logp: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """-A logp, [P, G, T]: the on-policy gradient, no weight (REINFORCE; RLOO, 2402.14740)."""
+    chex.assert_equal_shape([advantages, logp, mask])
+    return -advantages * logp
+
+
+def clipped_tokens(
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    *,
+    surrogate: str,
+    clip_low: float,
+    clip_high: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Where the surrogate's low and high clips hold, two bool[P, G, T].
+
+    CISPO truncates the weight whatever the sign of A; SAPO and REINFORCE never clip.
+    """
+    if surrogate == "gmpo":
+        low, high = log_ratio < -clip_low, log_ratio > clip_high
+    else:
+        ratio = jnp.exp(log_ratio)
+        low, high = ratio < 1.0 - clip_low, ratio > 1.0 + clip_high
+    if surrogate in ("clip", "gmpo"):
+        return low & (advantages < 0), high & (advantages > 0)
+    if surrogate == "cispo":
+        return low, high
+    return jnp.zeros_like(low), jnp.zeros_like(high)
+
+
+SURROGATES = {f.__name__: f for f in (clip, cispo, sapo, gmpo, reinforce)}

@@ -1,0 +1,34 @@
+"""The critic's loss."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def value_loss(
+    values: jax.Array,
+    values_old: jax.Array,
+    returns: jax.Array,
+    mask: jax.Array,
+    weights: jax.Array,
+    *,
+    value_clip: float | None,
+    value_coef: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Clipped value loss, a scalar that adds over micro-batches (PPO, 1707.06347).
+
+    value_coef sum weights / 2 max((V - R)^2, (clip(V, V_old +- value_clip) - R)^2), all arrays
+    [P, G, T]; `weights` from token_weights on the whole minibatch; value_clip None is off. The
+    gradient flows through `values` alone. The metric has the same weights.
+    """
+    chex.assert_rank(mask, 3)
+    chex.assert_equal_shape([values, values_old, returns, mask, weights])
+    new = jnp.where(mask, values, 0.0)
+    old = jax.lax.stop_gradient(jnp.where(mask, values_old, 0.0))
+    target = jax.lax.stop_gradient(jnp.where(mask, returns, 0.0))
+    error = jnp.square(new - target)
+    clipped_error = error
+    if value_clip is not None:
+        clipped_error = jnp.square(jnp.clip(new, old - value_clip, old + value_clip) - target)
+    loss = 0.5 * value_coef * jnp.sum(weights * jnp.maximum(error, clipped_error))
+    return loss, {"val/clipfrac": jnp.sum(weights * (clipped_error > error))}
