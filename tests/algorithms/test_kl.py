@@ -50,3 +50,12 @@ def test_importance_weight_makes_the_gradient_unbiased():
     want = jax.grad(exact)(logits)
     np.testing.assert_allclose(jax.grad(estimate)(logits, True), want, atol=1e-6)
     assert np.abs(jax.grad(estimate)(logits, False) - want).max() > 0.01
+
+
+@pytest.mark.parametrize("name", KLS)
+def test_garbage_at_masked_positions_reaches_neither_value_nor_gradient(batch, garbage, name):
+    def value_and_grad(b):
+        loss = lambda x: jnp.exp(KLS[name](x, b["logp_ref"], b["mask"])).sum()  # noqa: E731
+        return jax.value_and_grad(loss)(b["logp"])
+
+    jax.tree.map(np.testing.assert_array_equal, value_and_grad(garbage), value_and_grad(batch))

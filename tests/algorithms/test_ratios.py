@@ -40,3 +40,12 @@ def test_gspo_token_has_each_tokens_own_gradient(batch):
     np.testing.assert_allclose(gradient("gspo_token"), pull, rtol=1e-6)
     mean = pull.sum(-1, keepdims=True) / np.maximum(mask.sum(-1, keepdims=True), 1)
     np.testing.assert_allclose(gradient("sequence"), mask * mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_garbage_at_masked_positions_reaches_neither_value_nor_gradient(batch, garbage, name):
+    def value_and_grad(b):
+        loss = lambda x: jnp.exp(RATIOS[name](x, b["logp_old"], b["mask"])).sum()  # noqa: E731
+        return jax.value_and_grad(loss)(b["logp"])
+
+    jax.tree.map(np.testing.assert_array_equal, value_and_grad(garbage), value_and_grad(batch))
