@@ -1,0 +1,68 @@
+"""Log-probs of tokens without ever holding [P, G, T, V] logits whole."""
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.models.decoder import Decoder, completion_hidden
+from grpo_jax.types import Prompts
+
+CHUNK_ELEMENTS = 2**22  # logits held at once, per device of the batch axis: 16 MiB in fp32
+
+
+def log_softmax_stats(logits: jax.Array, tokens: jax.Array, temperature: float):
+    """Log-prob of `tokens` and entropy, both f32[...] in nats, of softmax(logits / temperature).
+
+    logits [..., V]; tokens i32[...].
+    """
+    logits = logits / temperature
+    shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weight = jnp.exp(shifted)
+    total = weight.sum(-1)
+    log_total = jnp.log(total)
+    chosen = jnp.take_along_axis(shifted, tokens[..., None], axis=-1)[..., 0]
+    entropy = log_total - (weight * shifted).sum(-1) / total
+    return chosen - log_total, entropy
+
+
+def chunk_length(prompts: int, group: int, length: int, vocab: int) -> int:
+    """The largest divisor of `length`, below it, whose logits fit CHUNK_ELEMENTS (at least 1)."""
+    fits = [n for n in range(1, length) if length % n == 0]
+    small = [n for n in fits if prompts * group * n * vocab <= CHUNK_ELEMENTS]
+    return max(small, default=1)
+
+
+def token_logps(
+    model: Decoder, params, hidden: jax.Array, tokens: jax.Array, temperature: float = 1.0
+):
+    """Log-prob and entropy of each token, f32[P, G, T] in nats, in chunks along T.
+
+    hidden [P, G, T, C]; tokens i32[P, G, T]. The backward pass recomputes each chunk's logits.
+    The chunks run along T, so that P may be sharded.
+    """
+    P, G, T = tokens.shape
+    n = chunk_length(P, G, T, model.config.vocab_size)
+
+    @jax.checkpoint
+    def chunk(params, hidden, tokens):
+        logits = model.apply({"params": params}, hidden, method=Decoder.logits)
+        return log_softmax_stats(logits, tokens, temperature)
+
+    if n == T:
+        return chunk(params, hidden, tokens)
+    split = lambda x: jnp.moveaxis(x.reshape(P, G, T // n, n, *x.shape[3:]), 2, 0)  # noqa: E731
+    join = lambda x: jnp.moveaxis(x, 0, 2).reshape(P, G, T)  # noqa: E731
+    _, (logp, entropy) = jax.lax.scan(
+        lambda _, xs: (None, chunk(params, *xs)), None, (split(hidden), split(tokens))
+    )
+    return join(logp), join(entropy)
+
+
+def completion_logps(
+    model: Decoder, params, prompts: Prompts, tokens: jax.Array, temperature: float = 1.0
+):
+    """Log-prob and entropy f32[P, G, T], nats, of completions at the sampling temperature.
+
+    tokens i32[P, G, T], right-padded; values at padding are finite and meaningless.
+    """
+    hidden = completion_hidden(model, params, prompts, tokens)
+    return token_logps(model, params, hidden, tokens, temperature)

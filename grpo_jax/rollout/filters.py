@@ -1,0 +1,78 @@
+"""What a sampler may draw: temperature, top-k, top-p and min-p, as functions of logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch their filter off. A completion
+    stops at any of `stop` or after max_tokens.
+    """
+
+    max_tokens: int
+    stop: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        checks = (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or above"),
+            ("top_k", self.top_k >= 0, "0 (off) or above"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
+        )
+        for name, valid, wanted in checks:
+            if not valid:
+                raise ValueError(f"rollout.{name}={getattr(self, name)} must be {wanted}")
+
+
+def filter_logits(logits: jax.Array, top_k: int, top_p: float, min_p: float) -> jax.Array:
+    """Logits [..., V] at the sampling temperature -> the same, -inf on tokens not to be drawn.
+
+    top_k    the k most likely (ties with the k-th are kept)
+    top_p    the fewest most likely tokens whose probabilities reach p (nucleus, 1904.09751)
+    min_p    tokens of at least p times the likeliest one's probability (2407.01082)
+
+    Filters apply in this order, each to what the one before left.
+    """
+    if top_k and top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if top_p < 1.0:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        p = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(p, axis=-1) - p  # probability of all likelier tokens
+        lowest = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
+    if min_p > 0.0:
+        lowest = logits.max(-1, keepdims=True) + jnp.log(min_p)
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
+    return logits
+
+
+def draw(logits: jax.Array, sampling: Sampling, rng: jax.Array):
+    """Draw one token per row: tokens i32[...], their log-probs and the entropy f32[...] in nats.
+
+    logits f32[..., V]. Log-prob and entropy are of softmax(logits / temperature) before any
+    filter, which is the policy that the learner differentiates; at temperature 0, of the
+    policy at temperature 1.
+    """
+    temperature = sampling.temperature or 1.0
+    logits = logits / temperature
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        kept = filter_logits(logits, sampling.top_k, sampling.top_p, sampling.min_p)
+        tokens = jax.random.categorical(rng, kept)
+    logp_all = jax.nn.log_softmax(logits)
+    logp = jnp.take_along_axis(logp_all, tokens[..., None], axis=-1)[..., 0]
+    entropy = -(jnp.exp(logp_all) * logp_all).sum(-1)
+    return tokens.astype(jnp.int32), logp, entropy
