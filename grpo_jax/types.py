@@ -36,35 +36,40 @@ class Rollouts:
 
 @struct.dataclass
 class Batch:
-    """What one update learns from.
+    """What updates learn from; every array leads with P, so that minibatches are slices.
 
-    prompts     Prompts of [P, S]
-    tokens      i32[P, G, T]
-    mask        bool[P, G, T]; True where the token is in the loss
-    advantages  f32[P, G, T] or f32[P, G, 1]
-    logp_old    f32[P, G, T] of the policy before the first update on this batch, or None when
-                every batch is used once: the learner's own log-probs, detached, serve
-    logp_ref    f32[P, G, T] of the reference policy, or None when the loss has no KL term
+    prompts       Prompts of [P, S]
+    tokens        i32[P, G, T]
+    mask          bool[P, G, T]; True where the token is in the loss
+    advantages    f32[P, G, T] or f32[P, G, 1]
+    logp_rollout  f32[P, G, T], nats; the sampler's log-probs
+    logp_old      f32[P, G, T] of the policy before the first update on this batch, or None when
+                  every batch is used once: the learner's own log-probs, detached, serve
+    logp_ref      f32[P, G, T] of the reference policy, or None when nothing needs it
+    correction    f32[P, G, T], weight for the drift between sampler and learner, or None
+    selection     f32[P, G, T], the algorithm's token selection, or None
     """
 
     prompts: Prompts
     tokens: jax.Array
     mask: jax.Array
     advantages: jax.Array
+    logp_rollout: jax.Array
     logp_old: jax.Array | None = None
     logp_ref: jax.Array | None = None
+    correction: jax.Array | None = None
+    selection: jax.Array | None = None
 
 
 @struct.dataclass
 class TrainState:
-    """All that training carries from step to step, and all that a checkpoint holds of it.
+    """All the arrays that training carries from step to step.
 
-    step        i32[]; optimizer steps taken
+    step        i32[]; updates made
     params      the policy's parameters
     opt_state   optax state
     ref_params  the reference policy's parameters, or None when no KL term needs them
-    rng         PRNG key of the run; every use folds in its own step
-    bad_steps   i32[]; steps in a row skipped for non-finite gradients
+    rng         PRNG key of the run; every use folds its own step in
     """
 
     step: jax.Array
@@ -72,4 +77,3 @@ class TrainState:
     opt_state: Any
     ref_params: Any
     rng: jax.Array
-    bad_steps: jax.Array

@@ -52,7 +52,7 @@ def attend(
     prefix: Prefix | None = None,
     prefix_mask: jax.Array | None = None,
 ) -> jax.Array:
-    """One softmax over the shared prefix and the own past: softmax([q K_pre; q K_own]) [V_pre; V_own].
+    """One softmax over the shared prefix and the own past: softmax(q [K_p K_o]) [V_p V_o].
 
     q [P, K, G, R, T, D], scaled; own k, v [P, K, G, U, D]; own_mask bool, broadcastable to
     [P, K, G, T, U]; prefix k, v [P, K, S, D]; prefix_mask bool[P, S]. Returns [P, K, G, R, T, D].

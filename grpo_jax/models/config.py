@@ -31,6 +31,13 @@ class ModelConfig:
     remat: str = "none"
 
     def __post_init__(self):
+        sizes = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "ff", "rope_theta")
+        for field in sizes:
+            if not getattr(self, field) > 0:
+                raise ValueError(f"model.{field}={getattr(self, field)!r} must be above 0")
+        for field in ("head_dim", "norm_eps"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"model.{field}={getattr(self, field)!r} must be 0 or above")
         if self.head_dim == 0:
             if self.hidden % self.heads:
                 raise ValueError(

@@ -112,7 +112,7 @@ class Decoder(nn.Module):
         cache        keys and values of the own past, as `init_cache` returns them, or None
         index        i32[], with `cache`: the number of entries it holds
 
-        Returns hidden [P, G, T, C], normalised for `logits`, and the layers' Caches [P, K, G, T, D].
+        Returns hidden [P, G, T, C], ready for `logits`, and the layers' Caches [P, K, G, T, D].
         """
         seen = _visible(tokens.shape[-1], mask, cache, index)
         # Tokens in one flat axis: what XLA multiplies fastest, forward and backward.

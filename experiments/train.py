@@ -1,0 +1,13 @@
+"""Train: python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x=y ...]."""
+
+from grpo_jax.command_line import run_main
+
+
+def main(config, workdir):
+    from grpo_jax.trainer import train  # imports JAX, which --help and bad configs need not
+
+    train(config, workdir)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,96 @@
+"""Held-out evaluation: greedy accuracy, pass@k and maj@k, each with a 95% interval."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax.experiment import Experiment
+from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.rewards.text import extract_answer
+from grpo_jax.rollout.collect import encode_batch, texts
+from grpo_jax.rollout.sampler import sample
+from grpo_jax.sharding import put_batch
+from grpo_jax.statistics import maj_at_k, mean_interval, pass_at_k, wilson_interval
+from grpo_jax.tasks import Problem
+
+ROWS = 512  # completions decoded together
+
+
+def evaluate(
+    ex: Experiment, params: Any, rewarder: Rewarder, problems: int, samples: int = 0
+) -> dict[str, float]:
+    """Score held-out problems with the task's own accuracy.
+
+    problems  how many, from the first; at most as many as are held out
+    samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
+
+    accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
+    score 1; pass@k (2107.03374) and maj@k are means over problems with Student's t intervals.
+    """
+    chosen = [ex.task.heldout[i] for i in range(min(problems, len(ex.task.heldout)))]
+    _, right, lengths, finished = _attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
+    n, hits = len(chosen), int(right.sum())
+    low, high = wilson_interval(hits, n)
+    result = {
+        "accuracy": hits / n,
+        "accuracy/low": float(low),
+        "accuracy/high": float(high),
+        "n": n,
+        "completions/mean_length": float(lengths.mean()),
+        "completions/finished": float(finished.mean()),
+    }
+    if samples:
+        temperature = ex.config.eval.temperature
+        answers, right, *_ = _attempts(ex, params, rewarder, chosen, samples, temperature)
+        result |= sampled_metrics(answers, right)
+    return result
+
+
+def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, float]:
+    """pass@k and maj@k for k = 1, 2, 4 .. of answers [P][n] marked right bool[P, n]."""
+    n = right.shape[1]
+    result = {}
+    for k in [2**i for i in range(n.bit_length())]:
+        measures = {"pass": pass_at_k(n, right.sum(1), k)}
+        if k > 2:  # the majority of two is either one
+            measures["maj"] = np.array(
+                [maj_at_k(a, r, k) for a, r in zip(answers, right, strict=True)]
+            )
+        for name, values in measures.items():
+            mean, low, high = mean_interval(values)
+            result |= {
+                f"{name}@{k}": mean,
+                f"{name}@{k}/low": max(low, 0.0),
+                f"{name}@{k}/high": min(high, 1.0),
+            }
+    return result
+
+
+def _attempts(ex, params, rewarder, problems: list[Problem], group: int, temperature: float):
+    """Answers [n][G], right bool[n, G], lengths and finished [n, G] of `group` attempts at each."""
+    size = max(1, min(len(problems), ROWS // group))
+    rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
+    size = -(-size // rows) * rows
+    sampling = ex.sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
+    completions, lengths, finished = [], [], []
+    for start in range(0, len(problems), size):
+        part = problems[start : start + size]
+        # The last batch is filled up, so that it needs no program of its own.
+        filled = part + [part[0]] * (size - len(part))
+        c = ex.config
+        prompts = encode_batch(
+            ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket, ex.pad
+        )
+        key = jax.random.fold_in(jax.random.key(c.seed + 1), start)
+        out = jax.device_get(
+            sample(
+                ex.model, params, put_batch(prompts, ex.mesh), key, sampling=sampling, group=group
+            )
+        )
+        completions += texts(ex.tokenizer, out.tokens, out.mask)[: len(part)]
+        lengths.append(out.mask.sum(-1)[: len(part)])
+        finished.append(out.finished[: len(part)])
+    scores = rewarder(problems, completions).parts["accuracy"]
+    answers = [[extract_answer(text) for text in group] for group in completions]
+    return answers, scores >= 1.0, np.concatenate(lengths), np.concatenate(finished)

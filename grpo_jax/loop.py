@@ -1,0 +1,114 @@
+"""The loop that every training program shares: log, evaluate, save, stop when asked."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from grpo_jax import checkpoints
+from grpo_jax.config import UsageError
+from grpo_jax.metrics import Logger, plot_curves
+from grpo_jax.runs import Run
+from grpo_jax.types import TrainState
+
+Metrics = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """What one step gives: the new state, its scalars, and samples to show."""
+
+    state: TrainState
+    metrics: Metrics
+    samples: list[Metrics]
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, has saved, and leaves with the signal's exit status."""
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """A function that gives the signal (SIGINT, SIGTERM) that arrived, or 0.
+
+    The first one lets the step end; a second Ctrl-C interrupts at once.
+    """
+    arrived = 0
+
+    def note(number, _):
+        nonlocal arrived
+        if arrived:
+            raise KeyboardInterrupt
+        arrived = number
+        print("\nstopping after this step (again to stop at once) ...", file=sys.stderr)
+
+    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: arrived
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def run_steps(
+    run: Run,
+    config: Any,
+    start: tuple[int | None, TrainState],
+    total: int,
+    step: Callable[[TrainState, int], Step],
+    position: Callable[[], Metrics],
+    evaluate: Callable[[TrainState], Metrics] | None = None,
+) -> TrainState:
+    """Steps start + 1 .. total: run, record, evaluate and save each as the config says.
+
+    start     the restored step (None: nothing was restored) and the state to go on from
+    step      (state, number) -> Step
+    position  where the task's iterator stands, JSON-able
+    evaluate  state -> held-out metrics
+
+    A step is evaluated before it is saved, so that a kill in between loses nothing. Raises
+    Interrupted after a signal, and UsageError after too many non-finite gradients in a row.
+    """
+    restored, state = start
+    with Logger(run, total, restored) as logger, stop_signals() as stopped:
+        if restored is None and evaluate is not None:
+            logger.evaluation(0, evaluate(state))
+        for number in range((restored or 0) + 1, total + 1):
+            state, metrics, samples = step(state, number)
+            metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            logger.step(number, metrics)
+            logger.completions(number, samples)
+            _check_finite(metrics, number, config.optimizer.max_bad_steps, run)
+            if evaluate is not None and _due(number, config.eval.every, total):
+                logger.evaluation(number, evaluate(state))
+                plot_curves(run.folder)
+            if stopped() or _due(number, config.checkpoint.every, total):
+                checkpoints.save(run.checkpoints, number, state, position(), config.checkpoint.keep)
+            if stopped() and number < total:
+                _leave(run, number, stopped())
+    plot_curves(run.folder)
+    return state
+
+
+def _due(number: int, every: int, total: int) -> bool:
+    return number == total or (every > 0 and number % every == 0)
+
+
+def _check_finite(metrics: Metrics, number: int, limit: int, run: Run) -> None:
+    if metrics["skipped_in_a_row"] >= limit:
+        raise UsageError(
+            f"step {number}: the gradient was not finite {limit} times in a row "
+            f"(optimizer.max_bad_steps={limit}); its updates were skipped. Lower "
+            f"optimizer.learning_rate or inspect {run.metrics}"
+        )
+
+
+def _leave(run: Run, number: int, received: int) -> None:
+    print(
+        f"interrupted after step {number}, which is saved in {run.folder}; "
+        "run the same command again to go on",
+        file=sys.stderr,
+    )
+    raise Interrupted(128 + received)

@@ -1,0 +1,114 @@
+"""Supervised fine-tuning on worked solutions: the cold start, by the learner's own update."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from grpo_jax import checkpoints
+from grpo_jax.algorithms import Algorithm
+from grpo_jax.experiment import Experiment
+from grpo_jax.learner import abstract_state, init_state, make_optimizer, update
+from grpo_jax.loop import Step, run_steps
+from grpo_jax.rollout.collect import encode_batch
+from grpo_jax.runs import open_run
+from grpo_jax.sharding import put_batch
+from grpo_jax.tasks import Problem
+from grpo_jax.tasks.loader import batches
+from grpo_jax.tokenizers import encode
+from grpo_jax.types import Batch
+
+# -A logp with A = 1, averaged over tokens, is the negative log-likelihood.
+LIKELIHOOD = Algorithm(surrogate="reinforce", aggregation="token_mean", beta=0.0)
+
+
+class Solved:
+    """A source of problems with their worked solutions, the first `size` of another source."""
+
+    def __init__(self, source, size: int):
+        """Take `size` problems of `source`; 0 takes all."""
+        self.source, self.size = source, min(size or len(source), len(source))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Problem:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return self.source[index]
+
+
+def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
+    """Problems and their worked solutions as a Batch of G = 1; ValueError for one too long."""
+    c, T = ex.config, ex.config.rollout.max_tokens
+    tokens = np.zeros((len(problems), 1, T), np.int32)
+    mask = np.zeros((len(problems), 1, T), bool)
+    for i, problem in enumerate(problems):
+        ids = [*encode(ex.tokenizer, ex.task.solve(problem)), ex.stop[0]]
+        if len(ids) > T:
+            raise ValueError(
+                f"the worked solution of {problem.prompt!r} has {len(ids)} tokens; "
+                f"rollout.max_tokens={T} must hold it"
+            )
+        tokens[i, 0, : len(ids)], mask[i, 0, : len(ids)] = ids, True
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    ones, zeros = np.ones((len(problems), 1, 1), np.float32), np.zeros(tokens.shape, np.float32)
+    return Batch(prompts, tokens, mask, ones, zeros)
+
+
+def optimizer_config(config: Any) -> ml_collections.ConfigDict:
+    """The optimizer of the cold start: `optimizer` with the learning rate and warm-up of `sft`."""
+    chosen = ml_collections.ConfigDict(config.optimizer.to_dict())
+    chosen.update(
+        learning_rate=config.sft.learning_rate,
+        warmup_steps=config.sft.warmup_steps,
+        schedule="constant",
+    )
+    return chosen
+
+
+def cold_start(ex: Experiment, workdir: Path) -> Any:
+    """Fine-tune a fresh model on worked solutions in the run folder `workdir`; return its params.
+
+    Resumes where it was cut off. ValueError where the task has no worked solutions.
+    """
+    c = ex.config
+    if ex.task.solve is None:
+        raise ValueError(f"config.sft.steps={c.sft.steps}: task {ex.task.name!r} has no solutions")
+    optimizer = make_optimizer(optimizer_config(c), c.sft.steps)
+    source = Solved(ex.task.train, c.sft.examples)
+    data = batches(source, c.sft.batch, c.seed)
+    run = open_run(workdir, c)
+    try:
+        abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=False)
+        restored = checkpoints.restore_latest(run.checkpoints, abstract)
+        if restored is None:
+            key = jax.random.key(c.seed)
+            state = init_state(ex.model, optimizer, key, ex.mesh, reference=False)
+            start = (None, state)
+        else:
+            state, position = restored
+            data.set_state(position["data"])
+            start = (int(state.step), state)
+
+        def step(state, number):
+            began = time.monotonic()
+            batch = put_batch(supervised_batch(ex, next(data)), ex.mesh)
+            state, metrics = update(
+                state, batch, model=ex.model, optimizer=optimizer, algorithm=LIKELIHOOD
+            )
+            kept = ("loss", "entropy", "grad_norm", "learning_rate", "skipped_in_a_row")
+            metrics = {k: metrics[k] for k in kept} | {
+                "time/tokens_per_second": float(batch.mask.sum()) / (time.monotonic() - began)
+            }
+            return Step(state, metrics, [])
+
+        if start[0] != c.sft.steps:
+            position = lambda: {"data": data.get_state()}  # noqa: E731
+            state = run_steps(run, c, start, c.sft.steps, step, position)
+    finally:
+        run.close()
+    return state.params

@@ -1,0 +1,79 @@
+"""Where arrays live: one mesh (data, fsdp, tensor) and one table of logical axes."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Batches are split over data and fsdp; parameters are kept in pieces
+# over fsdp and computed with in pieces over tensor.
+RULES = (
+    ("prompts", ("data", "fsdp")),
+    ("tokens", ("data", "fsdp")),
+    ("hidden", None),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("norm", None),
+    ("layers", None),
+)
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of data x fsdp x tensor devices; ValueError if there are fewer devices."""
+    size = data * fsdp * tensor
+    if size > len(jax.devices()):
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {size} devices; "
+            f"there are {len(jax.devices())}"
+        )
+    devices = jax.devices()[:size]
+    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+@contextlib.contextmanager
+def using(mesh: Mesh) -> Iterator[None]:
+    """Make logical axis names inside models mean `mesh`."""
+    with mesh, nn.logical_axis_rules(RULES):
+        yield
+
+
+def shardings(abstract: Any, mesh: Mesh) -> Any:
+    """NamedShardings of a pytree of boxed shapes (`jax.eval_shape` of an init), unboxed.
+
+    A dimension that its mesh axes do not divide is kept whole on every device.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(abstract), RULES)
+
+    def fitted(leaf, spec):
+        axes = [
+            axis if leaf.shape[i] % _size(mesh, axis) == 0 else None for i, axis in enumerate(spec)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree.map(fitted, nn.unbox(abstract), specs)
+
+
+def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    size = 1
+    for name in names:
+        size *= mesh.shape[name]
+    return size
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Put host arrays [P, ...] on the mesh, P split over data and fsdp where it divides."""
+
+    def put(x):
+        split = ("data", "fsdp") if x.shape[0] % _size(mesh, ("data", "fsdp")) == 0 else None
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(split)))
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,232 @@
+"""Reinforcement learning from verifiable rewards: Algorithm 1 of DeepSeekMath (2402.03300)."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax import algorithms, checkpoints
+from grpo_jax.evaluation import evaluate
+from grpo_jax.experiment import Experiment, build
+from grpo_jax.learner import (
+    abstract_state,
+    init_state,
+    make_optimizer,
+    minibatches,
+    prepare,
+    refresh_reference,
+    update,
+)
+from grpo_jax.loop import Step, run_steps
+from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
+from grpo_jax.rollout.sampler import sample
+from grpo_jax.runs import Run, open_run
+from grpo_jax.sft import cold_start
+from grpo_jax.sharding import put_batch, using
+from grpo_jax.tasks.loader import batches
+from grpo_jax.tokenizers import prompt_ids
+from grpo_jax.types import TrainState
+
+
+def train(config: Any, workdir: Path) -> None:
+    """Run, or go on with, the experiment of a resolved config in its run folder.
+
+    The cold start, if any, is a run of its own in workdir/cold_start. A finished run says so.
+    """
+    ex = build(config)
+    run = open_run(workdir, config)
+    names = tuple(dict.fromkeys([*config.rewards, "accuracy"]))
+    try:
+        with ex.rewarder(names) as rewarder, using(ex.mesh):
+            _train(ex, run, rewarder)
+    finally:
+        run.close()
+
+
+def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
+    c = ex.config
+    problems = Problems(ex)
+    updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
+    optimizer = make_optimizer(c.optimizer, updates)
+    reference = ex.algorithm.beta > 0
+    abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=reference)
+    restored = checkpoints.restore_latest(run.checkpoints, abstract)
+    if restored is None:
+        params = cold_start(ex, run.folder / "cold_start") if c.sft.steps else None
+        key = jax.random.key(c.seed)
+        state = init_state(ex.model, optimizer, key, ex.mesh, reference=reference, params=params)
+        start = (None, state)
+    else:
+        state, position = restored
+        problems.set_state(position)
+        start = (position["step"], state)
+    if start[0] == c.steps:
+        print(f"{run.folder} is finished: all {c.steps} steps are done")
+        return
+
+    def step(state: TrainState, number: int) -> Step:
+        problems.step = number
+        began = time.monotonic()
+        rollout = collect(
+            lambda: next(problems),
+            lambda drawn, extra: _sample(ex, state, drawn, number, extra),
+            lambda drawn, completions: _score(ex, rewarder, drawn, completions),
+            ex.algorithm.dynamic_sampling_rounds,
+        )
+        sampled = time.monotonic()
+        batch = prepare(
+            state,
+            put_batch(rollout.rollouts, ex.mesh),
+            put_batch(rollout.rewards, ex.mesh),
+            model=ex.model,
+            algorithm=ex.algorithm,
+            temperature=c.rollout.temperature,
+        )
+        state, metrics = _learn(ex, optimizer, state, batch, number)
+        metrics |= rollout_metrics(rollout, c.rollout.max_tokens)
+        metrics["data/dropped_prompts"] = problems.dropped
+        now = time.monotonic()
+        metrics |= {
+            "time/step": now - began,
+            "time/rollout": sampled - began,
+            "time/update": now - sampled,
+            "time/tokens_per_second": float(rollout.rollouts.mask.sum()) / (now - began),
+        }
+        advantages = np.asarray(batch.advantages[..., 0])
+        return Step(state, metrics, _samples(rollout, advantages, c.log.samples))
+
+    run_steps(
+        run,
+        c,
+        start,
+        c.steps,
+        step,
+        problems.get_state,
+        lambda state: (
+            evaluate(ex, state.params, rewarder, c.eval.problems, c.eval.samples)
+            if c.eval.every
+            else None
+        ),
+    )
+
+
+class Problems:
+    """The stream of training problems, P at a time, and its position in a checkpoint."""
+
+    def __init__(self, ex: Experiment):
+        """Problems of the experiment's task, over-long prompts dropped or refused."""
+        c = ex.config
+        self.step = self.dropped = 0
+        drop = c.overlong_prompts == "drop"
+
+        def keep(problem) -> bool:
+            fits = len(prompt_ids(ex.tokenizer, problem.prompt)) <= c.prompt_length
+            self.dropped += not fits
+            return fits
+
+        self._data = batches(ex.task.train, c.rollout.prompts, c.seed, keep if drop else None)
+
+    def __next__(self) -> list[Any]:
+        return next(self._data)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, JSON-able."""
+        return {"step": self.step, "dropped": self.dropped, "data": self._data.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a position."""
+        self.step, self.dropped = state["step"], state["dropped"]
+        self._data.set_state(state["data"])
+
+
+def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int):
+    c = ex.config
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    key = jax.random.fold_in(jax.random.fold_in(state.rng, number), extra)
+    rollouts = sample(
+        ex.model,
+        state.params,
+        put_batch(prompts, ex.mesh),
+        key,
+        sampling=ex.sampling(),
+        group=c.rollout.group,
+    )
+    rollouts = jax.device_get(rollouts)
+    return rollouts, texts(ex.tokenizer, rollouts.tokens, rollouts.mask)
+
+
+def _score(ex: Experiment, rewarder: Rewarder, problems, completions):
+    scores = rewarder(problems, completions)
+    weights = ex.config.rewards.to_dict()
+    rewards = algorithms.combine_rewards(
+        np.stack([scores.parts[name] for name in weights]),
+        np.array(list(weights.values()), np.float32),
+        ex.algorithm.reward_combination,
+        std_ddof=ex.algorithm.std_ddof,
+        std_eps=ex.algorithm.std_eps,
+    )
+    return np.asarray(rewards), scores.parts, scores.timeouts
+
+
+def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
+    """Every minibatch's update, and the mean of their metrics."""
+    c, algorithm = ex.config, ex.algorithm
+    history = []
+    for part in minibatches(batch, algorithm, (c.seed, number)):
+        state, metrics = update(
+            state,
+            part,
+            model=ex.model,
+            optimizer=optimizer,
+            algorithm=algorithm,
+            temperature=c.rollout.temperature,
+            accumulation=c.optimizer.accumulation,
+        )
+        history.append(metrics)
+        if algorithm.kl_stop is not None and float(metrics["approx_kl"]) > algorithm.kl_stop:
+            break
+    if algorithm.reference_refresh and number % algorithm.reference_refresh == 0:
+        moved = refresh_reference(state.ref_params, state.params, algorithm.reference_mix)
+        state = state.replace(ref_params=moved)
+    history = jax.device_get(history)
+    metrics = {name: np.mean([h[name] for h in history]) for name in history[0]}
+    for name in ("skipped_updates", "skipped_in_a_row"):
+        metrics[name] = history[-1][name]
+    return state, metrics
+
+
+def rollout_metrics(rollout: Collected, longest: int) -> dict[str, float]:
+    """TRL's metrics of a rollout: rewards [P, G], their parts, and completion lengths in tokens."""
+    rewards, lengths = rollout.rewards, rollout.rollouts.mask.sum(-1)
+    finished = rollout.rollouts.finished
+    metrics = {
+        "reward": np.nanmean(rewards),
+        "reward_std": np.nanmean(np.nanstd(rewards, axis=-1, ddof=min(1, rewards.shape[1] - 1))),
+        "frac_reward_zero_std": 1.0 - has_spread(rewards).mean(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": 1.0 - finished.mean(),
+        "rewards/timeouts": rollout.timeouts,
+        "dynamic_sampling/rounds": rollout.rounds,
+    }
+    for name, values in rollout.parts.items():
+        metrics[f"rewards/{name}/mean"] = np.nanmean(values)
+        metrics[f"rewards/{name}/std"] = np.nanstd(values)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _samples(rollout: Collected, advantages: np.ndarray, n: int) -> list[dict[str, Any]]:
+    """The first completions of the first n problems, for people to read."""
+    return [
+        {
+            "prompt": str(problem.prompt),
+            "completion": rollout.completions[i][0],
+            "rewards": {name: float(part[i, 0]) for name, part in rollout.parts.items()},
+            "advantage": float(advantages[i, 0]),
+        }
+        for i, problem in enumerate(rollout.problems[:n])
+    ]
