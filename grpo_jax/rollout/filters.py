@@ -22,8 +22,10 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self):
+        ids = isinstance(self.stop, tuple) and all(isinstance(i, int) for i in self.stop)
         checks = (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("stop", ids and min(self.stop, default=0) >= 0, "a tuple of token ids"),
             ("temperature", self.temperature >= 0, "0 (greedy) or above"),
             ("top_k", self.top_k >= 0, "0 (off) or above"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
@@ -31,14 +33,15 @@ class Sampling:
         )
         for name, valid, wanted in checks:
             if not valid:
-                raise ValueError(f"rollout.{name}={getattr(self, name)} must be {wanted}")
+                raise ValueError(f"rollout.{name}={getattr(self, name)!r} must be {wanted}")
 
 
 def filter_logits(logits: jax.Array, top_k: int, top_p: float, min_p: float) -> jax.Array:
     """Logits [..., V] at the sampling temperature -> the same, -inf on tokens not to be drawn.
 
     top_k    the k most likely (ties with the k-th are kept)
-    top_p    the fewest most likely tokens whose probabilities reach p (nucleus, 1904.09751)
+    top_p    the fewest most likely tokens whose probabilities reach p (nucleus, 1904.09751; ties
+             with the last are kept)
     min_p    tokens of at least p times the likeliest one's probability (2407.01082)
 
     Filters apply in this order, each to what the one before left.

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from grpo_jax.models.attention import Cache, Prefix, attend, rotate
+
+P, K, G, R, T, U, S, D = 3, 2, 3, 2, 4, 5, 6, 4
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+Q, OWN = normal(P, K, G, R, T, D), Cache(normal(P, K, G, U, D), normal(P, K, G, U, D))
+PREFIX = Prefix(normal(P, K, S, D), normal(P, K, S, D))
+PREFIX_MASK = np.arange(S) >= np.array([0, 4, S])[:, None]  # whole, left-padded, all padding
+CAUSAL = np.arange(U) <= np.arange(T)[:, None]
+
+
+def brute_force(q, own, own_mask, prefix=None, prefix_mask=None):
+    own_mask = np.broadcast_to(own_mask, (P, K, G, T, U))
+    out = np.zeros(q.shape)
+    for p, k, g, r, t in np.ndindex(q.shape[:-1]):
+        keys, values = own.k[p, k, g][own_mask[p, k, g, t]], own.v[p, k, g][own_mask[p, k, g, t]]
+        if prefix is not None:
+            keys = np.concatenate([prefix.k[p, k][prefix_mask[p]], keys])
+            values = np.concatenate([prefix.v[p, k][prefix_mask[p]], values])
+        logits = keys.astype(np.float64) @ q[p, k, g, r, t].astype(np.float64)
+        weight = np.exp(logits - logits.max())
+        out[p, k, g, r, t] = weight / weight.sum() @ values
+    return out
+
+
+def own_unseen():
+    """Completion 1 sees nothing of its own, where the prompt is there to be seen."""
+    mask = np.broadcast_to(CAUSAL, (P, K, G, T, U)).copy()
+    mask[:2, :, 1] = False
+    return mask
+
+
+MASKS = {"causal": CAUSAL[None, None, None], "own part unseen": own_unseen()}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])  # exp of the logits themselves would overflow
+@pytest.mark.parametrize("own_mask", MASKS.values(), ids=MASKS)
+def test_two_parts_are_one_softmax_over_all_visible_keys(own_mask, scale):
+    args = (np.float32(scale) * Q, OWN, own_mask, PREFIX, PREFIX_MASK)
+    np.testing.assert_allclose(attend(*args), brute_force(*args), atol=1e-5)
+
+
+def test_without_a_prefix_it_is_plain_attention():
+    args = (Q, OWN, MASKS["causal"])
+    np.testing.assert_allclose(attend(*args), brute_force(*args), atol=1e-5)
+
+
+def test_rotation_depends_on_distance_alone():
+    x, y = normal(1, 1, 1, 1, D), normal(1, 1, 1, 1, D)
+    at = lambda x, position: rotate(x, np.full((1, 1, 1), position), 50.0)  # noqa: E731
+    dot = lambda i, j: float((at(x, i) * at(y, j)).sum())  # noqa: E731
+    np.testing.assert_allclose(dot(3, 1), dot(9, 7), atol=1e-5)
+    np.testing.assert_allclose(at(x, 0), x)
+    assert abs(dot(3, 1) - dot(1, 3)) > 1e-3
