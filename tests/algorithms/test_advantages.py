@@ -1,6 +1,6 @@
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import jit
 
 from grpo_jax.algorithms import ADVANTAGES, GROUP_RELATIVE, Algorithm, compute_advantages
 from grpo_jax.algorithms.advantages import generalized_advantages, whiten
@@ -11,6 +11,8 @@ STEP_ENDS[..., 2] = np.where(RNG.random((4, 4)) < 0.3, -1, STEP_ENDS[..., 2])
 STEP_REWARDS = RNG.normal(size=(4, 4, 3)).astype(np.float32)
 GAMMA, LAM = 0.9, 0.8
 
+compute = jit(compute_advantages, static_argnums=0)
+
 
 def steps(name):
     return {"step_rewards": STEP_REWARDS, "step_ends": STEP_ENDS} if name == "process" else {}
@@ -19,7 +21,7 @@ def steps(name):
 def advantages(name, rewards, mask, values=None, **fields):
     algorithm = Algorithm(advantage=name, gamma=GAMMA, lam=LAM, **fields)
     values = np.zeros(mask.shape, np.float32) if values is None else values
-    out = compute_advantages(algorithm, rewards, mask, values=values, **steps(name))
+    out = compute(algorithm, rewards, mask, values=values, **steps(name))
     return np.broadcast_to(out, mask.shape)
 
 
@@ -105,7 +107,7 @@ def test_without_spread_is_exactly_zero(batch, name, reward):
     rewards = np.full((4, 4), reward, np.float32)
     rewards[0, :2] = np.nextafter(rewards[0, :2], np.float32(np.inf))  # 0.1 + 0.2 against 0.3
     algorithm = Algorithm(advantage=name, gamma=1.0, std_eps=0.0)
-    assert np.all(compute_advantages(algorithm, rewards, batch["mask"]) == 0)
+    assert np.all(np.asarray(compute(algorithm, rewards, batch["mask"])) == 0)
 
 
 def test_a_spread_group_beside_a_flat_one_keeps_its_signal(batch):
@@ -142,24 +144,22 @@ def test_gae_skips_masked_tokens_over():
     rewards = np.array([[0.0, 1.0, 99.0, 0.5]], np.float32)[None]
     values = np.array([[0.2, -0.1, np.nan, 0.4]], np.float32)[None]
     mask = np.array([[True, True, False, True]])[None]
-    got = generalized_advantages(rewards, values, mask, gamma=GAMMA, lam=LAM)
-    short = generalized_advantages(
-        rewards[..., [0, 1, 3]],
-        values[..., [0, 1, 3]],
-        np.ones((1, 1, 3), bool),
-        gamma=GAMMA,
-        lam=LAM,
-    )
-    for long, want in zip(got, short, strict=True):
+    gae = jit(generalized_advantages)
+    got = gae(rewards, values, mask, gamma=GAMMA, lam=LAM)
+    valid = [0, 1, 3]
+    arrays = (rewards[..., valid], values[..., valid], np.ones((1, 1, 3), bool))
+    short = gae(*arrays, gamma=GAMMA, lam=LAM)
+    for long, want in zip(map(np.asarray, got), short, strict=True):
         np.testing.assert_allclose(long[..., [0, 1, 3]], want, rtol=1e-6)
         assert long[0, 0, 2] == 0
 
 
 def test_whiten_gives_mean_0_and_variance_1_over_valid_tokens_alone(batch):
-    x = whiten(jnp.where(batch["mask"], batch["values"], 1e6), batch["mask"])
-    data = np.asarray(x)[batch["mask"]]
+    x = np.where(batch["mask"], batch["values"], np.float32(1e6))
+    x = np.asarray(jit(whiten)(x, batch["mask"]))
+    data = x[batch["mask"]]
     np.testing.assert_allclose([data.mean(), data.var(ddof=1)], [0, 1], atol=1e-5)
-    assert np.all(np.asarray(x)[~batch["mask"]] == 0)
+    assert np.all(x[~batch["mask"]] == 0)
 
 
 def test_a_missing_array_is_named(batch):

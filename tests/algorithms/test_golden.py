@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import jit
 
 from grpo_jax.algorithms import (
     PRESETS,
@@ -31,7 +32,8 @@ LOSSES = {
 
 
 def check(loss, golden, key):
-    value, gradient = jax.value_and_grad(loss)(golden["new_values" if "value" in key else "logp"])
+    x = golden["new_values" if "value" in key else "logp"]
+    value, gradient = jit(jax.value_and_grad(loss))(x)
     np.testing.assert_allclose(value, golden[f"loss/{key}"], atol=1e-5)
     np.testing.assert_allclose(gradient, golden[f"grad/{key}"], atol=1e-5)
 
@@ -46,7 +48,7 @@ def check(loss, golden, key):
 )
 def test_group_advantages(golden, key, algorithm):
     mask = golden["mask"] > 0
-    advantages = compute_advantages(algorithm, golden["rewards"], mask)
+    advantages = jit(compute_advantages, static_argnums=0)(algorithm, golden["rewards"], mask)
     np.testing.assert_allclose(advantages * mask, golden[f"adv/{key}"], atol=1e-5)
 
 
@@ -54,8 +56,9 @@ def test_gae_and_its_returns(golden):
     algorithm = Algorithm(advantage="gae", gamma=1.0, lam=0.95)
     mask = golden["mask"] > 0
     arguments = (algorithm, golden["rewards"], mask)
-    advantages = compute_advantages(*arguments, values=golden["values"])
-    returns = compute_returns(*arguments, golden["values"])
+    advantages, returns = (jit(f, static_argnums=0) for f in (compute_advantages, compute_returns))
+    advantages = advantages(*arguments, values=golden["values"])
+    returns = returns(*arguments, golden["values"])
     np.testing.assert_allclose(advantages, golden["adv/gae_1.0_0.95"] * mask, atol=1e-5)
     np.testing.assert_allclose(returns, golden["returns_gae_1.0_0.95"] * mask, atol=1e-5)
 

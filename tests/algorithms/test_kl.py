@@ -1,7 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import jit
 
 from grpo_jax.algorithms import KLS
 from grpo_jax.algorithms.kl import importance_weighted
@@ -36,10 +39,14 @@ def test_importance_weight_makes_the_gradient_unbiased():
     old, reference = jax.nn.log_softmax(old), jax.nn.log_softmax(reference)
     mask = jnp.ones((1, 1, 3), bool)
 
+    @jit
+    @jax.grad
     def exact(x):
         logp = jax.nn.log_softmax(x)
         return jnp.sum(jnp.exp(logp) * (logp - reference))
 
+    @functools.partial(jit, static_argnums=1)
+    @jax.grad
     def estimate(x, weighted):
         logp = jax.nn.log_softmax(x)[None, None]
         kl = KLS["k3"](logp, reference[None, None], mask)
@@ -47,15 +54,17 @@ def test_importance_weight_makes_the_gradient_unbiased():
             kl = importance_weighted(kl, token(logp, old[None, None], mask))
         return jnp.sum(jnp.exp(old) * kl)
 
-    want = jax.grad(exact)(logits)
-    np.testing.assert_allclose(jax.grad(estimate)(logits, True), want, atol=1e-6)
-    assert np.abs(jax.grad(estimate)(logits, False) - want).max() > 0.01
+    want = exact(logits)
+    np.testing.assert_allclose(estimate(logits, True), want, atol=1e-6)
+    assert np.abs(estimate(logits, False) - want).max() > 0.01
 
 
 @pytest.mark.parametrize("name", KLS)
 def test_garbage_at_masked_positions_reaches_neither_value_nor_gradient(batch, garbage, name):
-    def value_and_grad(b):
-        loss = lambda x: jnp.exp(KLS[name](x, b["logp_ref"], b["mask"])).sum()  # noqa: E731
-        return jax.value_and_grad(loss)(b["logp"])
+    @jit
+    @jax.value_and_grad
+    def value_and_grad(logp, ref):
+        return jnp.exp(KLS[name](logp, ref, batch["mask"])).sum()
 
-    jax.tree.map(np.testing.assert_array_equal, value_and_grad(garbage), value_and_grad(batch))
+    dirty, clean = (value_and_grad(b["logp"], b["logp_ref"]) for b in (garbage, batch))
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)

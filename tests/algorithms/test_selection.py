@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from compiled import jit
 
 from grpo_jax.algorithms import Algorithm, select_tokens
 from grpo_jax.algorithms.selection import clip_cov, covariance, kl_cov, top_entropy
@@ -29,7 +30,7 @@ def test_covariance(batch):
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 1.0])
 def test_top_entropy(batch, garbage, fraction):
     mask = batch["mask"]
-    got = top_entropy(mask, entropy=garbage["entropy"], entropy_fraction=fraction)
+    got = jit(top_entropy)(mask, entropy=garbage["entropy"], entropy_fraction=fraction)
     want = highest(batch["entropy"], mask, int(fraction * mask.sum()))
     np.testing.assert_array_equal(got, want)
 
@@ -37,17 +38,19 @@ def test_top_entropy(batch, garbage, fraction):
 def test_the_count_survives_rounding_and_ties():
     """0.2 of 15 tokens is 3, also where all have one entropy."""
     mask = np.ones((1, 3, 5), bool)
-    got = top_entropy(mask, entropy=np.ones(mask.shape, np.float32), entropy_fraction=0.2)
+    ones = np.ones(mask.shape, np.float32)
+    got = jit(top_entropy)(mask, entropy=ones, entropy_fraction=0.2)
     assert got.sum() == 3
 
 
 def test_kl_cov(batch):
     mask = batch["mask"]
     arrays = {"logp_rollout": batch["logp_rollout"], "advantages": batch["values"]}
-    got = kl_cov(mask, **arrays, kl_cov_fraction=0.1)
+    select = jit(kl_cov)
+    got = select(mask, **arrays, kl_cov_fraction=0.1)
     want = highest(reference_covariance(batch), mask, int(0.1 * mask.sum()))
     np.testing.assert_array_equal(got, want)
-    assert kl_cov(mask, **arrays, kl_cov_fraction=1e-4).sum() == 1  # never fewer
+    assert select(mask, **arrays, kl_cov_fraction=1e-4).sum() == 1  # never fewer
 
 
 def test_clip_cov_drops_a_random_few_between_the_bounds(batch):
@@ -57,15 +60,16 @@ def test_clip_cov_drops_a_random_few_between_the_bounds(batch):
     bounds = {"clip_cov_low": 0.1, "clip_cov_high": 1.0}
     count = int(0.05 * mask.sum())
     assert between.sum() > count > 1
+    select = jit(clip_cov)
     drops = []
     for seed in range(4):
         rng = jax.random.key(seed)
-        keep = np.asarray(clip_cov(mask, **arrays, rng=rng, clip_cov_fraction=0.05, **bounds))
+        keep = np.asarray(select(mask, **arrays, rng=rng, clip_cov_fraction=0.05, **bounds))
         dropped = keep == 0
         assert dropped.sum() == count and np.all(between[dropped])
         drops.append(dropped)
     assert any(np.any(drops[0] != other) for other in drops[1:])
-    everyone = clip_cov(mask, **arrays, rng=rng, clip_cov_fraction=1.0, **bounds)
+    everyone = select(mask, **arrays, rng=rng, clip_cov_fraction=1.0, **bounds)
     np.testing.assert_array_equal(np.asarray(everyone) == 0, between)
 
 

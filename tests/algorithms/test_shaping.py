@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from compiled import jit
 
 from grpo_jax.algorithms import (
     PRESETS,
@@ -19,10 +20,12 @@ PARTS = np.array(
 )
 WEIGHTS = (2.0, 0.1)
 
+combine = jit(combine_rewards, static_argnums=(1, 2))
+
 
 def test_sum_leaves_out_those_that_abstain():
     want = [[2 + 1, 0 + 3, 2, 2], [0.5, 1 + 0.7, 1 + 0.9, NAN]]
-    np.testing.assert_allclose(combine_rewards(PARTS, WEIGHTS), want, rtol=1e-6)
+    np.testing.assert_allclose(combine(PARTS, WEIGHTS), want, rtol=1e-6)
 
 
 def test_normalize_each():
@@ -35,20 +38,21 @@ def test_normalize_each():
     valid = ~np.isnan(PARTS).all(0)
     scores = (scores - scores[valid].mean()) / (scores[valid].std(ddof=1) + 1e-6)
     want = np.where(valid, scores, NAN)
-    np.testing.assert_allclose(combine_rewards(PARTS, WEIGHTS, "normalize_each"), want, atol=1e-5)
+    np.testing.assert_allclose(combine(PARTS, WEIGHTS, "normalize_each"), want, atol=1e-5)
 
 
 def test_the_gdpo_preset_passes_normalised_rewards_through():
     parts = np.nan_to_num(PARTS)
     algorithm = PRESETS["gdpo"]
-    rewards = combine_rewards(parts, WEIGHTS, algorithm.reward_combination)
-    advantages = compute_advantages(algorithm, rewards, np.ones((2, 4, 3), bool))
+    rewards = combine(parts, WEIGHTS, algorithm.reward_combination)
+    compute = jit(compute_advantages, static_argnums=0)
+    advantages = np.asarray(compute(algorithm, rewards, np.ones((2, 4, 3), bool)))
     np.testing.assert_allclose(advantages[..., 0], rewards, atol=1e-6)
 
 
 def test_normalize_each_without_spread_is_exactly_zero():
     parts = np.full((2, 2, 4), 0.1, np.float32)
-    assert np.all(combine_rewards(parts, WEIGHTS, "normalize_each") == 0)
+    assert np.all(np.asarray(combine(parts, WEIGHTS, "normalize_each")) == 0)
 
 
 def test_bad_arguments_are_refused():

@@ -1,28 +1,31 @@
 """Cases worked out by hand; test_loss.py holds the formulas on ragged data."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import jit
 
 from grpo_jax.algorithms import SURROGATES, Algorithm
 from grpo_jax.algorithms.algorithm import call
 from grpo_jax.algorithms.surrogates import clipped_tokens
 
 
+@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.value_and_grad, argnums=1)
+def loss_and_gradient(algorithm, log_ratio, advantage):
+    x, advantage = (jnp.full((1, 1, 1), y) for y in (log_ratio, advantage))
+    return call(SURROGATES[algorithm.surrogate], algorithm, x, advantage, x, x == x).sum()
+
+
 def at(surrogate, ratio, advantage, **fields):
     """Loss and its gradient in log w of a single token; logp = log w."""
     algorithm = Algorithm(surrogate=surrogate, **fields)
-    shape = (1, 1, 1)
-
-    def loss(x):
-        arrays = (jnp.full(shape, x), jnp.full(shape, advantage), jnp.full(shape, x))
-        return call(SURROGATES[surrogate], algorithm, *arrays, jnp.ones(shape, bool)).sum()
-
-    return jax.value_and_grad(loss)(math.log(ratio))
+    return loss_and_gradient(algorithm, math.log(ratio), advantage)
 
 
 @pytest.mark.parametrize(

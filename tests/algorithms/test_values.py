@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from compiled import jit
 
 from grpo_jax.algorithms import token_weights, value_loss
 
@@ -35,7 +36,7 @@ def test_gradient_is_the_new_values_alone_and_garbage_stays_out(batch, garbage):
     def gradient(b):
         new, old, returns, mask = arrays(b)
         loss = lambda *x: value_loss(*x, mask, weights, value_clip=0.2, value_coef=1.0)[0]  # noqa: E731
-        return jax.grad(loss, argnums=(0, 1, 2))(new, old, returns)
+        return jit(jax.grad(loss, argnums=(0, 1, 2)))(new, old, returns)
 
     clean, dirty = gradient(batch), gradient(garbage)
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)

@@ -1,0 +1,23 @@
+"""What every test shares; it runs before JAX is imported, and child processes inherit it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling takes most of the tests' time; a second run finds its programs here.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden data and weights beside the repository, which not everyone has."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"no folder {path}")
+    return path
