@@ -1,23 +1,14 @@
-"""Every field of an experiment with its default, the rules between fields, and the command line."""
+"""Every field of an experiment with its default, and the rules between fields."""
 
 import dataclasses
 import difflib
-import importlib.util
-import itertools
 import math
-import re
-import sys
-import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from absl import app, flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_dict, config_flags
-
-FLAGS = flags.FLAGS
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 _CHOICES = {
     "overlong_prompts": ("refuse", "drop"),
@@ -41,7 +32,6 @@ _AT_MOST_ONE = ("rollout.top_p", "rollout.min_p", "optimizer.end_factor")
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
 _FREE = ("task", "rewards", "algorithm")
-_NO_CONFIG = "--config=configs/<name>.py is needed: the experiment to run"
 
 
 class UsageError(ValueError):
@@ -203,13 +193,13 @@ def _check_values(values: dict[str, Any]) -> None:
     for name, value in values.items():
         free = name.split(".")[0] in _FREE
         if name not in known and not free:
-            raise UsageError(_unknown(name, known))
+            raise UsageError(unknown_field(name, known))
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"config.{name}: {value} is not a finite number")
         if free:
             continue
         if type(value) is not type(known[name]):
-            raise UsageError(_wrong_type(name, value, type(known[name])))
+            raise UsageError(wrong_type(name, value, type(known[name])))
         if name in _CHOICES and value not in _CHOICES[name]:
             raise UsageError(_unknown_choice(name, value, _CHOICES[name]))
         if isinstance(value, int | float):
@@ -318,7 +308,8 @@ def closest(name: str, valid: Iterable[str]) -> str:
     return parents[0] if parents else max(fields, key=likeness)
 
 
-def _unknown(name: str, valid: Iterable[str]) -> str:
+def unknown_field(name: str, valid: Iterable[str]) -> str:
+    """Say that no field is called `name`, and which one of `valid` may have been meant."""
     return f"unknown field config.{name}; the closest valid one is config.{closest(name, valid)}"
 
 
@@ -326,179 +317,6 @@ def _unknown_choice(name: str, value: Any, valid: Sequence[str]) -> str:
     return f"config.{name}: unknown value {value!r}; valid: {', '.join(valid)}"
 
 
-def _wrong_type(name: str, value: Any, kind: type) -> str:
+def wrong_type(name: str, value: Any, kind: type) -> str:
+    """Say that `value` does not fit the field `name`."""
     return f"config.{name}: {value!r} is not of type {kind.__name__}"
-
-
-def load_config_file(path: str) -> ConfigDict:
-    """Return what `get_config()` of the Python file `path` returns.
-
-    `path` may end in ':text', which is handed to `get_config`. Raises UsageError on one line if
-    the file is missing or broken, naming the line at fault.
-    """
-    name, *argument = path.split(":", 1)
-    spec = importlib.util.spec_from_file_location("config_file", name)
-    if not Path(name).is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"--config: no Python file {name}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*argument)
-    except Exception as error:
-        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise UsageError(f"config file {name}: get_config() must return a ConfigDict: {config!r}")
-    return config
-
-
-def _where(error: Exception, path: str) -> str:
-    here = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    here += [error.lineno] if isinstance(error, SyntaxError) else []
-    return f", line {here[-1]}" if here else ""
-
-
-def _told(error: Exception) -> str:
-    """Return the error in words; ml_collections prints the whole config for an unknown field."""
-    missing = re.search(r'[Kk]ey "(\w+)" does not exist|^[\'"]?(\w+)[\'"]?$', str(error))
-    if isinstance(error, AttributeError) and missing:
-        return _unknown(missing[1] or missing[2], flatten(defaults().to_dict()))
-    return f"{type(error).__name__}: {_one_line(error)}"
-
-
-def define_flags(
-    with_config: bool = True,
-    argv: list[str] | None = None,
-    flag_values: flags.FlagValues = FLAGS,
-) -> None:
-    """Define --config and --workdir; absl reads `argv` (default: the process's) for overrides."""
-    if with_config:
-        config_flags.DEFINE_config_file(
-            "config",
-            help_string="the experiment: configs/<name>.py; any field: --config.a.b=value",
-            sys_argv=argv,
-            flag_values=flag_values,
-        )
-    flags.DEFINE_string(
-        "workdir", None, "the run's folder (default: runs/<config name>)", flag_values=flag_values
-    )
-    for name in ("config", "workdir") if with_config else ("workdir",):
-        flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])  # for --help
-
-
-def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[str]:
-    """Parse the command line, setting the flags, and return what is left of it.
-
-    Raises UsageError on one line for an unknown flag or field and for a wrong type or file.
-    """
-    given = _options(argv)
-    path = dict(given).get("config")
-    fields = [(k.removeprefix("config."), v) for k, v in given if k.startswith("config.")]
-    kinds = {}
-    if fields and path is None:
-        raise UsageError(_NO_CONFIG)
-    if path is not None and "config" in flag_values:
-        config = load_config_file(path)
-        flat = flatten(config.to_dict())
-        for name, _ in fields:
-            if isinstance(value := _get(config, name), ConfigDict):
-                example = closest(name, [f"{name}.{key}" for key in value] or [name])
-                raise UsageError(f"config.{name} is a group of fields; set one: config.{example}")
-            if name not in flat:
-                raise UsageError(_unknown(name, flat))
-        kinds = {name: _field_type(config, name) for name, _ in fields}
-    # Warnings only, unless the user says otherwise: Orbax tells of every save.
-    quiet = ["--verbosity=-1"] if "verbosity" in flag_values else []
-    try:
-        return flag_values([argv[0], *quiet, *argv[1:]])
-    except flags.Error as error:
-        for name, value in fields:
-            if name in kinds and str(error).startswith(f"flag --config.{name}={value}:"):
-                raise UsageError(_wrong_type(name, value, kinds[name])) from error
-        raise UsageError(_one_line(error)) from error
-
-
-def _options(argv: list[str]) -> list[tuple[str, str]]:
-    """Return (name, value) for each --name=value and --name value of the command line."""
-    found = []
-    for arg, following in itertools.pairwise([*argv[1:], ""]):
-        if arg == "--":
-            break
-        match = re.match(r"--?(?:no(?=config\.))?([\w.]+)(?:=(.*))?$", arg, re.DOTALL)
-        if match:
-            found.append((match[1], following if match[2] is None else match[2]))
-    return found
-
-
-def _get(config: ConfigDict, name: str) -> Any:
-    value: Any = config
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, ConfigDict) else None
-    return value
-
-
-def _field_type(config: ConfigDict, name: str) -> type:
-    *groups, leaf = name.split(".")
-    return (_get(config, ".".join(groups)) if groups else config).get_type(leaf)
-
-
-def default_workdir(config_path: str) -> Path:
-    """Return runs/<name> for the config file <name>.py."""
-    return Path("runs") / Path(config_path.split(":", 1)[0]).stem
-
-
-def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoReturn:
-    """Run a program: `main(config, workdir)`, or `main(workdir)` when it takes no config.
-
-    config   FrozenConfigDict, resolved and checked
-    workdir  Path; --workdir, else runs/<config name>
-
-    Exits with main's result. Bad input ends in one line 'error: ...' and status 2; an unexpected
-    exception keeps its traceback.
-    """
-    define_flags(with_config)
-    app.run(
-        lambda argv: _reporting(_call_main, main, with_config, argv),
-        flags_parser=lambda argv: _reporting(_parse_or_help, argv),
-    )
-    raise AssertionError("app.run returned")
-
-
-def _call_main(main: Callable[..., int | None], with_config: bool, argv: list[str]) -> int | None:
-    if argv[1:]:
-        raise UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    if not with_config:
-        if FLAGS.workdir is None:
-            raise UsageError("--workdir=DIR is needed: the folder of a run")
-        return main(Path(FLAGS.workdir))
-    if FLAGS.config is None:
-        raise UsageError(_NO_CONFIG)
-    workdir = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
-    return main(resolve(FLAGS.config), Path(workdir))
-
-
-def _parse_or_help(argv: list[str]) -> list[str]:
-    try:
-        return parse_flags(argv)
-    except SystemExit:
-        sys.exit(0)  # absl has shown the help, but ends with status 1
-
-
-def _reporting(function: Callable, *args: Any) -> Any:
-    try:
-        return function(*args)
-    except ValueError as error:
-        if not _is_bad_input(error):
-            raise
-        sys.stderr.write(f"error: {_one_line(error)}\n")
-        sys.exit(2)
-
-
-def _is_bad_input(error: ValueError) -> bool:
-    """Tell our own `raise ValueError(...)` from one that a bug drew from Python or a library."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(last.filename).is_relative_to(Path(__file__).parent)
-    return isinstance(error, UsageError) or (ours and (last.line or "").startswith("raise"))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,41 +1,10 @@
 import dataclasses
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from absl import flags
 
 from grpo_jax import algorithms, config
 from grpo_jax.config import UsageError
-
-FILE = """
-from grpo_jax.config import defaults
-
-def get_config(digits="3"):
-    config = defaults()
-    config.task = {"name": "addition", "digits": int(digits)}
-    config.rewards = {"accuracy": 2.0}
-    config.steps = 7
-    return config
-"""
-
-
-@pytest.fixture
-def config_file(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(FILE)
-    return path
-
-
-def parsed(*options):
-    argv = ["program", *map(str, options)]
-    values = flags.FlagValues()
-    config.define_flags(argv=argv, flag_values=values)
-    config.parse_flags(argv, values)
-    return values.config
 
 
 def with_values(**fields):
@@ -53,70 +22,6 @@ def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
         resolved.steps = 3
     assert config.resolve(resolved).to_dict() == resolved.to_dict()
     assert json.loads(json.dumps(resolved.to_dict()))["rollout"]["group"] == 8
-
-
-def test_the_preset_comes_first_and_overrides_win(config_file):
-    options = ("--config.algorithm.beta=0.5", "--config.algorithm.preset=dapo")
-    algorithm = config.resolve(parsed(f"--config={config_file}", *options)).algorithm
-    dapo = algorithms.PRESETS["dapo"]
-    assert algorithm.clip_high == dapo.clip_high != algorithms.PRESETS["grpo"].clip_high
-    assert algorithm.beta == 0.5 != dapo.beta
-
-
-def test_options_of_every_type_reach_the_config(config_file):
-    got = parsed(
-        f"--config={config_file}:5",
-        *("--config.steps=9", "--config.optimizer.learning_rate", "1", "--config.model.tied"),
-        *("--config.eval.samples=4", "--config.rewards.accuracy=0.5", "--noconfig.model.tied"),
-    )
-    assert (got.steps, got.optimizer.learning_rate, got.model.tied) == (9, 1.0, False)
-    assert got.task.to_dict() == {"name": "addition", "digits": 5}
-    assert got.rewards.to_dict() == {"accuracy": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--config.rolout.group=4", "unknown field config.rolout.group; .* config.rollout.group"),
-        ("--config.learning_rte=1", "unknown field .* config.optimizer.learning_rate"),
-        ("--config.group=4", "unknown field config.group; .* config.rollout.group"),
-        ("--config.rewards.accurcy=1", "unknown field .* config.rewards.accuracy"),
-        ("--config.task.digit=1", "unknown field .* config.task.digits"),
-        ("--config.steps.x=1", "unknown field config.steps.x; .* config.steps"),
-        ("--config.steps=abc", "config.steps: 'abc' is not of type int"),
-        ("--config.steps=1.5", "config.steps: '1.5' is not of type int"),
-        ("--config.optimizer.eps=tiny", "config.optimizer.eps: 'tiny' is not of type float"),
-        ("--config.algorithm.beta=x", "config.algorithm.beta: 'x' is not of type float"),
-        ("--config.model.tied=perhaps", "config.model.tied: 'perhaps' is not of type bool"),
-        ("--config.model=4", r"config.model is a group of fields; set one: config\.model\.\w+"),
-        ("--workdri=x", "Unknown command line flag 'workdri'. Did you mean: workdir"),
-    ],
-)
-def test_a_bad_option_is_named_in_one_line(config_file, option, message):
-    with pytest.raises(UsageError, match=message) as raised:
-        parsed(f"--config={config_file}", option)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "--config: no Python file .*tiny.py"),
-        ("def get_config(:", r"tiny\.py, line 1: SyntaxError: invalid syntax"),
-        ("x = 1\ny = z\n", r"tiny\.py, line 2: NameError: name 'z'"),
-        ("x = 1\n", r"tiny\.py: AttributeError: .*no attribute 'get_config'"),
-        ("def get_config():\n  pass\n", "must return a ConfigDict"),
-        (FILE.replace("config.steps", "config.rolout"), r"line 8: unknown field .*\.rollout\."),
-        (FILE.replace("steps = 7", "steps = 'x'"), "line 8: TypeError: .*'steps'.*int"),
-    ],
-)
-def test_a_broken_config_file_is_told_in_one_line(config_file, text, message):
-    config_file.unlink()
-    if text is not None:
-        config_file.write_text(text)
-    with pytest.raises(UsageError, match=message) as raised:
-        parsed(f"--config={config_file}")
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -171,58 +76,6 @@ def test_config_diff_names_dotted_fields():
         "new: (absent) -> None",
     ]
     assert config.config_diff(new, new) == []
-
-
-PROGRAM = '''"""A program."""
-from grpo_jax.config import UsageError, run_main
-from grpo_jax.statistics import pass_at_k
-
-def main(config, workdir):
-    if config.steps == 1:
-        raise UsageError("two\\nlines")
-    if config.steps == 2:
-        int("a bug")
-    if config.steps == 3:
-        pass_at_k(1, 0, 2)
-    print(workdir, config.steps,)
-
-if __name__ == "__main__":
-    run_main(main)
-'''
-
-
-@pytest.mark.parametrize(
-    ("options", "status", "out", "err"),
-    [
-        (["--config=tiny.py"], 0, r"^runs/tiny 7\n$", r"^$"),
-        (["--config=tiny.py", "--workdir=x", "--config.steps=4"], 0, r"^x 4\n$", r"^$"),
-        (["--config=tiny.py", "--config.steps=3"], 2, r"^$", r"^error: pass@k needs .*\n$"),
-        (["--config=tiny.py", "--config.steps=1"], 2, r"^$", r"^error: two lines\n$"),
-        (["--config=tiny.py", "--config.steps=2"], 1, r"^$", r"Traceback(.|\n)*ValueError: inv"),
-        (["--config=tiny.py", "--config.stps=1"], 2, r"^$", r"^error: unknown field .*steps\n$"),
-        (["--config=tiny.py", "steps=1"], 2, r"^$", r"^error: unexpected argument 'steps=1'.*\n$"),
-        (["--config.steps=1"], 2, r"^$", r"^error: --config=configs/<name>.py is needed.*\n$"),
-    ],
-)
-def test_a_program_ends_with_a_status_and_one_line(
-    config_file, monkeypatch, options, status, out, err
-):
-    (config_file.parent / "program.py").write_text(PROGRAM)
-    monkeypatch.chdir(config_file.parent)
-    monkeypatch.setenv("PYTHONPATH", str(Path(config.__file__).parents[1]))
-    command = [sys.executable, "program.py", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    assert re.search(out, done.stdout) and re.search(err, done.stderr), (done.stdout, done.stderr)
-
-
-def test_help_is_quick_and_names_the_flags():
-    code = "import sys; from grpo_jax import config; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = "from grpo_jax import config; config.run_main(print)"
-    command = [sys.executable, "-c", code, "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "--config:" in shown and "--workdir:" in shown
 
 
 def test_the_closest_field_is_by_its_last_part():

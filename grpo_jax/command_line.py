@@ -1,0 +1,201 @@
+"""The command line of an experiment: flags, config files, and errors on one line."""
+
+import importlib.util
+import itertools
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from grpo_jax.config import (
+    UsageError,
+    closest,
+    defaults,
+    flatten,
+    resolve,
+    unknown_field,
+    wrong_type,
+)
+
+FLAGS = flags.FLAGS
+
+_NO_CONFIG = "--config=configs/<name>.py is needed: the experiment to run"
+
+
+def load_config_file(path: str) -> ConfigDict:
+    """Return what `get_config()` of the Python file `path` returns.
+
+    `path` may end in ':text', which is handed to `get_config`. Raises UsageError on one line if
+    the file is missing or broken, naming the line at fault.
+    """
+    name, *argument = path.split(":", 1)
+    spec = importlib.util.spec_from_file_location("config_file", name)
+    if not Path(name).is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"--config: no Python file {name}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*argument)
+    except Exception as error:
+        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"config file {name}: get_config() must return a ConfigDict: {config!r}")
+    return config
+
+
+def _where(error: Exception, path: str) -> str:
+    here = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    here += [error.lineno] if isinstance(error, SyntaxError) else []
+    return f", line {here[-1]}" if here else ""
+
+
+def _told(error: Exception) -> str:
+    """Return the error in words; ml_collections prints the whole config for an unknown field."""
+    missing = re.search(r'[Kk]ey "(\w+)" does not exist|^[\'"]?(\w+)[\'"]?$', str(error))
+    if isinstance(error, AttributeError) and missing:
+        return unknown_field(missing[1] or missing[2], flatten(defaults().to_dict()))
+    return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def define_flags(
+    with_config: bool = True,
+    argv: list[str] | None = None,
+    flag_values: flags.FlagValues = FLAGS,
+) -> None:
+    """Define --config and --workdir; absl reads `argv` (default: the process's) for overrides."""
+    if with_config:
+        config_flags.DEFINE_config_file(
+            "config",
+            help_string="the experiment: configs/<name>.py; any field: --config.a.b=value",
+            sys_argv=argv,
+            flag_values=flag_values,
+        )
+    flags.DEFINE_string(
+        "workdir", None, "the run's folder (default: runs/<config name>)", flag_values=flag_values
+    )
+    for name in ("config", "workdir") if with_config else ("workdir",):
+        flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])  # for --help
+
+
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[str]:
+    """Parse the command line, setting the flags, and return what is left of it.
+
+    Raises UsageError on one line for an unknown flag or field and for a wrong type or file.
+    """
+    given = _options(argv)
+    path = dict(given).get("config")
+    fields = [(k.removeprefix("config."), v) for k, v in given if k.startswith("config.")]
+    kinds = {}
+    if fields and path is None:
+        raise UsageError(_NO_CONFIG)
+    if path is not None and "config" in flag_values:
+        config = load_config_file(path)
+        flat = flatten(config.to_dict())
+        for name, _ in fields:
+            if isinstance(value := _get(config, name), ConfigDict):
+                example = closest(name, [f"{name}.{key}" for key in value] or [name])
+                raise UsageError(f"config.{name} is a group of fields; set one: config.{example}")
+            if name not in flat:
+                raise UsageError(unknown_field(name, flat))
+        kinds = {name: _field_type(config, name) for name, _ in fields}
+    # Warnings only, unless the user says otherwise: Orbax tells of every save.
+    quiet = ["--verbosity=-1"] if "verbosity" in flag_values else []
+    try:
+        return flag_values([argv[0], *quiet, *argv[1:]])
+    except flags.Error as error:
+        for name, value in fields:
+            if name in kinds and str(error).startswith(f"flag --config.{name}={value}:"):
+                raise UsageError(wrong_type(name, value, kinds[name])) from error
+        raise UsageError(_one_line(error)) from error
+
+
+def _options(argv: list[str]) -> list[tuple[str, str]]:
+    """Return (name, value) for each --name=value and --name value of the command line."""
+    found = []
+    for arg, following in itertools.pairwise([*argv[1:], ""]):
+        if arg == "--":
+            break
+        match = re.match(r"--?(?:no(?=config\.))?([\w.]+)(?:=(.*))?$", arg, re.DOTALL)
+        if match:
+            found.append((match[1], following if match[2] is None else match[2]))
+    return found
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, ConfigDict) else None
+    return value
+
+
+def _field_type(config: ConfigDict, name: str) -> type:
+    *groups, leaf = name.split(".")
+    return (_get(config, ".".join(groups)) if groups else config).get_type(leaf)
+
+
+def default_workdir(config_path: str) -> Path:
+    """Return runs/<name> for the config file <name>.py."""
+    return Path("runs") / Path(config_path.split(":", 1)[0]).stem
+
+
+def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoReturn:
+    """Run a program: `main(config, workdir)`, or `main(workdir)` when it takes no config.
+
+    config   FrozenConfigDict, resolved and checked
+    workdir  Path; --workdir, else runs/<config name>
+
+    Exits with main's result. Bad input ends in one line 'error: ...' and status 2; an unexpected
+    exception keeps its traceback.
+    """
+    define_flags(with_config)
+    app.run(
+        lambda argv: _reporting(_call_main, main, with_config, argv),
+        flags_parser=lambda argv: _reporting(_parse_or_help, argv),
+    )
+    raise AssertionError("app.run returned")
+
+
+def _call_main(main: Callable[..., int | None], with_config: bool, argv: list[str]) -> int | None:
+    if argv[1:]:
+        raise UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    if not with_config:
+        if FLAGS.workdir is None:
+            raise UsageError("--workdir=DIR is needed: the folder of a run")
+        return main(Path(FLAGS.workdir))
+    if FLAGS.config is None:
+        raise UsageError(_NO_CONFIG)
+    workdir = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
+    return main(resolve(FLAGS.config), Path(workdir))
+
+
+def _parse_or_help(argv: list[str]) -> list[str]:
+    try:
+        return parse_flags(argv)
+    except SystemExit:
+        sys.exit(0)  # absl has shown the help, but ends with status 1
+
+
+def _reporting(function: Callable, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except ValueError as error:
+        if not _is_bad_input(error):
+            raise
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.exit(2)
+
+
+def _is_bad_input(error: ValueError) -> bool:
+    """Tell our own `raise ValueError(...)` from one that a bug drew from Python or a library."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(last.filename).is_relative_to(Path(__file__).parent)
+    return isinstance(error, UsageError) or (ours and (last.line or "").startswith("raise"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
