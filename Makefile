@@ -1,0 +1,85 @@
+# Everything a checkout needs: `make train` trains the default experiment, `make test` checks the
+# code. Both build .venv first, with the exact versions of constraints.txt.
+
+PYTHON ?=
+CONFIG ?= configs/default.py
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt
+PINS := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: help train test lint notebook reasoning_gym clean
+
+help:
+	@echo 'make train          train configs/default.py; CONFIG=configs/<name>.py for another,'
+	@echo '                    ARGS="--config.steps=5 --workdir=DIR" for more options'
+	@echo 'make test           ruff, mypy and pytest; ARGS="-k loss" selects tests'
+	@echo 'make lint           ruff and mypy alone'
+	@echo 'make notebook       open the notebooks in JupyterLab'
+	@echo 'make reasoning_gym  add the tasks of reasoning_gym (needs a C compiler)'
+	@echo 'make clean          remove .venv, caches and build folders, but no runs'
+	@echo
+	@echo 'PYTHON=/path/to/python chooses the interpreter (3.11 or newer) that .venv is made with.'
+
+train: $(VENV)/train.stamp
+	$(BIN)/python -m experiments.train --config=$(CONFIG) $(ARGS)
+
+test: lint
+	@if test -e $(VENV)/reasoning_gym.stamp; then :; \
+	elif ! command -v cc >/dev/null; then \
+		echo 'No C compiler (cc): the tests of reasoning_gym are skipped.'; \
+	elif ! $(MAKE) --no-print-directory reasoning_gym; then \
+		echo 'reasoning_gym could not be installed: its tests are skipped.'; \
+	fi
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebook: $(VENV)/notebook.stamp
+	$(BIN)/jupyter lab notebooks
+
+reasoning_gym: $(VENV)/reasoning_gym.stamp
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
+
+$(VENV)/train.stamp: $(PINS) | $(BIN)/pip
+	@echo 'Installing grpo_jax and what it needs into $(VENV) ...'
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/test.stamp: $(PINS) | $(BIN)/pip
+	@echo 'Installing grpo_jax, what it needs and the test tools into $(VENV) ...'
+	@$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/train.stamp
+
+# pip before 23.3 knows the extra with a hyphen only.
+$(VENV)/reasoning_gym.stamp: $(PINS) | $(BIN)/pip
+	@echo 'Installing reasoning_gym into $(VENV) ...'
+	@$(PIP) -e '.[reasoning-gym]'
+	@touch $@ $(VENV)/train.stamp
+
+$(VENV)/notebook.stamp: $(PINS) | $(BIN)/pip
+	@echo 'Installing grpo_jax and JupyterLab into $(VENV) ...'
+	@$(PIP) -e '.[notebook]'
+	@touch $@ $(VENV)/train.stamp
+
+# pip comes last into a virtual environment, so its presence means a whole one.
+$(BIN)/pip:
+	@for python in $(PYTHON) python3.11 python3; do \
+		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+			2>/dev/null; then \
+			echo "Making $(VENV) with $$("$$python" --version) ..."; \
+			"$$python" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }; \
+			exit 0; \
+		fi; \
+	done; \
+	echo 'error: no Python 3.11 or newer with venv and pip among: $(PYTHON) python3.11 python3;' \
+		'name one by PYTHON=/path/to/python' >&2; \
+	exit 1
