@@ -19,5 +19,5 @@ def shared() -> Path:
     """The folder of golden data and weights beside the repository, which not everyone has."""
     path = ROOT.parent / "shared"
     if not path.is_dir():
-        pytest.skip(f"no folder {path}")
+        pytest.skip(f"golden data and weights are not at {path}")
     return path

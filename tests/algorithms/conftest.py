@@ -1,19 +1,16 @@
 """One ragged batch, P=4 G=4 T=6, with everything that goes wrong in practice."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "verl_0.9.1.npz"
-
 
 @pytest.fixture(scope="session")
-def golden():
-    if not GOLDEN.exists():
-        pytest.skip(f"golden vectors are not at {GOLDEN}")
-    return dict(np.load(GOLDEN))
+def golden(shared):
+    path = shared / "golden" / "verl_0.9.1.npz"
+    if not path.exists():
+        pytest.skip(f"golden vectors are not at {path}")
+    return dict(np.load(path))
 
 
 @pytest.fixture(scope="session")
