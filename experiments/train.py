@@ -1,4 +1,7 @@
-"""Train: python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x=y ...]."""
+"""Train, or go on with, an experiment.
+
+    python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x=y ...]
+"""
 
 from grpo_jax.command_line import run_main
 

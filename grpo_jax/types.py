@@ -6,16 +6,14 @@ import jax
 from flax import struct
 
 
-@struct.dataclass
-class Prompts:
+class Prompts(struct.PyTreeNode):
     """Left-padded prompts: tokens i32[P, S]; mask bool[P, S], True on real tokens."""
 
     tokens: jax.Array
     mask: jax.Array
 
 
-@struct.dataclass
-class Rollouts:
+class Rollouts(struct.PyTreeNode):
     """Sampled groups of completions, right-padded.
 
     prompts   Prompts of [P, S]
@@ -34,8 +32,7 @@ class Rollouts:
     finished: jax.Array
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """What updates learn from; every array leads with P, so that minibatches are slices.
 
     prompts       Prompts of [P, S]
@@ -61,8 +58,7 @@ class Batch:
     selection: jax.Array | None = None
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All the arrays that training carries from step to step.
 
     step        i32[]; updates made

@@ -27,7 +27,6 @@ def train_state(seed=0, rng=None):
         opt_state=optax.adamw(1e-3).init(params),
         ref_params=None,
         rng=jax.random.key(seed) if rng is None else rng,
-        bad_steps=jnp.int32(0),
     )
 
 

@@ -16,16 +16,14 @@ from grpo_jax.models.linear import Linear
 MASKED = -1e30
 
 
-@struct.dataclass
-class Prefix:
+class Prefix(struct.PyTreeNode):
     """A prompt's keys and values in one layer: k, v [P, K, S, D]."""
 
     k: jax.Array
     v: jax.Array
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """A completion's own keys and values in one layer: k, v [P, K, G, U, D]."""
 
     k: jax.Array
@@ -68,6 +66,7 @@ def attend(
     logits = jnp.where(own_mask[:, :, :, None], logits, MASKED)
     top = logits.max(-1)
     if prefix is not None:
+        assert prefix_mask is not None, "a prefix comes with its mask"
         S = prefix.k.shape[2]
         chex.assert_shape([prefix.k, prefix.v], (P, K, S, D))
         pre = _products(q.reshape(P, K, G * R * T, D), prefix.k.swapaxes(-1, -2))

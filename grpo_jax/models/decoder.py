@@ -7,6 +7,8 @@
 Letters: P prompts, G group, S prompt length, T completion length, C hidden width, V vocabulary.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,12 +75,12 @@ class Decoder(nn.Module):
                 nn.initializers.normal(0.02 if c.tied else 1.0), ("vocab", "embed")
             ),
         )
-        block = Block
+        block: Any = Block
         if c.remat != "none":
             policy = jax.checkpoint_policies.checkpoint_dots if c.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers)
         if c.scan_layers:
-            self.layers = nn.scan(
+            self.layers: Any = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},

@@ -1,5 +1,7 @@
 """Log-probs of tokens without ever holding [P, G, T, V] logits whole."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -44,7 +46,7 @@ def token_logps(
 
     @jax.checkpoint
     def chunk(params, hidden, tokens):
-        logits = model.apply({"params": params}, hidden, method=Decoder.logits)
+        logits: Any = model.apply({"params": params}, hidden, method=Decoder.logits)
         return log_softmax_stats(logits, tokens, temperature)
 
     if n == T:
