@@ -1,11 +1,13 @@
 """Reinforcement learning from verifiable rewards: Algorithm 1 of DeepSeekMath (2402.03300)."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from grpo_jax import algorithms, checkpoints
 from grpo_jax.evaluation import evaluate
@@ -51,66 +53,81 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
     problems = Problems(ex)
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
     optimizer = make_optimizer(c.optimizer, updates)
-    reference = ex.algorithm.beta > 0
-    abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=reference)
-    restored = checkpoints.restore_latest(run.checkpoints, abstract)
-    if restored is None:
-        params = cold_start(ex, run.folder / "cold_start") if c.sft.steps else None
-        key = jax.random.key(c.seed)
-        state = init_state(ex.model, optimizer, key, ex.mesh, reference=reference, params=params)
-        start = (None, state)
-    else:
-        state, position = restored
-        problems.set_state(position)
-        start = (position["step"], state)
-    if start[0] == c.steps:
+    done, state = _start(ex, run, optimizer, problems)
+    if done == c.steps:
         print(f"{run.folder} is finished: all {c.steps} steps are done")
         return
 
-    def step(state: TrainState, number: int) -> Step:
-        problems.step = number
-        began = time.monotonic()
-        rollout = collect(
-            lambda: next(problems),
-            lambda drawn, extra: _sample(ex, state, drawn, number, extra),
-            lambda drawn, completions: _score(ex, rewarder, drawn, completions),
-            ex.algorithm.dynamic_sampling_rounds,
-        )
-        sampled = time.monotonic()
-        batch = prepare(
-            state,
-            put_batch(rollout.rollouts, ex.mesh),
-            put_batch(rollout.rewards, ex.mesh),
-            model=ex.model,
-            algorithm=ex.algorithm,
-            temperature=c.rollout.temperature,
-        )
-        state, metrics = _learn(ex, optimizer, state, batch, number)
-        metrics |= rollout_metrics(rollout, c.rollout.max_tokens)
-        metrics["data/dropped_prompts"] = problems.dropped
-        now = time.monotonic()
-        metrics |= {
-            "time/step": now - began,
-            "time/rollout": sampled - began,
-            "time/update": now - sampled,
-            "time/tokens_per_second": float(rollout.rollouts.mask.sum()) / (now - began),
-        }
-        advantages = np.asarray(batch.advantages[..., 0])
-        return Step(state, metrics, _samples(rollout, advantages, c.log.samples))
+    def held_out(state: TrainState) -> dict[str, Any]:
+        return evaluate(ex, state.params, rewarder, c.eval.problems, c.eval.samples)
 
     run_steps(
         run,
         c,
-        start,
+        (done, state),
         c.steps,
-        step,
+        partial(iteration, ex, optimizer, rewarder, problems),
         problems.get_state,
-        lambda state: (
-            evaluate(ex, state.params, rewarder, c.eval.problems, c.eval.samples)
-            if c.eval.every
-            else None
-        ),
+        held_out if c.eval.every else None,
     )
+
+
+def _start(
+    ex: Experiment, run: Run, optimizer: optax.GradientTransformation, problems: "Problems"
+) -> tuple[int | None, TrainState]:
+    """The newest checkpoint's step and state, or None and what the cold start leads to."""
+    c, reference = ex.config, ex.algorithm.beta > 0
+    abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=reference)
+    restored = checkpoints.restore_latest(run.checkpoints, abstract)
+    if restored is not None:
+        state, position = restored
+        problems.set_state(position)
+        return position["step"], state
+    params = cold_start(ex, run.folder / "cold_start") if c.sft.steps else None
+    key = jax.random.key(c.seed)
+    state = init_state(ex.model, optimizer, key, ex.mesh, reference=reference, params=params)
+    return None, state
+
+
+def iteration(
+    ex: Experiment,
+    optimizer: optax.GradientTransformation,
+    rewarder: Rewarder,
+    problems: "Problems",
+    state: TrainState,
+    number: int,
+) -> Step:
+    """Sample groups, score them, compute advantages, update; the state is donated."""
+    c = ex.config
+    problems.step = number
+    began = time.monotonic()
+    rollout = collect(
+        lambda: next(problems),
+        lambda drawn, extra: _sample(ex, state, drawn, number, extra),
+        lambda drawn, completions: _score(ex, rewarder, drawn, completions),
+        ex.algorithm.dynamic_sampling_rounds,
+    )
+    sampled = time.monotonic()
+    batch = prepare(
+        state,
+        put_batch(rollout.rollouts, ex.mesh),
+        put_batch(rollout.rewards, ex.mesh),
+        model=ex.model,
+        algorithm=ex.algorithm,
+        temperature=c.rollout.temperature,
+    )
+    advantages = np.asarray(batch.advantages[..., 0])
+    state, metrics = _learn(ex, optimizer, state, batch, number)
+    now = time.monotonic()
+    metrics |= rollout_metrics(rollout)
+    metrics |= {
+        "data/dropped_prompts": problems.dropped,
+        "time/step": now - began,
+        "time/rollout": sampled - began,
+        "time/update": now - sampled,
+        "time/tokens_per_second": float(rollout.rollouts.mask.sum()) / (now - began),
+    }
+    return Step(state, metrics, _samples(rollout, advantages, c.log.samples))
 
 
 class Problems:
@@ -198,7 +215,7 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
     return state, metrics
 
 
-def rollout_metrics(rollout: Collected, longest: int) -> dict[str, float]:
+def rollout_metrics(rollout: Collected) -> dict[str, float]:
     """TRL's metrics of a rollout: rewards [P, G], their parts, and completion lengths in tokens."""
     rewards, lengths = rollout.rewards, rollout.rollouts.mask.sum(-1)
     finished = rollout.rollouts.finished
