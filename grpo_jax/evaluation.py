@@ -1,5 +1,6 @@
 """Held-out evaluation: greedy accuracy, pass@k and maj@k, each with a 95% interval."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -22,13 +23,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Score held-out problems with the task's own accuracy.
 
-    problems  how many, from the first; at most as many as are held out
+    problems  how many, from the first; at most as many as are held out, over-long ones apart
+              where they are dropped
     samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
 
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
     score 1; pass@k (2107.03374) and maj@k are means over problems with Student's t intervals.
     """
-    chosen = [ex.task.heldout[i] for i in range(min(problems, len(ex.task.heldout)))]
+    held_out = (ex.task.heldout[i] for i in range(len(ex.task.heldout)))
+    chosen = list(itertools.islice(filter(ex.fits, held_out), problems))
+    if not chosen:
+        raise ValueError(f"config.prompt_length={ex.config.prompt_length} drops every held-out one")
     _, right, lengths, finished = _attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
     n, hits = len(chosen), int(right.sum())
     low, high = wilson_interval(hits, n)
@@ -50,12 +55,14 @@ def evaluate(
 def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, float]:
     """pass@k and maj@k for k = 1, 2, 4 .. of answers [P][n] marked right bool[P, n]."""
     n = right.shape[1]
-    result = {}
+    result: dict[str, float] = {}
     for k in [2**i for i in range(n.bit_length())]:
         measures = {"pass": pass_at_k(n, right.sum(1), k)}
         if k > 2:  # the majority of two is either one
+            # A reward may judge more than the answer: one marked both ways counts as two.
+            marked = [list(zip(a, r, strict=True)) for a, r in zip(answers, right, strict=True)]
             measures["maj"] = np.array(
-                [maj_at_k(a, r, k) for a, r in zip(answers, right, strict=True)]
+                [maj_at_k(m, r, k) for m, r in zip(marked, right, strict=True)]
             )
         for name, values in measures.items():
             mean, low, high = mean_interval(values)

@@ -11,14 +11,15 @@ from ml_collections import FrozenConfigDict
 from tokenizers import Tokenizer
 
 from grpo_jax.algorithms import Algorithm
+from grpo_jax.config import UsageError
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.sharding import make_mesh
-from grpo_jax.tasks import Task, make_task
-from grpo_jax.tokenizers import EOS, PAD, char_tokenizer, load_tokenizer
+from grpo_jax.tasks import Problem, Task, make_task
+from grpo_jax.tokenizers import EOS, PAD, char_tokenizer, load_tokenizer, prompt_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,19 @@ class Experiment:
     @cached_property
     def stop(self) -> tuple[int, ...]:
         """Ids that end a completion."""
-        return (self.tokenizer.token_to_id(EOS),)
+        eos = self.tokenizer.token_to_id(EOS)
+        if eos is None:
+            raise ValueError(f"config.tokenizer={self.config.tokenizer!r} has no token {EOS}")
+        return (eos,)
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether the prompt is to be used: over-long ones are not where they are dropped.
+
+        Where they are refused instead, encoding one says so.
+        """
+        if self.config.overlong_prompts == "refuse":
+            return True
+        return len(prompt_ids(self.tokenizer, problem.prompt)) <= self.config.prompt_length
 
     def sampling(self, **changes: Any) -> Sampling:
         """How training samples, with changes."""
@@ -63,7 +76,7 @@ def build(config: FrozenConfigDict) -> Experiment:
         cache = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    task = make_task(**config.task.to_dict())
+    task = _task(config)
     tokenizer = _tokenizer(config, task)
     model = ModelConfig(vocab_size=tokenizer.get_vocab_size(), **config.model.to_dict())
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
@@ -71,9 +84,19 @@ def build(config: FrozenConfigDict) -> Experiment:
     return Experiment(config, task, tokenizer, Decoder(model), Algorithm(**chosen), mesh)
 
 
+def _task(config: FrozenConfigDict) -> Task:
+    try:
+        return make_task(**config.task.to_dict())
+    except (TypeError, OSError, ImportError) as error:  # a wrong option, a file, an extra
+        raise UsageError(f"config.task: {error}") from error
+
+
 def _tokenizer(config: FrozenConfigDict, task: Task) -> Tokenizer:
     if config.tokenizer != "char":
-        return load_tokenizer(config.tokenizer)
+        try:
+            return load_tokenizer(config.tokenizer)
+        except OSError as error:
+            raise UsageError(f"config.tokenizer: {error}") from error
     if task.symbols is None:
         raise ValueError(
             f"config.tokenizer='char' needs a task with known symbols, which {task.name!r} is not; "

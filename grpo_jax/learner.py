@@ -159,7 +159,7 @@ def prepare(
 
 @partial(
     jax.jit,
-    static_argnames=("model", "optimizer", "algorithm", "temperature", "accumulation"),
+    static_argnames=("model", "optimizer", "algorithm", "temperature", "accumulation", "mesh"),
     donate_argnames=("state",),
 )
 def update(
@@ -171,12 +171,14 @@ def update(
     algorithm: Algorithm,
     temperature: float = 1.0,
     accumulation: int = 1,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a minibatch, and its metrics, f32[].
 
     `accumulation` micro-batches, scanned: loss weights are computed once from the whole
     minibatch, so that their number does not change the gradient (up to rounding). The state is
-    donated. Non-finite gradients leave the parameters as they were.
+    donated; with its `mesh` given, the new one lies exactly as the old one did, which XLA alone
+    does not promise. Non-finite gradients leave the parameters as they were.
     """
     weights = algorithms.token_weights(batch.mask, algorithm.aggregation, batch.mask.shape[-1])
     share = algorithms.token_weights(batch.mask, "token_mean")
@@ -203,7 +205,13 @@ def update(
     metrics["learning_rate"] = optax.tree_utils.tree_get(opt_state, "hyperparams")["learning_rate"]
     metrics["skipped_updates"] = opt_state.total_notfinite
     metrics["skipped_in_a_row"] = opt_state.notfinite_count
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    if mesh is not None and mesh.size > 1:
+        reference = state.ref_params is not None
+        like = abstract_state(model, optimizer, mesh, reference=reference)
+        place = jax.tree.map(lambda x: x.sharding, like)
+        state = jax.lax.with_sharding_constraint(state, place)
+    return state, metrics
 
 
 def _loss(params, batch: Batch, weights, share, *, model, algorithm, temperature):

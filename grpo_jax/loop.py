@@ -26,30 +26,49 @@ class Step(NamedTuple):
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, has saved, and leaves with the signal's exit status."""
+    """The run was asked to stop, and leaves with the signal's exit status."""
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
     """A function that gives the signal (SIGINT, SIGTERM) that arrived, or 0.
 
-    The first one lets the step end; a second Ctrl-C interrupts at once.
+    The first one lets the step end; a second one leaves at once.
     """
     arrived = 0
 
-    def note(number, _):
+    def note(number, frame):
         nonlocal arrived
         if arrived:
-            raise KeyboardInterrupt
+            _leave_at_once(number, frame)
         arrived = number
         print("\nstopping after this step (again to stop at once) ...", file=sys.stderr)
 
-    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(note):
         yield lambda: arrived
+
+
+def leaving_on_signals() -> contextlib.AbstractContextManager[None]:
+    """Leave with a message on SIGINT or SIGTERM: for what comes before the steps and after."""
+    return _handling(_leave_at_once)
+
+
+def _leave_at_once(number, _):
+    print(
+        "\ninterrupted; run the same command again to go on from the last checkpoint",
+        file=sys.stderr,
+    )
+    raise Interrupted(128 + number)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable) -> Iterator[None]:
+    old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number, before in old.items():
+            signal.signal(number, before)
 
 
 def run_steps(
@@ -84,10 +103,11 @@ def run_steps(
             if evaluate is not None and _due(number, config.eval.every, total):
                 logger.evaluation(number, evaluate(state))
                 plot_curves(run.folder)
-            if stopped() or _due(number, config.checkpoint.every, total):
+            received = stopped()  # asked once: one that comes later waits for the next step
+            if received or _due(number, config.checkpoint.every, total):
                 checkpoints.save(run.checkpoints, number, state, position(), config.checkpoint.keep)
-            if stopped() and number < total:
-                _leave(run, number, stopped())
+            if received:
+                _leave(run, number, received)
     plot_curves(run.folder)
     return state
 

@@ -43,11 +43,13 @@ class Solved:
 
 def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
     """Problems and their worked solutions as a Batch of G = 1; ValueError for one too long."""
-    c, T = ex.config, ex.config.rollout.max_tokens
+    c, T, solve = ex.config, ex.config.rollout.max_tokens, ex.task.solve
+    if solve is None:
+        raise ValueError(f"config.sft.steps={c.sft.steps}: task {ex.task.name!r} has no solutions")
     tokens = np.zeros((len(problems), 1, T), np.int32)
     mask = np.zeros((len(problems), 1, T), bool)
     for i, problem in enumerate(problems):
-        ids = [*encode(ex.tokenizer, ex.task.solve(problem)), ex.stop[0]]
+        ids = [*encode(ex.tokenizer, solve(problem)), ex.stop[0]]
         if len(ids) > T:
             raise ValueError(
                 f"the worked solution of {problem.prompt!r} has {len(ids)} tokens; "
@@ -56,7 +58,8 @@ def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
         tokens[i, 0, : len(ids)], mask[i, 0, : len(ids)] = ids, True
     prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
     ones, zeros = np.ones((len(problems), 1, 1), np.float32), np.zeros(tokens.shape, np.float32)
-    return Batch(prompts, tokens, mask, ones, zeros)
+    arrays: Any = (tokens, mask, ones, zeros)  # on the host still
+    return Batch(prompts, *arrays)
 
 
 def optimizer_config(config: Any) -> ml_collections.ConfigDict:
@@ -76,29 +79,32 @@ def cold_start(ex: Experiment, workdir: Path) -> Any:
     Resumes where it was cut off. ValueError where the task has no worked solutions.
     """
     c = ex.config
-    if ex.task.solve is None:
-        raise ValueError(f"config.sft.steps={c.sft.steps}: task {ex.task.name!r} has no solutions")
     optimizer = make_optimizer(optimizer_config(c), c.sft.steps)
     source = Solved(ex.task.train, c.sft.examples)
-    data = batches(source, c.sft.batch, c.seed)
+    data = batches(source, c.sft.batch, c.seed, ex.fits)
     run = open_run(workdir, c)
     try:
         abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=False)
         restored = checkpoints.restore_latest(run.checkpoints, abstract)
+        done = None
         if restored is None:
             key = jax.random.key(c.seed)
             state = init_state(ex.model, optimizer, key, ex.mesh, reference=False)
-            start = (None, state)
         else:
             state, position = restored
             data.set_state(position["data"])
-            start = (int(state.step), state)
+            done = int(state.step)
 
         def step(state, number):
             began = time.monotonic()
             batch = put_batch(supervised_batch(ex, next(data)), ex.mesh)
             state, metrics = update(
-                state, batch, model=ex.model, optimizer=optimizer, algorithm=LIKELIHOOD
+                state,
+                batch,
+                model=ex.model,
+                optimizer=optimizer,
+                algorithm=LIKELIHOOD,
+                mesh=ex.mesh,
             )
             kept = ("loss", "entropy", "grad_norm", "learning_rate", "skipped_in_a_row")
             metrics = {k: metrics[k] for k in kept} | {
@@ -106,9 +112,9 @@ def cold_start(ex: Experiment, workdir: Path) -> Any:
             }
             return Step(state, metrics, [])
 
-        if start[0] != c.sft.steps:
-            position = lambda: {"data": data.get_state()}  # noqa: E731
-            state = run_steps(run, c, start, c.sft.steps, step, position)
+        if done != c.sft.steps:
+            now = lambda: {"data": data.get_state()}  # noqa: E731
+            state = run_steps(run, c, (done, state), c.sft.steps, step, now)
     finally:
         run.close()
     return state.params

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,7 +22,7 @@ from grpo_jax.learner import (
     refresh_reference,
     update,
 )
-from grpo_jax.loop import Step, run_steps
+from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
 from grpo_jax.rollout.sampler import sample
@@ -29,7 +30,6 @@ from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks.loader import batches
-from grpo_jax.tokenizers import prompt_ids
 from grpo_jax.types import TrainState
 
 
@@ -42,7 +42,7 @@ def train(config: Any, workdir: Path) -> None:
     run = open_run(workdir, config)
     names = tuple(dict.fromkeys([*config.rewards, "accuracy"]))
     try:
-        with ex.rewarder(names) as rewarder, using(ex.mesh):
+        with leaving_on_signals(), ex.rewarder(names) as rewarder, using(ex.mesh):
             _train(ex, run, rewarder)
     finally:
         run.close()
@@ -137,14 +137,13 @@ class Problems:
         """Problems of the experiment's task, over-long prompts dropped or refused."""
         c = ex.config
         self.step = self.dropped = 0
-        drop = c.overlong_prompts == "drop"
 
         def keep(problem) -> bool:
-            fits = len(prompt_ids(ex.tokenizer, problem.prompt)) <= c.prompt_length
+            fits = ex.fits(problem)
             self.dropped += not fits
             return fits
 
-        self._data = batches(ex.task.train, c.rollout.prompts, c.seed, keep if drop else None)
+        self._data = batches(ex.task.train, c.rollout.prompts, c.seed, keep)
 
     def __next__(self) -> list[Any]:
         return next(self._data)
@@ -179,8 +178,8 @@ def _score(ex: Experiment, rewarder: Rewarder, problems, completions):
     scores = rewarder(problems, completions)
     weights = ex.config.rewards.to_dict()
     rewards = algorithms.combine_rewards(
-        np.stack([scores.parts[name] for name in weights]),
-        np.array(list(weights.values()), np.float32),
+        jnp.stack([scores.parts[name] for name in weights]),
+        jnp.array(list(weights.values()), jnp.float32),
         ex.algorithm.reward_combination,
         std_ddof=ex.algorithm.std_ddof,
         std_eps=ex.algorithm.std_eps,
@@ -201,6 +200,7 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
             algorithm=algorithm,
             temperature=c.rollout.temperature,
             accumulation=c.optimizer.accumulation,
+            mesh=ex.mesh,
         )
         history.append(metrics)
         if algorithm.kl_stop is not None and float(metrics["approx_kl"]) > algorithm.kl_stop:

@@ -34,7 +34,8 @@ def encode_batch(
     """
     lengths = [len(prompt_ids(tokenizer, p.prompt)) for p in problems]
     S = min(bucket(max(lengths), multiple), longest) if max(lengths) <= longest else longest
-    return Prompts(*encode_prompts(tokenizer, problems, S, pad))
+    arrays: Any = encode_prompts(tokenizer, problems, S, pad)
+    return Prompts(*arrays)
 
 
 def texts(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[list[str]]:
