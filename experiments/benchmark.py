@@ -101,6 +101,7 @@ def measure(a):
 
     before = matmul_gflops()
     parameters, steps = run_steps(a)
+    peak = peak_rss_mb()
     gflops = statistics.median([*before, *matmul_gflops()])
     kept = steps[a.warmup :]
     step, generation = (statistics.median(s[i] for s in kept) for i in range(2))
@@ -116,7 +117,7 @@ def measure(a):
         "generation_s": round(generation, 4),
         "update_s": round(update, 4),
         "completion_tokens_per_s": round(a.prompts * a.group * a.completion_len / step, 1),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak,
         "compile_s": round(steps[0][0] - step, 2),
         "matmul_gflops": round(gflops, 1),
     }
@@ -262,12 +263,16 @@ def compare(a):
 
 def run_driver(command):
     """Run a driver and return the JSON of its last line; SystemExit, on one line, if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        why = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise SystemExit(f"error: {shlex.join(command)}: status {done.returncode}: {why}")
-    return json.loads(lines[-1])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        why = f"status {error.returncode}: {(error.stderr.splitlines() or [''])[-1]}"
+    except OSError as error:
+        why = str(error)
+    except (IndexError, ValueError):
+        why = "its last line is not JSON"
+    raise SystemExit(f"error: {shlex.join(command)}: {why}")
 
 
 def medians(results):
