@@ -1,0 +1,254 @@
+"""The programs on a tiny run, the benchmark's counts, and what README.md tells people to type."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import benchmark
+from grpo_jax import algorithms, tasks
+from grpo_jax.command_line import load_config_file
+from grpo_jax.config import defaults, flatten, resolve
+from grpo_jax.experiment import build
+from grpo_jax.learner import abstract_state, update
+from grpo_jax.rewards import Rewarder
+from grpo_jax.rewards import resolve as resolve_reward
+from grpo_jax.sharding import make_mesh, using
+from grpo_jax.tokenizers import encode
+from grpo_jax.trainer import train
+from grpo_jax.types import Batch, Prompts
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+# The code blocks of README.md that name their file in the first line: {file: code}.
+SNIPPETS = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def snippets(tmp_path_factory) -> Iterator[Path]:
+    """The files of README.md, by their last names, in a folder to import from."""
+    assert SNIPPETS.keys() == {"my_rewards.py", "grpo_jax/tasks/reverse.py", "configs/median.py"}
+    folder = tmp_path_factory.mktemp("snippets")
+    for path, code in SNIPPETS.items():
+        (folder / Path(path).name).write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setitem(algorithms.ADVANTAGES, "group_median", None)  # taken out again at the end
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def run(snippets, tmp_path_factory) -> Path:
+    """A run of two steps, with the algorithm and a reward of README.md, and its checkpoint."""
+    config = load_config_file(str(snippets / "median.py"))
+    config.steps, config.compilation_cache = 2, ""
+    config.model.update(hidden=16, layers=1, heads=2, kv_heads=1, ff=32)
+    config.rollout.update(prompts=2, group=4, max_tokens=12)
+    config.eval.update(problems=8, every=0)
+    config.rewards = {"accuracy": 1.0, "my_rewards:brief": 0.2}
+    folder = tmp_path_factory.mktemp("run")
+    train(resolve(config), folder)
+    return folder
+
+
+def program(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_sample_prints_the_completion_alone(run):
+    done = program("sample", f"--workdir={run}", "--prompt=347+589=", "--max_tokens=5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n") and done.stdout.count("\n") == 1
+    assert set(re.sub(r"</?(think|answer)>", "", done.stdout)) <= set("0123456789+= \n")
+    assert "step 2" in done.stderr
+
+
+def test_sample_prints_a_line_for_each_completion(run):
+    done = program("sample", f"--workdir={run}", "--prompt=1+2=", "--n=3", "--temperature=1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and len(set(lines)) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("sample", ["--workdir={nothing}", "--prompt=1+2="], "holds no run"),
+        ("sample", ["--workdir={run}", "--prompt=1+x="], "character 'x'"),
+        ("sample", ["--workdir={run}"], "--prompt"),
+        ("evaluate", ["--workdir={nothing}"], "holds no run"),
+        ("evaluate", [], "--workdir=DIR is needed"),
+        ("evaluate", ["--workdir={run}", "--samples=-1"], "--samples=-1"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_status_2(run, tmp_path, name, arguments, told):
+    given = [a.format(run=run, nothing=tmp_path / "nothing") for a in arguments]
+    done = program(name, *given)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert told in done.stderr
+
+
+def test_evaluate_prints_a_table_and_then_json(run):
+    done = program("evaluate", f"--workdir={run}", "--problems=4", "--samples=2")
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert result["n"] == 4 and result["step"] == 2 and result["samples"] == 2
+    assert result["accuracy/low"] <= result["accuracy"] <= result["accuracy/high"]
+    assert {"pass@1", "pass@2", "pass@2/low"} <= result.keys()
+    assert any("pass@2" in line and " to " in line for line in table)
+
+
+SMALL = ["--prompts=4", "--group=4", "--prompt_len=32", "--completion_len=16", "--hidden=64"]
+SMALL += ["--layers=1", "--heads=2", "--kv_heads=1", "--ff=256", "--vocab=16"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--prompts=2", "--group=8", "--ff=512", "--layers=2"]])
+def test_the_flop_count_of_an_update_is_near_that_of_xla(extra):
+    """XLA counts whole squares of attention, element-wise work, and of the head one chunk."""
+    a = benchmark.parse(SMALL + extra)
+    model, algorithm, optimizer = benchmark.make_learner(a)
+    P, G, S, T = a.prompts, a.group, a.prompt_len, a.completion_len
+    of = jax.ShapeDtypeStruct
+    per_token = of((P, G, T), jnp.float32)
+    batch = Batch(
+        Prompts(of((P, S), jnp.int32), of((P, S), bool)),
+        of((P, G, T), jnp.int32),
+        of((P, G, T), bool),
+        advantages=of((P, G, 1), jnp.float32),
+        logp_rollout=per_token,
+    )
+    mesh = make_mesh()
+    with using(mesh):
+        state = abstract_state(model, optimizer, mesh, reference=False)
+        lowered = update.lower(state, batch, model=model, optimizer=optimizer, algorithm=algorithm)
+    assert benchmark.update_flop(a) == pytest.approx(lowered.cost_analysis()["flops"], rel=0.12)
+
+
+def test_counts_by_hand():
+    sizes = ["--prompts=1", "--group=2", "--prompt_len=2", "--completion_len=2", "--hidden=2"]
+    sizes += ["--layers=1", "--heads=1", "--kv_heads=1", "--ff=3", "--vocab=5"]
+    a = benchmark.parse(sizes)
+    # q, k, v, o of 2 x 2 and three of 2 x 3; head 2 x 5.
+    assert benchmark.matmul_parameters(a) == (4 * 4 + 3 * 6, 10)
+    pairs = 1 * 2 * 2 / 2 + 4 * (2 + 1)
+    assert benchmark.forward_flop(a) == 2 * 34 * (2 + 4) + 2 * 10 * 4 + 4 * 2 * pairs
+    assert benchmark.update_flop(a) == 3 * benchmark.forward_flop(a)
+    # The second token of each completion is not forwarded; it would have seen 2 + 1.5 keys.
+    saved = 2 * (2 * 34 + 4 * 2 * 3.5)
+    assert benchmark.generation_flop(a) == benchmark.forward_flop(a) - saved
+    # One decode step: the matrices, two keys and values of the prompt, one of each completion.
+    assert benchmark.generation_bytes(a) == 4 * (44 + 2 * 2 * (2 + 2))
+
+
+def test_benchmark_measures_a_step():
+    a = benchmark.parse([*SMALL, "--steps=3", "--warmup=1", "--beta=0.1"])
+    result = json.loads(json.dumps(benchmark.measure(a)))
+    assert result["model_params"] == sum(benchmark.matmul_parameters(a)) + 64 * 16 + 3 * 64
+    total = result["generation_s"] + result["update_s"]
+    assert result["s_per_step_median"] == pytest.approx(total, abs=2e-4)
+    assert len(result["step_s"]) == 3 and result["matmul_gflops"] > 0
+    assert set(benchmark.COMPARED) <= result.keys() and set(benchmark.SIZES) <= result.keys()
+
+
+def test_drivers_take_turns_with_the_same_sizes_and_ratios_are_theirs_to_ours(monkeypatch):
+    calls = []
+
+    def fake(command):
+        calls.append(command)
+        seconds = 3.0 if command[0] == "peer" else 2.0
+        return dict.fromkeys(benchmark.COMPARED, seconds)
+
+    monkeypatch.setattr(benchmark, "run_driver", fake)
+    options = ["--workload=medium", "--rounds=2", "--beside=peer 'a b.py'"]
+    result = benchmark.compare(benchmark.parse(options))
+    benchmark.print_comparison(result)
+    assert [c[0] == "peer" for c in calls] == [False, True, True, False]
+    assert calls[1][:2] == ["peer", "a b.py"] and calls[0][3:] == calls[1][2:]
+    assert "--hidden=512" in calls[1] and "--beta=0.0" in calls[1]
+    assert result["beside"]["peer 'a b.py'"]["ratio"]["update_s"] == [1.5, 1.5, 1.5]
+
+
+def test_a_driver_that_fails_is_named_in_one_line():
+    with pytest.raises(SystemExit, match=r"status 1: .*oh no"):
+        benchmark.run_driver([sys.executable, "-c", "raise ValueError('oh no')"])
+    with pytest.raises(SystemExit, match="not JSON"):
+        benchmark.run_driver([sys.executable, "-c", "print('hello')"])
+    with pytest.raises(SystemExit, match="No such file"):
+        benchmark.run_driver(["no-such-program"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [("--group=1", "at least 2"), ("--warmup=6", "less than"), ("--heads=3", "must divide")],
+)
+def test_benchmark_refuses_impossible_sizes(capsys, flag, told):
+    with pytest.raises(SystemExit) as left:
+        benchmark.parse([flag])
+    assert left.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_the_rewards_of_the_readme_score(snippets):
+    names = ("my_rewards:brief", "my_rewards:first_digit")
+    with Rewarder({name: resolve_reward(name) for name in names}) as rewarder:
+        problem = tasks.Problem("1+2=", {"answer": "3"})
+        scores = rewarder([problem], [["3", "4" * 100]])
+    assert scores.parts[names[0]].tolist() == [[pytest.approx(0.99), 0.0]]
+    assert scores.parts[names[1]].tolist() == [[1.0, 0.0]]
+
+
+def test_the_task_of_the_readme_has_problems_and_judges_them(snippets, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "reverse", importlib.import_module("reverse").reverse)
+    config = defaults()
+    config.task.update(name="reverse", length=5)
+    ex = build(resolve(config))
+    problem = ex.task.train[0]
+    word = problem.prompt[:-1]
+    assert len(word) == 5 and encode(ex.tokenizer, problem.prompt)
+    completions = [f"<answer>{word[::-1]}</answer>", word + "a"]
+    assert ex.task.accuracy([], completions, **{"answer": [problem.columns["answer"]] * 2}) == [
+        1,
+        0,
+    ]
+    assert problem.prompt not in {p.prompt for p in ex.task.heldout}
+
+
+def test_the_reward_and_the_algorithm_of_the_readme_train(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(lines[-1])
+    assert len(lines) == 2 and metrics["grad_norm"] > 0
+    assert 0 < metrics["rewards/my_rewards:brief/mean"] <= 1
+    assert json.loads((run / "config.json").read_text())["algorithm"]["advantage"] == "group_median"
+
+
+def test_the_advantage_of_the_readme_is_the_distance_to_the_median(snippets):
+    config = resolve(load_config_file(str(snippets / "median.py")))
+    function = algorithms.ADVANTAGES[config.algorithm.advantage]
+    advantages = function(np.array([[0.0, 1.0, 5.0]]), np.ones((1, 3, 2), bool))
+    assert advantages.shape == (1, 3, 1)
+    assert advantages[0, :, 0].tolist() == [-1.0, 0.0, 4.0]
+
+
+def test_the_readme_lists_every_preset_and_only_fields_that_exist():
+    listed = re.findall(r"^\| `(\w+)` \| .*arxiv", README, re.MULTILINE)
+    assert sorted(listed) == sorted(algorithms.PRESETS)
+    fields = set(re.findall(r"--config\.([\w.]+)=", README))
+    assert fields - {"x"} <= flatten(defaults().to_dict()).keys()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "CONTRIBUTING.md"])
+def test_links_to_files_lead_somewhere(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#]+)", path.read_text())
+    assert not [x for x in links if "://" not in x and not (path.parent / x).exists()]
