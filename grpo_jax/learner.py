@@ -201,7 +201,7 @@ def update(
 
     steps, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, steps)
-    metrics["grad_norm"] = optax.global_norm(gradient)
+    metrics["grad_norm"] = optax.tree.norm(gradient)
     metrics["learning_rate"] = optax.tree_utils.tree_get(opt_state, "hyperparams")["learning_rate"]
     metrics["skipped_updates"] = opt_state.total_notfinite
     metrics["skipped_in_a_row"] = opt_state.notfinite_count

@@ -1,0 +1,133 @@
+"""One rollout of an iteration, with a sampler and a reward that only write down what they got."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from grpo_jax.rollout.collect import collect, encode_batch, has_spread, texts
+from grpo_jax.tokenizers import char_tokenizer
+from grpo_jax.types import Prompts, Rollouts
+
+G, T = 3, 4
+TOKENIZER = char_tokenizer("0123456789+=")
+
+
+def problem(text):
+    return SimpleNamespace(prompt=text, columns={})
+
+
+class World:
+    """Problems ("name", rewards of its group): everything sampled of one carries its number."""
+
+    def __init__(self, *rounds):
+        self.rounds, self.drawn, self.sampled = iter(rounds), 0, []
+
+    def draw(self):
+        self.drawn += 1
+        return next(self.rounds)
+
+    def sample(self, problems, number):
+        """Prompts of as many tokens as the name has letters, padded to the longest."""
+        self.sampled.append(number)
+        lengths = np.array([len(name) for name, _ in problems])
+        S, marks = lengths.max(), [ord(name[0]) for name, _ in problems]
+        mask = np.arange(S) >= S - lengths[:, None]
+        prompts = Prompts(np.where(mask, np.array(marks)[:, None], 0), mask)
+        tokens = np.broadcast_to(np.array(marks)[:, None, None], (len(problems), G, T))
+        shape = tokens.shape
+        out = Rollouts(prompts, tokens, tokens > 0, 1.0 * tokens, -1.0 * tokens, np.ones(shape[:2]))
+        return out, [[f"{name}{g}" for g in range(G)] for name, _ in problems]
+
+    def score(self, problems, completions):
+        assert [c[0][:-1] for c in completions] == [name for name, _ in problems]
+        rewards = np.array([r for _, r in problems], np.float32)
+        return rewards, {"half": rewards / 2}, 1
+
+    def collect(self, rounds):
+        return collect(self.draw, self.sample, self.score, rounds)
+
+
+FLAT, NONE = (1, 1, 1), (np.nan,) * 3
+FIRST = [("aa", (0, 1, 0)), ("bb", FLAT), ("cc", NONE), ("dd", (0, 0, 0))]
+SECOND = [("e", FLAT), ("ffff", (2, 0, 0)), ("g", FLAT), ("h", (0, 3, 0))]
+THIRD = [("i", (4, 0, 4)), ("j", (0, 5, 0)), ("k", FLAT), ("l", FLAT)]
+
+
+def check(batch, names):
+    """Everything about slot i is of the problem names[i]."""
+    r = batch.rollouts
+    known = dict(FIRST + SECOND + THIRD)
+    assert [name for name, _ in batch.problems] == names
+    for i, name in enumerate(names):
+        mark = ord(name[0])
+        assert batch.completions[i] == [f"{name}{g}" for g in range(G)]
+        np.testing.assert_array_equal(batch.rewards[i], known[name])
+        np.testing.assert_array_equal(batch.parts["half"][i], np.array(known[name]) / 2)
+        for array, value in ((r.tokens, mark), (r.logp, mark), (r.entropy, -mark)):
+            assert np.all(array[i] == value)
+        kept = r.prompts.tokens[i][r.prompts.mask[i]]
+        assert kept.tolist() == [mark] * len(name)
+        assert r.prompts.mask[i][-len(name) :].all()  # padded on the left
+
+
+def test_without_rounds_dull_groups_stay():
+    world = World(FIRST)
+    batch = world.collect(0)
+    check(batch, ["aa", "bb", "cc", "dd"])
+    assert (world.drawn, batch.rounds, batch.timeouts) == (1, 0, 1)
+
+
+def test_dull_groups_are_replaced_round_by_round():
+    world = World(FIRST, SECOND, THIRD)
+    batch = world.collect(5)
+    check(batch, ["aa", "ffff", "h", "i"])
+    assert batch.rollouts.prompts.tokens.shape == (4, 4)  # the wider bucket
+    assert (world.sampled, batch.rounds, batch.timeouts) == ([0, 1, 2], 2, 3)
+    assert has_spread(batch.rewards).all()
+
+
+def test_the_limit_of_rounds_holds():
+    world = World(FIRST, SECOND, THIRD)
+    batch = world.collect(1)
+    check(batch, ["aa", "ffff", "h", "dd"])
+    assert (world.drawn, batch.rounds) == (2, 1)
+
+
+def test_a_lively_first_batch_draws_no_more():
+    world = World(THIRD[:2], SECOND)
+    check(world.collect(3), ["i", "j"])
+    assert world.drawn == 1
+
+
+def test_spread_is_of_what_was_scored():
+    rewards = np.array([[1, np.nan, 1], [1, np.nan, 2], [0.1, 0.1 + 1e-8, 0.1], [-1, 1, 0]])
+    assert has_spread(rewards).tolist() == [False, True, False, True]
+
+
+def test_prompts_share_the_bucket_of_the_longest():
+    shapes = {}
+    for longest in ("1", "12345", "1234567"):
+        out = encode_batch(TOKENIZER, [problem("1+1="), problem(longest)], 7, 4, pad=0)
+        shapes[longest] = out.tokens.shape
+        for row, text in enumerate(("1+1=", longest)):
+            ids = out.tokens[row][out.mask[row]]
+            assert TOKENIZER.decode(ids.tolist()) == text
+    assert shapes == {"1": (2, 4), "12345": (2, 7), "1234567": (2, 7)}  # 8 is above the limit
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("12345678", "prompt 1 .'12345678'. has 8 tokens; valid: 1 to 7"), ("1?", r"'\?' at pos.*1")],
+)
+def test_a_prompt_that_does_not_fit_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        encode_batch(TOKENIZER, [problem("1"), problem(text)], 7, 4, pad=0)
+
+
+def test_texts_are_of_what_the_policy_chose():
+    tokens = np.array([[[2, 3, 1, 0], [4, 4, 4, 4]]])
+    mask = np.array([[[1, 1, 1, 0], [1, 1, 1, 1]]], bool)
+    assert texts(TOKENIZER, tokens, mask) == [["01", "2222"]]
+    assert jax.tree.leaves(texts(TOKENIZER, tokens, mask & (tokens != 4))) == ["01", ""]

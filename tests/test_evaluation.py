@@ -1,0 +1,108 @@
+"""Evaluation: estimates against counting every subset, and answers from a stub that knows them."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+from tiny import compile_fast, tiny_config  # noqa: F401
+
+from grpo_jax import evaluation
+from grpo_jax.experiment import build
+from grpo_jax.tasks import Problem
+from grpo_jax.tokenizers import encode
+from grpo_jax.types import Rollouts
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
+    right = np.random.default_rng(0).random((5, 6)) < 0.3
+    result = evaluation.sampled_metrics([[""] * 6] * 5, right)
+    assert set(result) == {
+        f"{name}{end}"
+        for name in ("pass@1", "pass@2", "pass@4", "maj@4")
+        for end in ("", "/low", "/high")
+    }
+    for k in (1, 2, 4):
+        shares = [
+            np.mean([row[list(chosen)].any() for chosen in itertools.combinations(range(6), k)])
+            for row in right
+        ]
+        assert result[f"pass@{k}"] == pytest.approx(np.mean(shares))
+        half = stats.t.ppf(0.975, 4) * np.std(shares, ddof=1) / 5**0.5
+        assert result[f"pass@{k}/low"] == pytest.approx(max(np.mean(shares) - half, 0))
+        assert result[f"pass@{k}/high"] == pytest.approx(min(np.mean(shares) + half, 1))
+
+
+def test_maj_at_k_is_the_vote_of_each_block():
+    answers = [list("aaabbbac"), list("ababcccc")]
+    right = np.array([[x == "a" for x in row] for row in answers])
+    result = evaluation.sampled_metrics(answers, right)
+    # Block by block: right, wrong; a tie of a right and a wrong one, wrong.
+    assert result["maj@4"] == pytest.approx(np.mean([(1 + 0) / 2, (0.5 + 0) / 2]))
+    assert result["maj@8"] == pytest.approx(np.mean([1, 0]))
+
+
+def test_an_answer_marked_both_ways_is_two_answers():
+    """A reward may judge more than the answer, such as the format around it."""
+    result = evaluation.sampled_metrics([["a"] * 4], np.array([[True, True, True, False]]))
+    assert result["maj@4"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def ex():
+    return build(tiny_config(**{"eval.samples": 4, "overlong_prompts": "drop"}))
+
+
+class Stub:
+    """A sampler whose completions of problem i are right where knows(i, g), and 9999 elsewhere."""
+
+    def __init__(self, ex, knows):
+        self.ex, self.knows, self.seen, self.calls = ex, knows, 0, []
+        self.answers = {p.prompt: p.columns["answer"] for p in ex.task.heldout}
+
+    def __call__(self, model, params, prompts, key, *, sampling, group):
+        self.calls.append((len(prompts.tokens), group, sampling.temperature))
+        tokens, mask = np.zeros((2, len(prompts.tokens), group, sampling.max_tokens), int)
+        for p, row in enumerate(prompts.tokens):
+            text = self.ex.tokenizer.decode([int(i) for i in row])
+            for g in range(group):
+                number = self.answers[text] if self.knows(text, g) else "9999"
+                ids = encode(self.ex.tokenizer, f"<answer>{number}</answer>")
+                tokens[p, g, : len(ids)], mask[p, g, : len(ids)] = ids, 1
+        zeros = np.zeros(mask.shape)
+        finished = np.ones(mask.shape[:2], bool)
+        return Rollouts(prompts, tokens, mask.astype(bool), zeros, zeros, finished)
+
+
+def test_every_held_out_problem_counts_once(ex, monkeypatch):
+    prompts = [p.prompt for p in ex.task.heldout]
+    assert len(prompts) == 8
+    stub = Stub(ex, lambda text, g: prompts.index(text) % 4 != 0 and g < 2)
+    monkeypatch.setattr(evaluation, "sample", stub)
+    monkeypatch.setattr(evaluation, "ROWS", 12)  # batches of 3: the last has one too many
+    with ex.rewarder(("accuracy",)) as rewarder:
+        result = evaluation.evaluate(ex, None, rewarder, problems=7, samples=4)
+        all_of_them = evaluation.evaluate(ex, None, rewarder, problems=100)
+    assert (result["n"], all_of_them["n"]) == (7, 8)
+    assert result["accuracy"] == pytest.approx(5 / 7) and all_of_them["accuracy"] == 6 / 8
+    assert result["accuracy/low"] < 5 / 7 < result["accuracy/high"]
+    assert result["pass@1"] == pytest.approx(5 / 7 * 2 / 4)
+    assert result["pass@2"] == pytest.approx(5 / 7 * 5 / 6)
+    assert result["maj@4"] == pytest.approx(5 / 7 * 1 / 2)  # two right against two wrong
+    assert result["completions/finished"] == 1
+    assert stub.calls[0] == (7, 1, 0.0) and stub.calls[1:4] == [(3, 4, 1.0)] * 3
+    assert "pass@1" not in all_of_them
+
+
+def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch):
+    long = Problem("1" * 9 + "=", {"answer": "1"})
+    heldout = [long, *ex.task.heldout]
+    longer = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=heldout))
+    monkeypatch.setattr(evaluation, "sample", Stub(ex, lambda text, g: True))
+    with ex.rewarder(("accuracy",)) as rewarder:
+        result = evaluation.evaluate(longer, None, rewarder, problems=4)
+        assert (result["n"], result["accuracy"]) == (4, 1.0)
+        none = dataclasses.replace(longer, task=dataclasses.replace(ex.task, heldout=[long]))
+        with pytest.raises(ValueError, match="prompt_length=8 drops every held-out"):
+            evaluation.evaluate(none, None, rewarder, problems=4)

@@ -1,0 +1,54 @@
+"""Experiments that are small enough to test, for the upper floors."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from grpo_jax.config import defaults, resolve
+
+# The NumPy decoder of tests/models is the independent source here too.
+sys.path.append(str(Path(__file__).resolve().parent / "models"))
+import reference  # noqa: F401
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """Compile for less time and run for more: these programs are tiny."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
+def tiny_config(**changes):
+    """A resolved config of one-digit addition; changes as {"rollout.group": 2}."""
+    config = defaults()
+    config.compilation_cache, config.reward_workers = "", 1
+    config.task.update(digits=1, heldout_size=8)
+    config.prompt_length = 8
+    config.model.update(layers=1, hidden=16, heads=2, kv_heads=1, ff=16)
+    config.rollout.update(prompts=4, group=4, max_tokens=18, prompt_bucket=8)
+    config.eval.every = 0
+    config.update_from_flattened_dict(changes)
+    return resolve(config)
+
+
+def sevens(prompts, completions, **columns):
+    """The share of "7" in a completion; nothing could be easier to learn."""
+    return [c.count("7") / max(len(c), 1) for c in completions]
+
+
+def sometimes(prompts, completions, **columns):
+    """Abstains on everything but a first completion."""
+    return [1.0] + [None] * (len(completions) - 1)
+
+
+def raises(prompts, completions, **columns):
+    raise KeyError("no such thing")
+
+
+def too_few(prompts, completions, **columns):
+    return [1.0]
