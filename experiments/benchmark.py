@@ -303,7 +303,9 @@ def print_comparison(result):
     table.add_row("grpo_jax", *[f"{result['grpo_jax'][name]:g}" for name in COMPARED])
     for name, found in result["beside"].items():
         cells = [f"{found[k]:g} ({found['ratio'][k][0]:.2f})" for k in COMPARED]
-        table.add_row(Text(name), *cells)
+        said = result["details"][name][0]  # drivers may say who they are
+        label = f"{said['peer']} {said.get('version', '')}" if "peer" in said else name
+        table.add_row(Text(label), *cells)
     Console().print(table)
 
 
