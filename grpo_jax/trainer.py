@@ -1,6 +1,7 @@
 """Reinforcement learning from verifiable rewards: Algorithm 1 of DeepSeekMath (2402.03300)."""
 
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,12 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
 
 def rollout_metrics(rollout: Collected) -> dict[str, float]:
     """TRL's metrics of a rollout: rewards [P, G], their parts, and completion lengths in tokens."""
+    with warnings.catch_warnings():  # what abstained throughout has no mean: NaN, and no warning
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return {name: float(value) for name, value in _rollout_metrics(rollout).items()}
+
+
+def _rollout_metrics(rollout: Collected) -> dict[str, Any]:
     rewards, lengths = rollout.rewards, rollout.rollouts.mask.sum(-1)
     finished = rollout.rollouts.finished
     metrics = {
@@ -233,7 +240,7 @@ def rollout_metrics(rollout: Collected) -> dict[str, float]:
     for name, values in rollout.parts.items():
         metrics[f"rewards/{name}/mean"] = np.nanmean(values)
         metrics[f"rewards/{name}/std"] = np.nanstd(values)
-    return {name: float(value) for name, value in metrics.items()}
+    return metrics
 
 
 def _samples(rollout: Collected, advantages: np.ndarray, n: int) -> list[dict[str, Any]]:

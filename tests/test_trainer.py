@@ -1,0 +1,210 @@
+"""The whole loop on a reward that anything learns, and its parts on stubs."""
+
+import json
+import os
+import signal
+import warnings
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import compile_fast, tiny_config  # noqa: F401
+
+from grpo_jax import checkpoints, loop, trainer
+from grpo_jax.config import UsageError
+from grpo_jax.experiment import build
+from grpo_jax.learner import abstract_state, make_optimizer
+from grpo_jax.rollout.collect import Collected
+from grpo_jax.runs import open_run
+from grpo_jax.types import Batch, Rollouts
+
+STEPS = 24
+LEARNS = tiny_config(
+    **{
+        **{"steps": STEPS, "rewards": {"tiny:sevens": 1.0}, "task.digits": 1},
+        **{"rollout.max_tokens": 6, "rollout.prompts": 4, "optimizer.learning_rate": 3e-2},
+        **{"algorithm.beta": 0.001, "algorithm.reference_refresh": STEPS, "checkpoint.every": 0},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("learns")
+    trainer.train(LEARNS, workdir)
+    return workdir
+
+
+def test_training_raises_a_trivial_reward(learnt):
+    records = [json.loads(line) for line in (learnt / "metrics.jsonl").open()]
+    assert [r["step"] for r in records] == list(range(1, STEPS + 1))
+    rewards = [r["reward"] for r in records]
+    assert np.mean(rewards[:4]) < 0.25 and np.mean(rewards[-4:]) > 0.75
+    assert max(r["sampling/sampling_logp_difference/mean"] for r in records) < 1e-4
+    assert records[0]["kl"] == pytest.approx(0, abs=1e-6) and records[-1]["kl"] > 0.1
+    assert not (learnt / "eval.jsonl").exists()  # eval.every is 0
+
+
+def test_the_stored_samples_are_those_of_the_step(learnt):
+    samples = [json.loads(line) for line in (learnt / "completions.jsonl").open()]
+    assert len(samples) == STEPS * 4
+    for sample in samples:
+        text = sample["completion"]
+        share = text.count("7") / max(len(text), 1)
+        assert sample["rewards"]["tiny:sevens"] == pytest.approx(share)
+
+
+def test_the_reference_was_refreshed_and_is_saved(learnt):
+    ex = build(LEARNS)
+    optimizer = make_optimizer(LEARNS.optimizer, STEPS)
+    like = abstract_state(ex.model, optimizer, ex.mesh, reference=True)
+    state, position = checkpoints.restore_latest(learnt / "checkpoints", like)
+    assert position["step"] == int(state.step) == STEPS
+    jax.tree.map(np.testing.assert_array_equal, state.ref_params, state.params)
+
+
+def test_a_finished_run_says_so(learnt, capsys):
+    trainer.train(LEARNS, learnt)
+    assert f"{learnt} is finished: all {STEPS} steps are done" in capsys.readouterr().out
+
+
+def test_metrics_of_a_rollout():
+    nan = np.nan
+    rewards = np.array([[1, 0, 0.5], [nan, nan, 2], [1, 1, 1], [nan] * 3], np.float32)
+    mask = np.arange(5) < np.array([[5, 2, 1], [3, 3, 3], [1, 1, 1], [4, 4, 4]])[..., None]
+    finished = np.array([[0, 1, 1]] * 4, bool)
+    rollouts = Rollouts(None, mask * 1, mask, mask * 0.0, mask * 0.0, finished)
+    parts = {"a": rewards * 2, "b": rewards * nan}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = trainer.rollout_metrics(Collected([], rollouts, [], rewards, parts, 3, 1))
+    assert found["reward"] == pytest.approx(6.5 / 7)
+    assert found["reward_std"] == pytest.approx((0.5 + 0) / 2)  # of groups with two scores
+    assert found["frac_reward_zero_std"] == 3 / 4
+    assert found["rewards/a/mean"] == pytest.approx(13 / 7)
+    assert found["rewards/a/std"] == pytest.approx(np.std([2, 0, 1, 4, 2, 2, 2]))
+    assert np.isnan(found["rewards/b/mean"])
+    lengths = [found[f"completions/{name}_length"] for name in ("mean", "min", "max")]
+    assert lengths == [32 / 12, 1, 5]
+    assert found["completions/clipped_ratio"] == pytest.approx(1 / 3)
+    assert (found["rewards/timeouts"], found["dynamic_sampling/rounds"]) == (3, 1)
+
+
+def test_dropped_prompts_are_counted_and_the_position_holds():
+    ex = build(tiny_config(**{"overlong_prompts": "drop", "prompt_length": 4}))
+    train = [SimpleNamespace(prompt=p, columns={}) for p in ("1+1=", "22+2=", "3+3=", "4+444=")]
+    ex = SimpleNamespace(config=ex.config, fits=ex.fits, task=SimpleNamespace(train=train))
+    problems = trainer.Problems(ex)
+    first = [p.prompt for p in next(problems)]
+    assert sorted(first) == ["1+1="] * 2 + ["3+3="] * 2
+    assert problems.dropped >= 3
+    problems.step, state = 7, json.loads(json.dumps(problems.get_state()))
+    rest = [next(problems) for _ in range(3)]
+    again = trainer.Problems(ex)
+    again.set_state(problems.get_state() | state)
+    assert (again.step, again.dropped) == (0, state["dropped"])
+    assert [next(again) for _ in range(3)] == rest and again.dropped == problems.dropped
+
+
+def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
+    """kl_stop, after the second of six updates; the metrics are means, the counts the last."""
+    drift = iter([0.01, 0.2, 0.3])
+
+    def update(state, batch, **options):
+        kl = next(drift)
+        return state + 1, {"approx_kl": kl, "skipped_updates": state, "skipped_in_a_row": 1}
+
+    monkeypatch.setattr(trainer, "update", update)
+    changes = {"algorithm.kl_stop": 0.1, "algorithm.inner_epochs": 3, "algorithm.minibatches": 2}
+    ex = build(tiny_config(**changes))
+    batch = Batch(*[np.zeros((4, 2, 1))] * 5)
+    state, metrics = trainer._learn(ex, None, 0, batch, 1)
+    assert state == 2
+    assert metrics == {
+        "approx_kl": pytest.approx(0.105),
+        "skipped_updates": 1,
+        "skipped_in_a_row": 1,
+    }
+
+
+@pytest.fixture
+def steps(tmp_path):
+    """Runs the loop on a counter instead of a model: what each step does, and what it returns."""
+    config = tiny_config(**{"checkpoint.every": 2, "eval.every": 2, "optimizer.max_bad_steps": 3})
+    seen = []
+
+    def run(act, total=6, done=None):
+        run = open_run(tmp_path, config)
+
+        def step(state, number):
+            seen.append(number)
+            metrics = {"skipped_in_a_row": act(number) or 0, "x": float(state["x"])}
+            return loop.Step({"x": state["x"] + 1}, metrics, [])
+
+        state = {"x": jnp.float32(done or 0)}
+        position = lambda: {"n": seen[-1]}  # noqa: E731
+        evaluate = lambda state: {"accuracy": float(state["x"])}  # noqa: E731
+        try:
+            state = loop.run_steps(run, config, (done, state), total, step, position, evaluate)
+            return float(state["x"])
+        finally:
+            run.close()
+
+    return tmp_path, seen, run
+
+
+def values(path, name):
+    return [(r["step"], r[name]) for r in map(json.loads, path.open())]
+
+
+def test_the_loop_records_evaluates_and_saves_when_due(steps):
+    folder, seen, run = steps
+    assert run(lambda number: 0, total=5) == 5
+    assert seen == [1, 2, 3, 4, 5]
+    assert values(folder / "metrics.jsonl", "x") == [(n, n - 1.0) for n in seen]
+    assert values(folder / "eval.jsonl", "accuracy") == [(n, float(n)) for n in (0, 2, 4, 5)]
+    assert checkpoints.steps(folder / "checkpoints") == [4, 5]
+    like = {"x": jax.ShapeDtypeStruct((), jnp.float32, sharding=jnp.float32(0).sharding)}
+    assert checkpoints.restore_latest(folder / "checkpoints", like) == ({"x": 5.0}, {"n": 5})
+
+
+def test_gradients_that_are_not_finite_stop_the_run_with_a_word(steps):
+    folder, seen, run = steps
+    with pytest.raises(UsageError, match=r"step 5: .* 3 times in a row .*max_bad_steps=3"):
+        run(lambda number: max(0, number - 2))
+    assert seen[-1] == 5 and checkpoints.steps(folder / "checkpoints") == [2, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_saves_and_leaves(steps, capsys, number):
+    folder, seen, run = steps
+    before = signal.getsignal(number)
+    with pytest.raises(loop.Interrupted) as raised:
+        run(lambda step: os.kill(os.getpid(), number) if step == 3 else 0)
+    assert raised.value.code == 128 + number and seen == [1, 2, 3]
+    assert checkpoints.steps(folder / "checkpoints") == [2, 3]
+    assert "interrupted after step 3, which is saved" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+    assert run(lambda step: 0, done=3) == 6
+    assert values(folder / "metrics.jsonl", "x") == [(n, n - 1.0) for n in range(1, 7)]
+
+
+def test_a_second_signal_leaves_at_once(steps, capsys):
+    folder, seen, run = steps
+
+    def twice(step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(loop.Interrupted):
+        run(twice)
+    assert checkpoints.steps(folder / "checkpoints") == [] and seen == [1]
+    assert "go on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_a_signal_between_the_steps_leaves_with_a_word(capsys):
+    with pytest.raises(loop.Interrupted), loop.leaving_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert "run the same command again" in capsys.readouterr().err
