@@ -160,7 +160,7 @@ def strike_down(folder, environment):
             launcher.stdin.flush()
             pid = int(launcher.stdout.readline())
             if strike is None and number < len(STARTS) - 1:
-                time.sleep(random.uniform(0.2, 2.0))
+                time.sleep(random.uniform(0.2, 1.5))
                 os.kill(pid, KILL)
             status = int(launcher.stdout.readline())
             saved = [
