@@ -1,6 +1,6 @@
 """Train, or go on with, an experiment.
 
-    python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x=y ...]
+python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x=y ...]
 """
 
 from grpo_jax.command_line import run_main

@@ -183,15 +183,15 @@ def _parse_or_help(argv: list[str]) -> list[str]:
 def _reporting(function: Callable, *args: Any) -> Any:
     try:
         return function(*args)
-    except ValueError as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         if not _is_bad_input(error):
             raise
         sys.stderr.write(f"error: {_one_line(error)}\n")
         sys.exit(2)
 
 
-def _is_bad_input(error: ValueError) -> bool:
-    """Tell our own `raise ValueError(...)` from one that a bug drew from Python or a library."""
+def _is_bad_input(error: Exception) -> bool:
+    """Tell an error that this package raises on purpose from one that a bug drew."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(last.filename).is_relative_to(Path(__file__).parent)
     return isinstance(error, UsageError) or (ours and (last.line or "").startswith("raise"))

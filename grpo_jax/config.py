@@ -249,12 +249,24 @@ def _check_batch(config: dict[str, Any]) -> None:
         algorithms.validate(algorithm, config["rollout"]["group"])
     except ValueError as error:
         raise UsageError(f"config.algorithm: {error}") from error
-    prompts, mesh = config["rollout"]["prompts"], config["mesh"]
-    parts = algorithm.minibatches * config["optimizer"]["accumulation"]
-    _divides("rollout.prompts", prompts, "algorithm.minibatches * optimizer.accumulation", parts)
+    for name, lacks in (("gae", "a critic"), ("process", "rewards of single steps")):
+        if algorithm.advantage == name:
+            raise UsageError(
+                f"config.algorithm.advantage={name!r} (preset {config['algorithm']['preset']!r}) "
+                f"needs {lacks}, which the trainer does not have"
+            )
+    rollout, mesh = config["rollout"], config["mesh"]
     devices = mesh["data"] * mesh["fsdp"]
-    name = "algorithm.minibatches * optimizer.accumulation * mesh.data * mesh.fsdp"
-    _divides("rollout.prompts", prompts, name, parts * devices)
+    _divides("rollout.prompts", rollout["prompts"], "algorithm.minibatches", algorithm.minibatches)
+    groups, parts = rollout["prompts"] // algorithm.minibatches, config["optimizer"]["accumulation"]
+    if parts > groups and devices == 1:  # micro-batches smaller than a group
+        name = "optimizer.accumulation * algorithm.minibatches / rollout.prompts"
+        _divides("optimizer.accumulation", parts, "prompts a minibatch", groups)
+        _divides("rollout.group", rollout["group"], name, parts // groups)
+    else:
+        name = "algorithm.minibatches * optimizer.accumulation * mesh.data * mesh.fsdp"
+        total = algorithm.minibatches * parts * devices
+        _divides("rollout.prompts", rollout["prompts"], name, total)
     if config["sft"]["steps"]:
         _divides("sft.batch", config["sft"]["batch"], "mesh.data * mesh.fsdp", devices)
 

@@ -33,7 +33,7 @@ def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
         ({"rollout__group": 0}, "config.rollout.group: 0 must be at least 1"),
         ({"rollout__prompts": 9, "mesh__data": 2}, "config.rollout.prompts: 9 is not divisible"),
         ({"algorithm__minibatches": 5}, "config.rollout.prompts: 32 is not .*minibatches.* = 5"),
-        ({"optimizer__accumulation": 3}, "config.rollout.prompts: 32 is not .*accumulation = 3"),
+        ({"optimizer__accumulation": 3}, "config.rollout.prompts: 32 is not .*accumulation.* = 3"),
         ({"sft__steps": 1, "sft__batch": 3, "mesh__data": 2}, "config.sft.batch: 3 is not div"),
         ({"steps": -1}, "config.steps: -1 must be at least 0"),
         ({"rollout__temperature": 0.0}, "config.rollout.temperature: 0.0 must be above 0"),
