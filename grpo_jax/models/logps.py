@@ -27,10 +27,9 @@ def log_softmax_stats(logits: jax.Array, tokens: jax.Array, temperature: float):
 
 
 def chunk_length(prompts: int, group: int, length: int, vocab: int) -> int:
-    """The largest divisor of `length`, below it, whose logits fit CHUNK_ELEMENTS (at least 1)."""
-    fits = [n for n in range(1, length) if length % n == 0]
-    small = [n for n in fits if prompts * group * n * vocab <= CHUNK_ELEMENTS]
-    return max(small, default=1)
+    """How many of `length` positions are held at once: CHUNK_ELEMENTS' worth, at most half."""
+    chunks = max(2, -(-prompts * group * length * vocab // CHUNK_ELEMENTS))
+    return -(-length // chunks)
 
 
 def token_logps(
@@ -43,16 +42,18 @@ def token_logps(
     """
     P, G, T = tokens.shape
     n = chunk_length(P, G, T, model.config.vocab_size)
+    chunks = -(-T // n)
 
     @jax.checkpoint
     def chunk(params, hidden, tokens):
         logits: Any = model.apply({"params": params}, hidden, method=Decoder.logits)
         return log_softmax_stats(logits, tokens, temperature)
 
-    if n == T:
-        return chunk(params, hidden, tokens)
-    split = lambda x: jnp.moveaxis(x.reshape(P, G, T // n, n, *x.shape[3:]), 2, 0)  # noqa: E731
-    join = lambda x: jnp.moveaxis(x, 0, 2).reshape(P, G, T)  # noqa: E731
+    def split(x):  # [P, G, T, ...] -> [chunks, P, G, n, ...], the last chunk padded
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, chunks * n - T)] + [(0, 0)] * (x.ndim - 3))
+        return jnp.moveaxis(x.reshape(P, G, chunks, n, *x.shape[3:]), 2, 0)
+
+    join = lambda x: jnp.moveaxis(x, 0, 2).reshape(P, G, chunks * n)[:, :, :T]  # noqa: E731
     _, (logp, entropy) = jax.lax.scan(
         lambda _, xs: (None, chunk(params, *xs)), None, (split(hidden), split(tokens))
     )

@@ -56,6 +56,17 @@ def test_chunks_change_neither_value_nor_gradient(expected, length, tied, monkey
     jax.tree.map(close, gradients, want_gradients)
 
 
+def test_the_last_chunk_may_be_shorter(expected, monkeypatch):
+    (_, want), _ = expected[False]
+    short = 7  # in chunks of 3
+    monkeypatch.setattr(logps, "CHUNK_ELEMENTS", P * G * 3 * V)
+    assert logps.chunk_length(P, G, short, V) == 3
+    model, params = Decoder(config(False)), random_params(config(False))
+    hidden, tokens = HIDDEN[:, :, :short], TOKENS[:, :, :short]
+    got = logps.token_logps(model, params, hidden, tokens, 0.7)
+    np.testing.assert_allclose(np.stack(got), np.stack(want)[..., :short], atol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_log_softmax_stats_is_numpys(temperature):
     logits = 5 * RNG.normal(size=(40, V)).astype(np.float32)
