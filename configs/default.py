@@ -1,4 +1,17 @@
-"""Three-digit addition (see the measured result below)."""
+"""Three-digit addition, worked column by column, from a random 0.5 M-parameter character model.
+
+    make train
+    python -m experiments.train --config=configs/default.py --config.seed=1 --workdir=runs/seed1
+
+A cold start on worked solutions, then GRPO (no KL term, temperature 0.5). Held-out greedy accuracy
+on 512 problems, 95% intervals; seconds of the whole command on 2 cores, compilation included:
+
+    seed   after the cold start   after GRPO              seconds
+    0      0.531 [0.488, 0.574]   0.982 [0.967, 0.991]    210
+    1      0.264 [0.227, 0.303]   0.777 [0.739, 0.811]    214
+
+How far 110 supervised steps lead differs much between seeds, and GRPO starts from there.
+"""
 
 from grpo_jax.config import defaults
 
