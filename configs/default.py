@@ -4,7 +4,8 @@
     python -m experiments.train --config=configs/default.py --config.seed=1 --workdir=runs/seed1
 
 A cold start on worked solutions, then GRPO (no KL term, temperature 0.5). Held-out greedy accuracy
-on 512 problems, 95% intervals; seconds of the whole command on 2 cores, compilation included:
+on 512 problems, 95% intervals, one run each; seconds of the second command on 2 cores, with
+compilation:
 
     seed   after the cold start   after GRPO              seconds
     0      0.531 [0.488, 0.574]   0.982 [0.967, 0.991]    210
