@@ -17,14 +17,14 @@ MASKED = -1e30
 
 
 class Prefix(struct.PyTreeNode):
-    """A prompt's keys and values in one layer: k, v [P, K, S, D]."""
+    """A prompt's keys [P, K, D, S] and values [P, K, S, D] in one layer."""
 
     k: jax.Array
     v: jax.Array
 
 
 class Cache(struct.PyTreeNode):
-    """A completion's own keys and values in one layer: k, v [P, K, G, U, D]."""
+    """A completion's own keys [P, K, G, D, U] and values [P, K, G, U, D] in one layer."""
 
     k: jax.Array
     v: jax.Array
@@ -52,24 +52,25 @@ def attend(
 ) -> jax.Array:
     """One softmax over the shared prefix and the own past: softmax(q [K_p K_o]) [V_p V_o].
 
-    q [P, K, G, R, T, D], scaled; own k, v [P, K, G, U, D]; own_mask bool, broadcastable to
-    [P, K, G, T, U]; prefix k, v [P, K, S, D]; prefix_mask bool[P, S]. Returns [P, K, G, R, T, D].
+    q [P, K, G, R, T, D], scaled; own k [P, K, G, D, U], v [P, K, G, U, D]; own_mask bool,
+    broadcastable to [P, K, G, T, U]; prefix k [P, K, D, S], v [P, K, S, D]; prefix_mask
+    bool[P, S]. Returns [P, K, G, R, T, D].
 
     The prefix product folds G, R and T into the rows of one matrix, so the prompt's keys and
     values are read once per group. A query must see at least one key.
     """
     P, K, G, R, T, D = q.shape
-    U = own.k.shape[3]
-    chex.assert_shape([own.k, own.v], (P, K, G, U, D))
-    logits = _products(q.reshape(P, K, G, R * T, D), own.k.swapaxes(-1, -2))
+    U = own.v.shape[3]
+    chex.assert_shape([own.k, own.v], [(P, K, G, D, U), (P, K, G, U, D)])
+    logits = _products(q.reshape(P, K, G, R * T, D), own.k)
     logits = logits.reshape(P, K, G, R, T, U)
     logits = jnp.where(own_mask[:, :, :, None], logits, MASKED)
     top = logits.max(-1)
     if prefix is not None:
         assert prefix_mask is not None, "a prefix comes with its mask"
-        S = prefix.k.shape[2]
-        chex.assert_shape([prefix.k, prefix.v], (P, K, S, D))
-        pre = _products(q.reshape(P, K, G * R * T, D), prefix.k.swapaxes(-1, -2))
+        S = prefix.v.shape[2]
+        chex.assert_shape([prefix.k, prefix.v], [(P, K, D, S), (P, K, S, D)])
+        pre = _products(q.reshape(P, K, G * R * T, D), prefix.k)
         pre = jnp.where(prefix_mask[:, None, None], pre, MASKED)
         top = jnp.maximum(top, pre.max(-1).reshape(P, K, G, R, T))
     top = jax.lax.stop_gradient(top)  # the softmax does not depend on the shift
@@ -106,13 +107,10 @@ class Attention(nn.Module):
         q = rotate(q, positions, c.rope_theta) * D**-0.5
         k = rotate(k, positions, c.rope_theta)
         q = q.reshape(P, G, T, K, R, D).transpose(0, 3, 1, 4, 2, 5)
-        own = Cache(k.transpose(0, 3, 1, 2, 4), v.transpose(0, 3, 1, 2, 4))
+        own = Cache(k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4))
         if cache is not None:
-            own = jax.tree.map(
-                lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new, index, axis=3),
-                cache,
-                own,
-            )
+            put = jax.lax.dynamic_update_slice_in_dim
+            own = Cache(put(cache.k, own.k, index, axis=4), put(cache.v, own.v, index, axis=3))
         out = attend(q, own, mask, prefix, prefix_mask)
         out = out.transpose(0, 2, 4, 1, 3, 5).reshape(P * G * T, c.heads * D)
         return Linear(c, c.hidden, ("embed", "heads"), name="o")(out), own

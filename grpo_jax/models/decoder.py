@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         cache        keys and values of the own past, as `init_cache` returns them, or None
         index        i32[], with `cache`: the number of entries it holds
 
-        Returns hidden [P, G, T, C], ready for `logits`, and the layers' Caches [P, K, G, T, D].
+        Returns hidden [P, G, T, C], ready for `logits`, and the layers' Caches.
         """
         seen = _visible(tokens.shape[-1], mask, cache, index)
         # Tokens in one flat axis: what XLA multiplies fastest, forward and backward.
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
 def _visible(length, mask, cache, index):
     """Which own keys each query sees: bool, broadcastable to [P, K, G, T, U]."""
     if cache is not None:
-        size = jax.tree.leaves(cache)[0].shape[-2]
+        size = jax.tree.leaves(cache)[0].shape[-1]
         queries = index + jnp.arange(length)
     else:
         size, queries = length, jnp.arange(length)
@@ -167,8 +167,9 @@ def as_prefix(kv):
 
 def init_cache(c: ModelConfig, prompts: int, group: int, length: int):
     """Empty Caches for `length` own tokens of every completion."""
-    shape = (prompts, c.kv_heads, group, length, c.head_dim)
-    zeros = lambda lead: Cache(*(jnp.zeros(lead + shape, c.dtype) for _ in "kv"))  # noqa: E731
+    batch, D = (prompts, c.kv_heads, group), c.head_dim
+    shapes = (*batch, D, length), (*batch, length, D)
+    zeros = lambda lead: Cache(*(jnp.zeros(lead + s, c.dtype) for s in shapes))  # noqa: E731
     return zeros((c.layers,)) if c.scan_layers else tuple(zeros(()) for _ in range(c.layers))
 
 

@@ -6,9 +6,15 @@ import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
 
+# Up to this many rows (decoding), XLA for CPUs multiplies kernel @ x.T faster than its transpose.
+FEW_ROWS = 64
+
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., in] times kernel [out, in], transposed -> f32 [..., out]."""
+    if x.ndim == 2 and x.shape[0] <= FEW_ROWS:
+        out = jnp.matmul(kernel, x.T, preferred_element_type=jnp.float32)
+        return jax.lax.optimization_barrier(out).T  # without it, XLA turns the product around again
     contract = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, kernel, contract, preferred_element_type=jnp.float32)
 

@@ -11,8 +11,8 @@ def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
-Q, OWN = normal(P, K, G, R, T, D), Cache(normal(P, K, G, U, D), normal(P, K, G, U, D))
-PREFIX = Prefix(normal(P, K, S, D), normal(P, K, S, D))
+Q, OWN = normal(P, K, G, R, T, D), Cache(normal(P, K, G, D, U), normal(P, K, G, U, D))
+PREFIX = Prefix(normal(P, K, D, S), normal(P, K, S, D))
 PREFIX_MASK = np.arange(S) >= np.array([0, 4, S])[:, None]  # whole, left-padded, all padding
 CAUSAL = np.arange(U) <= np.arange(T)[:, None]
 
@@ -21,9 +21,10 @@ def brute_force(q, own, own_mask, prefix=None, prefix_mask=None):
     own_mask = np.broadcast_to(own_mask, (P, K, G, T, U))
     out = np.zeros(q.shape)
     for p, k, g, r, t in np.ndindex(q.shape[:-1]):
-        keys, values = own.k[p, k, g][own_mask[p, k, g, t]], own.v[p, k, g][own_mask[p, k, g, t]]
+        seen = own_mask[p, k, g, t]
+        keys, values = own.k[p, k, g].T[seen], own.v[p, k, g][seen]
         if prefix is not None:
-            keys = np.concatenate([prefix.k[p, k][prefix_mask[p]], keys])
+            keys = np.concatenate([prefix.k[p, k].T[prefix_mask[p]], keys])
             values = np.concatenate([prefix.v[p, k][prefix_mask[p]], values])
         logits = keys.astype(np.float64) @ q[p, k, g, r, t].astype(np.float64)
         weight = np.exp(logits - logits.max())
