@@ -18,6 +18,8 @@ import subprocess
 import sys
 import time
 
+from grpo_jax.command_line import keep_freed_memory
+
 SIZES: dict[str, float] = {
     "prompts": 8,
     "group": 8,
@@ -344,6 +346,7 @@ def parse(argv=None):
 def main(argv=None):
     a = parse(argv)
     if not a.beside:
+        keep_freed_memory()  # as every program does
         print(json.dumps(measure(a)))
         return
     result = compare(a)

@@ -1,5 +1,6 @@
 """The command line of an experiment: flags, config files, and errors on one line."""
 
+import ctypes
 import importlib.util
 import itertools
 import re
@@ -23,6 +24,9 @@ from grpo_jax.config import (
 )
 
 FLAGS = flags.FLAGS
+
+# glibc's M_MMAP_MAX = 0, M_TRIM_THRESHOLD = never, M_ARENA_MAX = 1 (malloc.h, mallopt(3)).
+_KEEP_FREED = ((-4, 0), (-1, -1), (-8, 1))
 
 _NO_CONFIG = "--config=configs/<name>.py is needed: the experiment to run"
 
@@ -143,6 +147,18 @@ def default_workdir(config_path: str) -> Path:
     return Path("runs") / Path(config_path.split(":", 1)[0]).stem
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next allocation, not hand it back to the system.
+
+    XLA allocates a step's buffers anew for every call; on a CPU, touching fresh pages each time
+    costs a training step up to a fifth of its time. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in _KEEP_FREED:
+            mallopt(option, value)
+
+
 def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoReturn:
     """Run a program: `main(config, workdir)`, or `main(workdir)` when it takes no config.
 
@@ -152,6 +168,7 @@ def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoRet
     Exits with main's result. Bad input ends in one line 'error: ...' and status 2; an unexpected
     exception keeps its traceback.
     """
+    keep_freed_memory()
     define_flags(with_config)
     app.run(
         lambda argv: _reporting(_call_main, main, with_config, argv),

@@ -1,3 +1,4 @@
+import platform
 import re
 import subprocess
 import sys
@@ -142,6 +143,25 @@ def test_a_program_ends_with_a_status_and_one_line(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert re.search(out, done.stdout) and re.search(err, done.stderr), (done.stdout, done.stderr)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets options of glibc alone")
+def test_freed_memory_is_kept_for_the_next_allocation():
+    code = """
+import resource, sys
+import numpy as np
+from grpo_jax.command_line import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+faults = []
+for _ in range(3):
+    np.ones(2**24)  # 128 MiB, above what glibc keeps by itself
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[2] - faults[1])
+"""
+    command = [sys.executable, "-c", code]
+    left, kept = (int(subprocess.check_output([*command, how])) for how in ("leave", "keep"))
+    assert kept < 0.1 * left
 
 
 def test_help_is_quick_and_names_the_flags():
