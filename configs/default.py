@@ -26,7 +26,8 @@ def get_config():
     config.rollout.max_tokens = 36
     config.rollout.prompt_bucket = 8
     config.rollout.temperature = 0.5
-    config.sft.steps = 110
+    config.sft.steps = 200
+    config.sft.stop_accuracy = 0.4
     config.sft.learning_rate = 2e-3
     config.steps = 165
     config.algorithm.beta = 0.0

@@ -22,13 +22,14 @@ _AT_LEAST_ONE = (
     *("prompt_length", "reward_workers", "model.layers", "model.hidden", "model.heads"),
     *("model.kv_heads", "model.ff", "rollout.prompts", "rollout.group", "rollout.max_tokens"),
     *("rollout.prompt_bucket", "optimizer.max_bad_steps", "optimizer.accumulation"),
-    *("sft.batch", "eval.problems", "checkpoint.keep", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+    *("sft.batch", "sft.check_every", "sft.check_problems", "eval.problems", "checkpoint.keep"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor"),
 )
 _ABOVE_ZERO = (
     *("reward_timeout", "model.rope_theta", "model.norm_eps", "rollout.temperature"),
     *("rollout.top_p", "eval.temperature", "optimizer.eps", "optimizer.max_grad_norm"),
 )
-_AT_MOST_ONE = ("rollout.top_p", "rollout.min_p", "optimizer.end_factor")
+_AT_MOST_ONE = ("rollout.top_p", "rollout.min_p", "optimizer.end_factor", "sft.stop_accuracy")
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
 _FREE = ("task", "rewards", "algorithm")
@@ -121,6 +122,9 @@ def _learning() -> dict[str, Any]:
             "learning_rate": 1e-3,
             "warmup_steps": 0,
             "examples": 0,  # worked solutions; 0 = all
+            "stop_accuracy": 0.0,  # ends early at this accuracy on training problems; 0 = never
+            "check_every": 5,  # steps between its checks
+            "check_problems": 256,
         },
         "eval": {
             "every": 20,  # steps; 0 = never

@@ -1,6 +1,7 @@
 """Held-out evaluation: greedy accuracy, pass@k and maj@k, each with a 95% interval."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from grpo_jax.rollout.collect import encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.sharding import put_batch
 from grpo_jax.statistics import maj_at_k, mean_interval, pass_at_k, wilson_interval
-from grpo_jax.tasks import Problem
+from grpo_jax.tasks import Problem, Source
 
 ROWS = 512  # completions decoded together
 
@@ -30,11 +31,8 @@ def evaluate(
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
     score 1; pass@k (2107.03374) and maj@k are means over problems with Student's t intervals.
     """
-    held_out = (ex.task.heldout[i] for i in range(len(ex.task.heldout)))
-    chosen = list(itertools.islice(filter(ex.fits, held_out), problems))
-    if not chosen:
-        raise ValueError(f"config.prompt_length={ex.config.prompt_length} drops every held-out one")
-    _, right, lengths, finished = _attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
+    chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
+    _, right, lengths, finished = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
     n, hits = len(chosen), int(right.sum())
     low, high = wilson_interval(hits, n)
     result = {
@@ -47,9 +45,19 @@ def evaluate(
     }
     if samples:
         temperature = ex.config.eval.temperature
-        answers, right, *_ = _attempts(ex, params, rewarder, chosen, samples, temperature)
+        answers, right, *_ = attempts(ex, params, rewarder, chosen, samples, temperature)
         result |= sampled_metrics(answers, right)
     return result
+
+
+def first_problems(ex: Experiment, source: Source, order: Iterable[int], n: int) -> list[Problem]:
+    """The first n problems of a source, in this order, whose prompts fit; ValueError for none."""
+    chosen = list(itertools.islice(filter(ex.fits, map(source.__getitem__, order)), n))
+    if not chosen:
+        raise ValueError(
+            f"config.prompt_length={ex.config.prompt_length} drops every problem of {len(source)}"
+        )
+    return chosen
 
 
 def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, float]:
@@ -74,7 +82,7 @@ def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, fl
     return result
 
 
-def _attempts(ex, params, rewarder, problems: list[Problem], group: int, temperature: float):
+def attempts(ex, params, rewarder, problems: list[Problem], group: int, temperature: float):
     """Answers [n][G], right bool[n, G], lengths and finished [n, G] of `group` attempts at each."""
     size = max(1, min(len(problems), ROWS // group))
     rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]

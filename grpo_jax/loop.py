@@ -23,6 +23,7 @@ class Step(NamedTuple):
     state: TrainState
     metrics: Metrics
     samples: list[Metrics]
+    last: bool = False  # whether the run ends here, before its steps are used up
 
 
 class Interrupted(SystemExit):
@@ -83,7 +84,7 @@ def run_steps(
     """Steps start + 1 .. total: run, record, evaluate and save each as the config says.
 
     start     the restored step (None: nothing was restored) and the state to go on from
-    step      (state, number) -> Step
+    step      (state, number) -> Step; its `last` ends the run early
     position  where the task's iterator stands, JSON-able
     evaluate  state -> held-out metrics
 
@@ -95,7 +96,8 @@ def run_steps(
         if restored is None and evaluate is not None:
             logger.evaluation(0, evaluate(state))
         for number in range((restored or 0) + 1, total + 1):
-            state, metrics, samples = step(state, number)
+            state, metrics, samples, last = step(state, number)
+            total = number if last else total
             metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
             logger.step(number, metrics)
             logger.completions(number, samples)
@@ -108,6 +110,8 @@ def run_steps(
                 checkpoints.save(run.checkpoints, number, state, position(), config.checkpoint.keep)
             if received:
                 _leave(run, number, received)
+            if last:
+                break
     plot_curves(run.folder)
     return state
 

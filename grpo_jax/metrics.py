@@ -130,10 +130,15 @@ def _is_scalar(value: Any) -> bool:
     return value is not None and not isinstance(value, str) and np.ndim(value) == 0
 
 
+# Label, metric; what a step did not measure is left out.
+_PROGRESS = (("reward", "reward"), ("accuracy", "rewards/accuracy/mean"))
+_SUPERVISED = (("loss", "loss"), ("accuracy", "accuracy"))
+
+
 def progress_line(step: int, total: int, metrics: Metrics, seconds_left: float) -> str:
     """Return e.g. 'step 12/60  reward 0.53  accuracy 0.41  1,234 tokens/s  1:05 left'."""
     parts = [f"step {step:>{len(str(total))}}/{total}"]
-    for label, name in (("reward", "reward"), ("accuracy", "rewards/accuracy/mean")):
+    for label, name in _PROGRESS if "reward" in metrics else _SUPERVISED:
         if metrics.get(name) is not None:
             parts.append(f"{label} {float(metrics[name]):.3f}")
     if metrics.get("time/tokens_per_second") is not None:

@@ -10,16 +10,18 @@ import numpy as np
 
 from grpo_jax import checkpoints
 from grpo_jax.algorithms import Algorithm
+from grpo_jax.evaluation import attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.learner import abstract_state, init_state, make_optimizer, update
 from grpo_jax.loop import Step, run_steps
+from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import open_run
 from grpo_jax.sharding import put_batch
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
 from grpo_jax.tokenizers import encode
-from grpo_jax.types import Batch
+from grpo_jax.types import Batch, TrainState
 
 # -A logp with A = 1, averaged over tokens, is the negative log-likelihood.
 LIKELIHOOD = Algorithm(surrogate="reinforce", aggregation="token_mean", beta=0.0)
@@ -73,48 +75,61 @@ def optimizer_config(config: Any) -> ml_collections.ConfigDict:
     return chosen
 
 
-def cold_start(ex: Experiment, workdir: Path) -> Any:
+def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
     """Fine-tune a fresh model on worked solutions in the run folder `workdir`; return its params.
 
+    Ends after sft.steps, or once greedy accuracy on training problems reaches sft.stop_accuracy.
     Resumes where it was cut off. ValueError where the task has no worked solutions.
     """
     c = ex.config
     optimizer = make_optimizer(optimizer_config(c), c.sft.steps)
-    source = Solved(ex.task.train, c.sft.examples)
-    data = batches(source, c.sft.batch, c.seed, ex.fits)
+    data = batches(Solved(ex.task.train, c.sft.examples), c.sft.batch, c.seed, ex.fits)
     run = open_run(workdir, c)
     try:
         abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=False)
         restored = checkpoints.restore_latest(run.checkpoints, abstract)
-        done = None
         if restored is None:
             key = jax.random.key(c.seed)
+            done, ended = None, False
             state = init_state(ex.model, optimizer, key, ex.mesh, reference=False)
         else:
             state, position = restored
             data.set_state(position["data"])
-            done = int(state.step)
+            done, ended = int(state.step), position["ended"]
+        if ended:
+            return state.params
 
         def step(state, number):
+            nonlocal ended
             began = time.monotonic()
-            batch = put_batch(supervised_batch(ex, next(data)), ex.mesh)
-            state, metrics = update(
-                state,
-                batch,
-                model=ex.model,
-                optimizer=optimizer,
-                algorithm=LIKELIHOOD,
-                mesh=ex.mesh,
-            )
-            kept = ("loss", "entropy", "grad_norm", "learning_rate", "skipped_in_a_row")
-            metrics = {k: metrics[k] for k in kept} | {
-                "time/tokens_per_second": float(batch.mask.sum()) / (time.monotonic() - began)
-            }
-            return Step(state, metrics, [])
+            batch = supervised_batch(ex, next(data))
+            state, metrics = _learn(ex, optimizer, state, batch)
+            metrics["time/tokens_per_second"] = batch.mask.sum() / (time.monotonic() - began)
+            ended = number == c.sft.steps
+            if c.sft.stop_accuracy and (number % c.sft.check_every == 0 or ended):
+                metrics["accuracy"] = _train_accuracy(ex, state.params, rewarder)
+                ended = ended or metrics["accuracy"] >= c.sft.stop_accuracy
+            return Step(state, metrics, [], last=ended)
 
-        if done != c.sft.steps:
-            now = lambda: {"data": data.get_state()}  # noqa: E731
-            state = run_steps(run, c, (done, state), c.sft.steps, step, now)
+        now = lambda: {"data": data.get_state(), "ended": ended}  # noqa: E731
+        return run_steps(run, c, (done, state), c.sft.steps, step, now).params
     finally:
         run.close()
-    return state.params
+
+
+def _learn(ex: Experiment, optimizer, state: TrainState, batch: Batch):
+    """One update on a batch that is on the host, and the metrics that mean something here."""
+    batch = put_batch(batch, ex.mesh)
+    options = {"model": ex.model, "optimizer": optimizer, "mesh": ex.mesh}
+    state, metrics = update(state, batch, algorithm=LIKELIHOOD, **options)
+    kept = ("loss", "entropy", "grad_norm", "learning_rate", "skipped_in_a_row")
+    return state, {k: float(metrics[k]) for k in kept}
+
+
+def _train_accuracy(ex: Experiment, params: Any, rewarder: Rewarder) -> float:
+    """Greedy accuracy on the last training problems, which a small cold start has not seen."""
+    source = ex.task.train
+    problems = first_problems(
+        ex, source, reversed(range(len(source))), ex.config.sft.check_problems
+    )
+    return float(attempts(ex, params, rewarder, problems, 1, temperature=0.0)[1].mean())

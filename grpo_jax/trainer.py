@@ -54,7 +54,7 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
     problems = Problems(ex)
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
     optimizer = make_optimizer(c.optimizer, updates)
-    done, state = _start(ex, run, optimizer, problems)
+    done, state = _start(ex, run, optimizer, problems, rewarder)
     if done == c.steps:
         print(f"{run.folder} is finished: all {c.steps} steps are done")
         return
@@ -74,7 +74,11 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
 
 
 def _start(
-    ex: Experiment, run: Run, optimizer: optax.GradientTransformation, problems: "Problems"
+    ex: Experiment,
+    run: Run,
+    optimizer: optax.GradientTransformation,
+    problems: "Problems",
+    rewarder: Rewarder,
 ) -> tuple[int | None, TrainState]:
     """The newest checkpoint's step and state, or None and what the cold start leads to."""
     c, reference = ex.config, ex.algorithm.beta > 0
@@ -84,7 +88,7 @@ def _start(
         state, position = restored
         problems.set_state(position)
         return position["step"], state
-    params = cold_start(ex, run.folder / "cold_start") if c.sft.steps else None
+    params = cold_start(ex, rewarder, run.folder / "cold_start") if c.sft.steps else None
     key = jax.random.key(c.seed)
     state = init_state(ex.model, optimizer, key, ex.mesh, reference=reference, params=params)
     return None, state

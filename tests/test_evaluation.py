@@ -104,5 +104,5 @@ def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch)
         result = evaluation.evaluate(longer, None, rewarder, problems=4)
         assert (result["n"], result["accuracy"]) == (4, 1.0)
         none = dataclasses.replace(longer, task=dataclasses.replace(ex.task, heldout=[long]))
-        with pytest.raises(ValueError, match="prompt_length=8 drops every held-out"):
+        with pytest.raises(ValueError, match="prompt_length=8 drops every problem of 1"):
             evaluation.evaluate(none, None, rewarder, problems=4)

@@ -1,6 +1,7 @@
 """The cold start: its loss is the likelihood of the solutions, and it learns them."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -52,14 +53,38 @@ def test_the_loss_is_the_likelihood_in_float64(ex):
 
 def test_a_cold_start_learns_its_examples_and_is_done_once(ex, tmp_path, capsys):
     with using(ex.mesh):
-        params = jax.device_get(cold_start(ex, tmp_path))
+        params = jax.device_get(cold_start(ex, None, tmp_path))
         records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
         assert [r["step"] for r in records] == list(range(1, STEPS + 1))
         assert records[-1]["loss"] < 0.5 * records[0]["loss"]
         after = numpy_nll(ex, params, [ex.task.train[i] for i in range(4)])
         assert after == pytest.approx(records[-1]["loss"], rel=0.2)
         capsys.readouterr()
-        again = jax.device_get(cold_start(ex, tmp_path))
+        again = jax.device_get(cold_start(ex, None, tmp_path))
+    assert "step" not in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_a_cold_start_ends_when_it_answers_training_problems(tmp_path, capsys):
+    changes = {"sft.steps": 9, "sft.batch": 4, "sft.stop_accuracy": 0.5, "sft.check_every": 2}
+    ex = build(tiny_config(**changes, **{"sft.check_problems": 4}))
+    last = [ex.task.train[len(ex.task.train) - n] for n in (1, 2, 3, 4)]
+    right = iter([1, 1, 2])  # of the four, at steps 2, 4 and 6
+    asked = []
+
+    def rewarder(problems, completions):
+        asked.append(problems)
+        return SimpleNamespace(parts={"accuracy": np.arange(4)[:, None] < next(right)})
+
+    with using(ex.mesh):
+        params = jax.device_get(cold_start(ex, rewarder, tmp_path))
+        records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+        capsys.readouterr()
+        again = jax.device_get(cold_start(ex, rewarder, tmp_path))
+    assert asked == [last] * 3
+    assert [(r["step"], r.get("accuracy")) for r in records] == [
+        *((1, None), (2, 0.25), (3, None), (4, 0.25), (5, None), (6, 0.5)),
+    ]
     assert "step" not in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, params, again)
 

@@ -135,13 +135,13 @@ def steps(tmp_path):
     config = tiny_config(**{"checkpoint.every": 2, "eval.every": 2, "optimizer.max_bad_steps": 3})
     seen = []
 
-    def run(act, total=6, done=None):
+    def run(act, total=6, done=None, last=None):
         run = open_run(tmp_path, config)
 
         def step(state, number):
             seen.append(number)
             metrics = {"skipped_in_a_row": act(number) or 0, "x": float(state["x"])}
-            return loop.Step({"x": state["x"] + 1}, metrics, [])
+            return loop.Step({"x": state["x"] + 1}, metrics, [], number == last)
 
         state = {"x": jnp.float32(done or 0)}
         position = lambda: {"n": seen[-1]}  # noqa: E731
@@ -168,6 +168,14 @@ def test_the_loop_records_evaluates_and_saves_when_due(steps):
     assert checkpoints.steps(folder / "checkpoints") == [4, 5]
     like = {"x": jax.ShapeDtypeStruct((), jnp.float32, sharding=jnp.float32(0).sharding)}
     assert checkpoints.restore_latest(folder / "checkpoints", like) == ({"x": 5.0}, {"n": 5})
+
+
+def test_a_last_step_is_evaluated_and_saved(steps):
+    folder, seen, run = steps
+    assert run(lambda number: 0, last=3) == 3
+    assert seen == [1, 2, 3]
+    assert [step for step, _ in values(folder / "eval.jsonl", "accuracy")] == [0, 2, 3]
+    assert checkpoints.steps(folder / "checkpoints") == [2, 3]
 
 
 def test_gradients_that_are_not_finite_stop_the_run_with_a_word(steps):
