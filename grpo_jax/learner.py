@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from grpo_jax import algorithms
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps
-from grpo_jax.sharding import shardings
+from grpo_jax.sharding import shardings, unbox
 from grpo_jax.types import Batch, Rollouts, TrainState
 
 NEVER = 2**30
@@ -73,7 +72,7 @@ def init_state(
     """
     init = _initialiser(model, optimizer, reference)
     place = shardings(jax.eval_shape(init, rng), mesh)
-    state = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=place)(rng)
+    state = jax.jit(lambda key: unbox(init(key)), out_shardings=place)(rng)
     if params is None:
         return state
     params = jax.tree.map(
@@ -91,7 +90,7 @@ def abstract_state(
     boxed = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        nn.unbox(boxed),
+        unbox(boxed),
         shardings(boxed, mesh),
     )
 

@@ -41,8 +41,14 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 @contextlib.contextmanager
 def using(mesh: Mesh) -> Iterator[None]:
     """Make logical axis names inside models mean `mesh`."""
-    with mesh, nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
+
+
+def unbox(tree: Any) -> Any:
+    """The values in a pytree of Flax's boxes, which name logical axes, without placing them."""
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 
 
 def shardings(abstract: Any, mesh: Mesh) -> Any:
@@ -58,7 +64,7 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
         ]
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    return jax.tree.map(fitted, nn.unbox(abstract), specs)
+    return jax.tree.map(fitted, unbox(abstract), specs)
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
