@@ -1,6 +1,7 @@
 """One call of one reward on one prompt's group, checked, in this process or in a worker."""
 
 import inspect
+import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,7 +137,12 @@ _broken: list[str] = []
 
 
 def load_functions(pickled: bytes) -> None:
-    """Worker initialiser: keep the rewards; remember a failure, for a worker must not die here."""
+    """Worker initialiser: keep the rewards; remember a failure, for a worker must not die here.
+
+    The trainer alone decides when to stop: what a job's manager sends to every process of the job
+    must not take its workers from under it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         _functions.update(cloudpickle.loads(pickled))
     except Exception as error:

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from pebble import ProcessExpired, ProcessPool
+from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from grpo_jax.rewards.call import (
     Group,
@@ -23,6 +23,9 @@ from grpo_jax.rewards.processes import context
 from grpo_jax.rewards.text import Reward
 
 __all__ = ["RewardError", "Rewarder", "Scores"]
+
+CONSTS.term_timeout = 0  # seconds until SIGKILL: workers do not hear SIGTERM
+POLL_S = 1.0  # between looks whether the processes still are
 
 Call = tuple[str, int, int | None]  # reward, prompt, completion (None: the whole group)
 
@@ -102,13 +105,13 @@ class Rewarder:
         self, calls: Sequence[Call], groups: Sequence[Group], parts: dict[str, np.ndarray]
     ) -> list[Call]:
         """Fills `parts` and returns the calls that hung or died."""
-        futures = [(call, self._schedule(call, groups)) for call in calls]
+        futures = [(call, *self._schedule(call, groups)) for call in calls]
         hung = []
         try:
-            for call, future in futures:
+            for call, pool, future in futures:
                 name, p, g = call
                 try:
-                    result = future.result()
+                    result = _result(pool, future)
                 except (FutureTimeout, ProcessExpired, BrokenProcessPool):
                     hung.append(call)
                     continue
@@ -121,21 +124,21 @@ class Rewarder:
                     raise RewardError(result)
                 parts[name][p, slice(None) if g is None else slice(g, g + 1)] = result
         except BaseException:  # an error or Ctrl-C: what still waits must not run
-            for _, future in futures:
+            for *_, future in futures:
                 future.cancel()
             raise
         return hung
 
-    def _schedule(self, call: Call, groups: Sequence[Group]) -> "Future[list[float] | str]":
+    def _schedule(self, call: Call, groups: Sequence[Group]) -> tuple[ProcessPool, Future]:
         name, p, g = call
         group = groups[p] if g is None else groups[p].single(g)
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             raise RuntimeError("the Rewarder is closed")
-        try:
-            return self._pool.schedule(call_in_worker, (name, group), timeout=self.timeout_s)
-        except RuntimeError:  # pebble gives up on a pool that lost an idle worker
+        if not pool.active:  # pebble gives up on a pool that lost an idle worker
             self.close()
-            return self._start().schedule(call_in_worker, (name, group), timeout=self.timeout_s)
+            pool = self._start()
+        return pool, pool.schedule(call_in_worker, (name, group), timeout=self.timeout_s)
 
     def _start(self) -> ProcessPool:
         pool = ProcessPool(
@@ -157,6 +160,19 @@ class Rewarder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _result(pool: ProcessPool, future: Future) -> list[float] | str:
+    """What the call returned; BrokenProcessPool where its pool gave up, and it with the pool."""
+    while pool.active:
+        try:
+            return future.result(POLL_S)
+        except FutureTimeout:
+            if future.done():  # the call's own time limit
+                raise
+    if future.done():
+        return future.result()
+    raise BrokenProcessPool("the processes were killed")
 
 
 def _stop(pool: ProcessPool) -> None:

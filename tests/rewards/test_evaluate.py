@@ -71,6 +71,26 @@ def test_a_pool_whose_idle_workers_were_killed_starts_again(pool):
     np.testing.assert_array_equal(scores.parts["exact"], [[1], [0]])
 
 
+def test_calls_that_wait_when_all_workers_are_killed_are_made_again():
+    def slow(completions):
+        time.sleep(0.01)
+        return [float(len(c)) for c in completions]
+
+    many = [Problem(f"p{i}", {"text": "x" * 4096}) for i in range(100)]  # more than a pipe holds
+    with Rewarder({"slow": slow}, workers=2) as rewarder:
+        rewarder(many[:2], [["a"]] * 2)
+        children = multiprocessing.active_children()
+
+        def kill():
+            for child in children:
+                os.kill(child.pid, signal.SIGKILL)
+
+        threading.Timer(0.1, kill).start()
+        scores = rewarder(many, [["a", "bb"]] * 100)
+    np.testing.assert_array_equal(scores.parts["slow"], [[1, 2]] * 100)
+    assert scores.timeouts == 0
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_reward_that_raises_names_itself_and_the_record(workers):
     with Rewarder({"mine": raise_on_b}, workers=workers) as rewarder:
@@ -197,13 +217,15 @@ def test_bad_settings_are_refused():
         Rewarder({}, timeout_s=0)
 
 
-def test_ctrl_c_leaves_no_process_and_an_unguarded_script_works(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_leaves_no_process_and_an_unguarded_script_works(tmp_path, number):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
             """
-            import multiprocessing, time
+            import multiprocessing, signal, time
             print("main", flush=True)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             from grpo_jax.rewards import Rewarder
             from grpo_jax.tasks import Problem
             rewarder = Rewarder({"slow": lambda completions: time.sleep(60)}, workers=1)
@@ -229,7 +251,7 @@ def test_ctrl_c_leaves_no_process_and_an_unguarded_script_works(tmp_path):
     assert child.stdout.readline() == "main\n"
     worker = int(child.stdout.readline())
     time.sleep(0.6)
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    os.killpg(child.pid, number)  # as a terminal or a job's manager does: to the whole group
     output, _ = child.communicate(timeout=20)
     assert output == "interrupted\n"
     assert child.returncode == 0
