@@ -23,17 +23,21 @@ def get_config():
     config.prompt_length = 8
     config.model.layers = 3
     config.model.ff = 320
+    config.rollout.prompts = 64
+    config.rollout.group = 4
     config.rollout.max_tokens = 36
     config.rollout.prompt_bucket = 8
     config.rollout.temperature = 0.5
     config.sft.steps = 200
     config.sft.stop_accuracy = 0.4
+    config.sft.check_every = 3
     config.sft.learning_rate = 2e-3
-    config.steps = 165
+    config.steps = 110
     config.algorithm.beta = 0.0
-    config.optimizer.learning_rate = 4e-4
+    config.algorithm.dynamic_sampling_rounds = 2
+    config.optimizer.learning_rate = 8e-4
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 5
-    config.eval.every = 33
-    config.checkpoint.every = 33
+    config.eval.every = 22
+    config.checkpoint.every = 22
     return config
