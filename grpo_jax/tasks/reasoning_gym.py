@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,5 +130,9 @@ def _score(
 ) -> float:
     try:
         return float(score(answer, entry))
-    except Exception:  # several of the library's scorers raise on text they cannot parse: wrong
+    except Exception as error:  # several of the library's scorers raise on text they cannot parse
+        warnings.warn(  # once a process, by Python's own filter
+            f"a scorer of reasoning_gym raised {type(error).__name__}; such answers count as wrong",
+            stacklevel=2,
+        )
         return 0.0

@@ -6,6 +6,7 @@ import pytest
 from grpo_jax import tokenizers
 from grpo_jax.rewards import Rewarder
 from grpo_jax.tasks import make_task
+from grpo_jax.tasks.reasoning_gym import _accuracy
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,14 @@ def test_scores_in_a_worker_process_and_survives_text_the_scorer_chokes_on(libra
         scores = rewarder([problem], [[problem.columns["answer"], "", "٣/0"]])
     assert scores.parts["accuracy"][0, 0] == 1.0
     assert (scores.parts["accuracy"][0, 1:] < 0.1).all() and scores.timeouts == 0
+
+
+def test_a_scorer_that_raises_is_told_of():
+    def scorer(answer, entry):
+        return 1.0 / 0.0
+
+    with pytest.warns(UserWarning, match="raised ZeroDivisionError; such answers count as wrong"):
+        assert _accuracy(scorer, ["p"], ["c"], entry=[{}]) == [0.0]
 
 
 def test_bad_options_are_named(library):
