@@ -16,6 +16,10 @@ from grpo_jax.types import TrainState
 
 Metrics = dict[str, Any]
 
+COMPILED = (
+    "/jax/core/compile/backend_compile_duration"  # what JAX calls it, cache look-ups included
+)
+
 
 class Step(NamedTuple):
     """What one step gives: the new state, its scalars, and samples to show."""
@@ -92,13 +96,18 @@ def run_steps(
     Interrupted after a signal, and UsageError after too many non-finite gradients in a row.
     """
     restored, state = start
-    with Logger(run, total, restored) as logger, stop_signals() as stopped:
+    with (
+        Logger(run, total, restored) as logger,
+        stop_signals() as stopped,
+        _compile_clock() as compiled,
+    ):
         if restored is None and evaluate is not None:
             logger.evaluation(0, evaluate(state))
         for number in range((restored or 0) + 1, total + 1):
             state, metrics, samples, last = step(state, number)
             total = number if last else total
             metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            metrics["time/compile"] = compiled()  # an evaluation's goes to the step after it
             logger.step(number, metrics)
             logger.completions(number, samples)
             _check_finite(metrics, number, config.optimizer.max_bad_steps, run)
@@ -114,6 +123,28 @@ def run_steps(
                 break
     plot_curves(run.folder)
     return state
+
+
+@contextlib.contextmanager
+def _compile_clock() -> Iterator[Callable[[], float]]:
+    """A function that gives the seconds that XLA compiled since it was last asked."""
+    seconds = 0.0
+
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        nonlocal seconds
+        if event == COMPILED:
+            seconds += duration_secs
+
+    def lap() -> float:
+        nonlocal seconds
+        passed, seconds = seconds, 0.0
+        return passed
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield lap
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def _due(number: int, every: int, total: int) -> bool:

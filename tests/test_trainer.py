@@ -178,6 +178,18 @@ def test_a_last_step_is_evaluated_and_saved(steps):
     assert checkpoints.steps(folder / "checkpoints") == [2, 3]
 
 
+def test_a_step_tells_how_long_it_compiled(steps):
+    folder, _, run = steps
+
+    def act(number):
+        if number == 2:
+            jax.jit(lambda x: 3 * x)(1)
+
+    run(act, total=3)
+    second, third = values(folder / "metrics.jsonl", "time/compile")[1:]
+    assert second[1] > 0 and third[1] == 0
+
+
 def test_gradients_that_are_not_finite_stop_the_run_with_a_word(steps):
     folder, seen, run = steps
     with pytest.raises(UsageError, match=r"step 5: .* 3 times in a row .*max_bad_steps=3"):
