@@ -32,12 +32,12 @@ def get_config():
     config.sft.stop_accuracy = 0.4
     config.sft.check_every = 3
     config.sft.learning_rate = 2e-3
-    config.steps = 110
+    config.steps = 140
     config.algorithm.beta = 0.0
     config.algorithm.dynamic_sampling_rounds = 2
     config.optimizer.learning_rate = 8e-4
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 5
-    config.eval.every = 22
-    config.checkpoint.every = 22
+    config.eval.every = 35
+    config.checkpoint.every = 35
     return config
