@@ -18,7 +18,7 @@ def get_config():
     config.sft.stop_accuracy = 0.5
     config.sft.check_every = 25
     config.sft.learning_rate = 2e-3
-    config.steps = 200
+    config.steps = 150
     config.algorithm.beta = 0.0
     config.algorithm.overlong_cache = 0.25
     config.optimizer.learning_rate = 6e-4

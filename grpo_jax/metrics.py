@@ -29,6 +29,8 @@ from grpo_jax.statistics import wilson_interval
 
 Metrics = Mapping[str, Any]
 
+TABLE_EVERY_S = 10.0  # a terminal shows no more tables of completions than people can read
+
 
 class Logger:
     """Writes a run's metrics to its folder and shows how far it is. Use it in a `with` block.
@@ -53,6 +55,7 @@ class Logger:
         first = max(last, 0)
         self._run, self._total, self._first = run, total, first
         self._began = time.monotonic()
+        self._shown = -math.inf
         self._console = console or Console(file=sys.stdout)
         self._events = _open_events(run, last)
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), console=self._console)
@@ -89,10 +92,12 @@ class Logger:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def completions(self, step: int, samples: Sequence[Metrics]) -> None:
-        """Record sampled completions in completions.jsonl; a terminal shows them as a table."""
+        """Record sampled completions in completions.jsonl; a terminal shows some as a table."""
         for sample in samples:
             append_line(self._run.completions, {"step": step, **sample})
-        if self._console.is_terminal:
+        now = time.monotonic()
+        if samples and self._console.is_terminal and now - self._shown >= TABLE_EVERY_S:
+            self._shown = now
             print_completions(samples, self._console)
 
     def _scalars(self, step: int, metrics: Metrics) -> None:

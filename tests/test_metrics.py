@@ -97,14 +97,19 @@ def test_progress_is_plain_lines_when_piped(reopen, capsys):
     ]
 
 
-def test_a_terminal_shows_a_bar_and_the_completions(reopen, tmp_path):
+@pytest.mark.parametrize(("every", "tables"), [(0.0, 2), (3600.0, 1)])
+def test_a_terminal_shows_a_bar_and_completions_now_and_then(
+    reopen, tmp_path, monkeypatch, every, tables
+):
+    monkeypatch.setattr(metrics, "TABLE_EVERY_S", every)
     with (tmp_path / "screen").open("w") as screen:
         console = Console(file=screen, force_terminal=True, width=90)
         with metrics.Logger(reopen(), total=4, console=console) as log:
             log.step(1, {"reward": 0.5})
-            log.completions(1, [SAMPLE])
+            for step in (1, 2):
+                log.completions(step, [SAMPLE])
     shown = (tmp_path / "screen").read_text()
-    assert "step 1/4" in shown and "━" in shown and "advantage" in shown
+    assert "step 1/4" in shown and "━" in shown and shown.count("advantage") == tables
 
 
 def test_progress_line():
