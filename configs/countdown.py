@@ -16,7 +16,7 @@ def get_config():
     config.rollout.group = 8
     config.rollout.temperature = 0.7
     config.rollout.max_tokens = 80
-    config.sft.steps = 500
+    config.sft.steps = 400
     config.sft.stop_accuracy = 0.25
     config.sft.check_every = 10
     config.sft.learning_rate = 2e-3

@@ -30,14 +30,13 @@ def get_config():
     config.rollout.temperature = 0.5
     config.sft.steps = 200
     config.sft.stop_accuracy = 0.4
-    config.sft.check_every = 3
     config.sft.learning_rate = 2e-3
-    config.steps = 140
+    config.steps = 120
     config.algorithm.beta = 0.0
     config.algorithm.dynamic_sampling_rounds = 2
-    config.optimizer.learning_rate = 8e-4
+    config.optimizer.learning_rate = 7e-4
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 5
-    config.eval.every = 35
-    config.checkpoint.every = 35
+    config.eval.every = 30
+    config.checkpoint.every = 30
     return config

@@ -10,20 +10,19 @@ def get_config():
     config.prompt_length = 6
     config.model.layers = 2
     config.model.ff = 256
-    config.rollout.group = 4
     config.rollout.max_tokens = 26
     config.rollout.prompt_bucket = 6
     config.rollout.temperature = 0.5
     config.sft.steps = 150
     config.sft.stop_accuracy = 0.4
     config.sft.learning_rate = 2e-3
-    config.steps = 60
+    config.steps = 40
     config.algorithm.beta = 0.0
-    config.algorithm.dynamic_sampling_rounds = 2
-    config.optimizer.learning_rate = 8e-4
+    config.algorithm.dynamic_sampling_rounds = 1
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 3
-    config.eval.every = 20
+    config.eval.every = 40
     config.eval.problems = 256
-    config.checkpoint.every = 20
+    config.checkpoint.every = 40
     return config
