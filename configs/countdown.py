@@ -1,4 +1,15 @@
-"""Countdown."""
+"""Countdown: reach a target from three numbers, searching in the open, from random weights.
+
+    make train CONFIG=configs/countdown.py
+    python -m experiments.train --config=configs/countdown.py --config.seed=1 --workdir=runs/cd1
+
+A cold start of 400 steps on worked solutions (or 25% on training problems, if sooner), then GRPO:
+no KL term, temperature 0.7, groups without spread sampled anew. Held-out greedy accuracy on 400
+problems, 95% intervals, one run a seed on 2 cores:
+
+    seed   after the cold start   after GRPO
+    0      0.068 [0.047, 0.096]   0.155 [0.123, 0.194]
+"""
 
 from grpo_jax.config import defaults
 

@@ -1,4 +1,14 @@
-"""Two-digit addition in under a minute."""
+"""Two-digit addition in under a minute, for a first look: `default.py`, made small.
+
+    make train CONFIG=configs/quick.py
+    python -m experiments.train --config=configs/quick.py --config.seed=1 --workdir=runs/quick1
+
+Held-out greedy accuracy on 256 problems, 95% intervals, one run on 2 cores; seconds of `make train`
+with compilation, set-up apart:
+
+    seed   after the cold start   after GRPO              seconds
+    0      0.438 [0.378, 0.499]   0.680 [0.620, 0.734]    56
+"""
 
 from grpo_jax.config import defaults
 
