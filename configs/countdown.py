@@ -11,6 +11,8 @@ problems, 95% intervals, one run a seed on 2 cores:
     0      0.068 [0.047, 0.096]   0.155 [0.123, 0.194]
     1      0.163 [0.130, 0.202]   0.215 [0.178, 0.258]
     2      0.092 [0.068, 0.125]   0.115 [0.087, 0.150]
+
+The gain is small: only seed 0's intervals lie apart.
 """
 
 from grpo_jax.config import defaults
