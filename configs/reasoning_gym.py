@@ -5,7 +5,7 @@
     python -m experiments.train --config=configs/reasoning_gym.py --config.seed=1 --workdir=runs/rg1
 
 A cold start on the bare answers, ended at 50% on training words, then GRPO (no KL term). The
-library's scorer gives a letter in its place its share, and hardly minds what follows a whole word; a
+library's scorer gives a letter in its place its share, and hardly minds what follows the word; a
 soft length limit (DAPO) keeps the policy from never stopping. Accuracy counts words that score 1,
 greedily, of 512 held-out ones; 95% intervals, one run a seed on 2 cores:
 
