@@ -60,7 +60,7 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
         return
 
     def held_out(state: TrainState) -> dict[str, Any]:
-        return evaluate(ex, state.params, rewarder, c.eval.problems, c.eval.samples)
+        return evaluate(ex, state.policy, rewarder, c.eval.problems, c.eval.samples)
 
     run_steps(
         run,
@@ -169,7 +169,7 @@ def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int
     key = jax.random.fold_in(jax.random.fold_in(state.rng, number), extra)
     rollouts = sample(
         ex.model,
-        state.params,
+        state.policy,
         put_batch(prompts, ex.mesh),
         key,
         sampling=ex.sampling(),
@@ -211,7 +211,7 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
         if algorithm.kl_stop is not None and float(metrics["approx_kl"]) > algorithm.kl_stop:
             break
     if algorithm.reference_refresh and number % algorithm.reference_refresh == 0:
-        moved = refresh_reference(state.ref_params, state.params, algorithm.reference_mix)
+        moved = refresh_reference(state.ref_params, state.policy, algorithm.reference_mix)
         state = state.replace(ref_params=moved)
     history = jax.device_get(history)
     metrics = {name: np.mean([h[name] for h in history]) for name in history[0]}

@@ -23,7 +23,7 @@ def sample(
     """
     P, G, T = prompts.tokens.shape[0], group, sampling.max_tokens
     hidden, prefix, lengths = prefill(model, params, prompts)
-    logits: Any = model.apply({"params": params}, hidden, method=Decoder.logits)
+    logits: Any = model.apply({"params": params}, hidden[:, :, -1:], method=Decoder.logits)
     logits = jnp.broadcast_to(logits, (P, G, *logits.shape[2:]))[:, :, 0]
     empty = Rollouts(
         prompts=prompts,

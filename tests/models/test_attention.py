@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from grpo_jax.models.attention import Cache, Prefix, attend, rotate
+from grpo_jax.models.attention import Cache, Prefix, attend
+from grpo_jax.models.rope import rotate
 
 P, K, G, R, T, U, S, D = 3, 2, 3, 2, 4, 5, 6, 4
 RNG = np.random.default_rng(0)
@@ -45,8 +46,9 @@ MASKS = {"causal": CAUSAL[None, None, None], "own part unseen": own_unseen()}
 @pytest.mark.parametrize("scale", [1.0, 1e4])  # exp of the logits themselves would overflow
 @pytest.mark.parametrize("own_mask", MASKS.values(), ids=MASKS)
 def test_two_parts_are_one_softmax_over_all_visible_keys(own_mask, scale):
-    args = (np.float32(scale) * Q, OWN, own_mask, PREFIX, PREFIX_MASK)
-    np.testing.assert_allclose(attend(*args), brute_force(*args), atol=1e-5)
+    args = (np.float32(scale) * Q, OWN, own_mask, PREFIX)
+    got = attend(*args, PREFIX_MASK[:, None, None, None, None])
+    np.testing.assert_allclose(got, brute_force(*args, PREFIX_MASK), atol=1e-5)
 
 
 def test_without_a_prefix_it_is_plain_attention():
@@ -56,7 +58,8 @@ def test_without_a_prefix_it_is_plain_attention():
 
 def test_rotation_depends_on_distance_alone():
     x, y = normal(1, 1, 1, 1, D), normal(1, 1, 1, 1, D)
-    at = lambda x, position: rotate(x, np.full((1, 1, 1), position), 50.0)  # noqa: E731
+    turns = np.array([1.0, 50.0**-0.5], np.float32)
+    at = lambda x, position: rotate(x, np.full((1, 1, 1), position), turns)  # noqa: E731
     dot = lambda i, j: float((at(x, i) * at(y, j)).sum())  # noqa: E731
     np.testing.assert_allclose(dot(3, 1), dot(9, 7), atol=1e-5)
     np.testing.assert_allclose(at(x, 0), x)
