@@ -10,6 +10,7 @@ from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.problem import Problem, Source, Task
 from grpo_jax.tasks.reasoning_gym import reasoning_gym
+from grpo_jax.tasks.word_problems import word_problems
 
 __all__ = ["TASKS", "Problem", "Source", "Task", "make_task"]
 
@@ -18,6 +19,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "countdown": countdown,
     "jsonl": jsonl,
     "reasoning_gym": reasoning_gym,
+    "word_problems": word_problems,
 }
 
 
