@@ -3,8 +3,15 @@
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
-LINES = ["the cat sat on the mat", "What is 12 + 34?", "<think>12 + 34 = 46</think>", "ä é 日本 🙂"]
+LINES = [
+    "the cat sat on the mat",
+    "What is 12 + 34?",
+    "<think>12 + 34 = 46</think>",
+    "ä é 日本 🙂",
+    "1\n\n2\n\n3\n\n4",
+]
 SPECIAL = ["<s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 TEMPLATE = """{{ bos_token }}
 {%- for message in messages %}
@@ -16,10 +23,11 @@ TEMPLATE = """{{ bos_token }}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 
-def trained() -> Tokenizer:
-    """A byte-level BPE tokenizer that puts <s> before a text."""
+def trained(*first: pre_tokenizers.PreTokenizer) -> Tokenizer:
+    """A byte-level BPE tokenizer that puts <s> before a text, which `first` splits first."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, words])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -32,10 +40,7 @@ def trained() -> Tokenizer:
     return tokenizer
 
 
-def save(folder: Path, tokenizer: Tokenizer | None = None, **settings) -> None:
-    """Write the files of a tokenizer as Transformers itself does."""
-    from transformers import PreTrainedTokenizerFast
-
+def save(folder: Path) -> None:
+    """Write the files of such a tokenizer as Transformers itself does."""
     named = {"bos_token": "<s>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
-    backend = tokenizer or trained()
-    PreTrainedTokenizerFast(tokenizer_object=backend, **(named | settings)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=trained(), **named).save_pretrained(folder)
