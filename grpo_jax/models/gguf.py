@@ -1,6 +1,5 @@
 """GGUF files turned into Hugging Face directories, by Transformers' own reader and writer."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ def convert(file: Path, out: Path, dtype: str = "float32") -> None:
         raise ValueError(f"{out} exists; valid: a directory that is empty or not there yet")
     split = _text_split(file)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    temporary = out.with_name(f".tmp-{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a conversion that was killed
     try:
         model, tokenizer = _load(file, dtype)
         if split == "smollm":

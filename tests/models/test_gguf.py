@@ -194,10 +194,10 @@ def test_a_conversion_that_fails_midway_leaves_nothing(file, tmp_path, monkeypat
 
 
 def test_a_directory_that_holds_something_is_left_alone(file, converted):
-    before = sorted(converted.iterdir())
+    before = sorted(converted.rglob("*"))
     with pytest.raises(ValueError, match="tiny exists; valid: a directory that is empty"):
         convert(file, converted)
-    assert sorted(converted.iterdir()) == before
+    assert sorted(converted.rglob("*")) == before
 
 
 def test_other_dtypes_are_refused(file, tmp_path):
