@@ -30,7 +30,7 @@ def main(workdir):
     ex, params, step = load(workdir)
     c = ex.config
     problems = [Problem(PROMPT.value)]
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
     sampling = ex.sampling(
         temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value or c.rollout.max_tokens
     )

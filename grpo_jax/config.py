@@ -53,7 +53,7 @@ def defaults() -> ConfigDict:
             "task": {"name": "addition"},
             "prompt_length": 32,  # tokens
             "overlong_prompts": "refuse",  # or 'drop'
-            "tokenizer": "char",
+            "tokenizer": "char",  # or a Hugging Face directory
             "rewards": {"accuracy": 1.0, "format": 0.1},
             "reward_workers": 2,  # processes
             "reward_timeout": 5.0,  # seconds for one completion

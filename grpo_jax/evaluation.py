@@ -94,9 +94,7 @@ def attempts(ex, params, rewarder, problems: list[Problem], group: int, temperat
         # The last batch is filled up, so that it needs no program of its own.
         filled = part + [part[0]] * (size - len(part))
         c = ex.config
-        prompts = encode_batch(
-            ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket, ex.pad
-        )
+        prompts = encode_batch(ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket)
         key = jax.random.fold_in(jax.random.key(c.seed + 1), start)
         out = jax.device_get(
             sample(

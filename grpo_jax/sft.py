@@ -51,14 +51,14 @@ def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
     tokens = np.zeros((len(problems), 1, T), np.int32)
     mask = np.zeros((len(problems), 1, T), bool)
     for i, problem in enumerate(problems):
-        ids = [*encode(ex.tokenizer, solve(problem)), ex.stop[0]]
+        ids = [*encode(ex.tokenizer, solve(problem)), ex.tokenizer.stop[0]]
         if len(ids) > T:
             raise ValueError(
                 f"the worked solution of {problem.prompt!r} has {len(ids)} tokens; "
                 f"rollout.max_tokens={T} must hold it"
             )
         tokens[i, 0, : len(ids)], mask[i, 0, : len(ids)] = ids, True
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
     ones, zeros = np.ones((len(problems), 1, 1), np.float32), np.zeros(tokens.shape, np.float32)
     arrays: Any = (tokens, mask, ones, zeros)  # on the host still
     return Batch(prompts, *arrays)

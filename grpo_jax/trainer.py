@@ -165,7 +165,7 @@ class Problems:
 
 def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int):
     c = ex.config
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
     key = jax.random.fold_in(jax.random.fold_in(state.rng, number), extra)
     rollouts = sample(
         ex.model,
