@@ -178,16 +178,16 @@ def run_main(
     keep_freed_memory()
     define_flags(with_config, with_workdir=with_workdir)
     app.run(
-        lambda argv: _reporting(_call_main, main, argv),
+        lambda argv: _reporting(_call_main, main, argv, with_workdir),
         flags_parser=lambda argv: _reporting(_parse_or_help, argv),
     )
     raise AssertionError("app.run returned")
 
 
-def _call_main(main: Callable[..., int | None], argv: list[str]) -> int | None:
+def _call_main(main: Callable[..., int | None], argv: list[str], workdir: bool) -> int | None:
     if argv[1:]:
         raise UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    if "workdir" not in FLAGS:
+    if not workdir:
         return main()
     if "config" not in FLAGS:
         if FLAGS.workdir is None:
@@ -195,8 +195,8 @@ def _call_main(main: Callable[..., int | None], argv: list[str]) -> int | None:
         return main(Path(FLAGS.workdir))
     if FLAGS.config is None:
         raise UsageError(_NO_CONFIG)
-    workdir = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
-    return main(resolve(FLAGS.config), Path(workdir))
+    folder = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
+    return main(resolve(FLAGS.config), Path(folder))
 
 
 def _parse_or_help(argv: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.config import UsageError
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
@@ -30,6 +30,12 @@ class Experiment:
     model: Decoder
     algorithm: Algorithm
     mesh: Mesh
+
+    @property
+    def source(self) -> Path | None:
+        """The Hugging Face directory that the model comes from, if any."""
+        path = self.config.model.path
+        return Path(path).expanduser() if path else None
 
     def fits(self, problem: Problem) -> bool:
         """Whether the prompt is to be used: over-long ones are not where they are dropped.
@@ -63,10 +69,22 @@ def build(config: FrozenConfigDict) -> Experiment:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     task = _task(config)
     tokenizer = _tokenizer(config, task)
-    model = ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
+    model = _model(config, tokenizer)
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
     mesh = make_mesh(**config.mesh.to_dict())
     return Experiment(config, task, tokenizer, Decoder(model), Algorithm(**chosen), mesh)
+
+
+def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:
+    fields = config.model.to_dict()
+    del fields["path"]
+    fields["vocab_size"] = fields["vocab_size"] or tokenizer.vocab_size
+    if fields["vocab_size"] < tokenizer.vocab_size:
+        raise ValueError(
+            f"config.tokenizer={config.tokenizer!r} has {tokenizer.vocab_size} tokens, but the "
+            f"model {fields['vocab_size']}; valid: the model's own tokenizer"
+        )
+    return model_config(fields)
 
 
 def _task(config: FrozenConfigDict) -> Task:

@@ -18,12 +18,12 @@ from grpo_jax import algorithms
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps, token_logps
+from grpo_jax.models.lora import ADAPTERS
 from grpo_jax.models.score import Routing, draft_hidden, score
 from grpo_jax.sharding import shardings, unbox
 from grpo_jax.types import Batch, Rollouts, TrainState, merged
 
 NEVER = 2**30
-ADAPTERS = ("lora_a", "lora_b")
 BIAS = "router_bias"
 
 

@@ -100,6 +100,27 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     return TextTokenizer(backend, pad[0], stop, _chat_template(folder, settings), special)
 
 
+def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write a tokenizer into a directory as `load_tokenizer` and Transformers read it."""
+    stop, pad = list(tokenizer.stop), tokenizer.pad
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.backend.id_to_token(stop[0]),
+        "pad_token": tokenizer.backend.id_to_token(pad),
+        **tokenizer.special_tokens,
+    }
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    for name, content in (
+        ("tokenizer_config.json", settings),
+        ("generation_config.json", {"eos_token_id": stop, "pad_token_id": pad}),
+    ):
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
 def _backend(file: Path) -> Tokenizer:
     if not file.is_file():
         raise FileNotFoundError(

@@ -24,6 +24,7 @@ from grpo_jax.learner import (
     update,
 )
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
+from grpo_jax.pretrained import pretrained, with_base
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
 from grpo_jax.rollout.sampler import sample
@@ -83,12 +84,13 @@ def _start(
     """The newest checkpoint's step and state, or None and what the cold start leads to."""
     c, reference = ex.config, ex.algorithm.beta > 0
     abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=reference)
-    restored = checkpoints.restore_latest(run.checkpoints, abstract)
+    restored = checkpoints.restore_latest(run.checkpoints, abstract.replace(base=None))
     if restored is not None:
         state, position = restored
         problems.set_state(position)
-        return position["step"], state
-    params = cold_start(ex, rewarder, run.folder / "cold_start") if c.sft.steps else None
+        return position["step"], with_base(ex, state)
+    cold = run.folder / "cold_start"
+    params = cold_start(ex, rewarder, cold) if c.sft.steps else pretrained(ex)
     key = jax.random.key(c.seed)
     state = init_state(ex.model, optimizer, key, ex.mesh, reference=reference, params=params)
     return None, state

@@ -1,6 +1,8 @@
 """Hugging Face's config.json to ModelConfig and back. No JAX."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
 from grpo_jax.models.families import FAMILIES, Family, Json
@@ -35,6 +37,23 @@ ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 # What a user of a published model may still choose: how it is computed and trained.
 CHOSEN = ("dtype", "param_dtype", "scan_layers", "remat", "lora", "mtp_weight")
 CHOSEN_EXPERTS = ("bias_rate", "balance")
+
+
+def read_config_file(directory: Path) -> ModelConfig:
+    """The ModelConfig of a Hugging Face directory.
+
+    FileNotFoundError without a config.json; ValueError names the file and the field at fault.
+    """
+    file = directory / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; valid: a Hugging Face model directory")
+    try:
+        hf = json.loads(file.read_text())
+        if not isinstance(hf, dict):
+            raise ValueError("not an object")
+        return read_config(hf)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def read_config(hf: Json) -> ModelConfig:

@@ -1,10 +1,8 @@
-"""A Hugging Face directory's config and weights, read straight to their place, and written back."""
+"""A Hugging Face directory's weights, read straight to their place, and written back."""
 
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,32 +16,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from grpo_jax.folders import replacing
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.config_json import read_config, write_config
+from grpo_jax.models.config_json import write_config
 from grpo_jax.models.names import Part, copies, parts
+from grpo_jax.tokenizers import TextTokenizer, save_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9
+POSITIONS = 32_768  # what a model of ours says it can read; nothing limits it
 FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 FP8_BLOCK = 128  # DeepSeek-V3 scales its FP8 weights by blocks of 128 x 128
 SCALE = "_scale_inv"
 IGNORED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints hold
-
-
-def load_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The ModelConfig of a Hugging Face directory, and its config.json as it stands.
-
-    FileNotFoundError without a config.json; ValueError names the field that is wrong.
-    """
-    file = directory / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; valid: a Hugging Face model directory")
-    try:
-        hf = json.loads(file.read_text())
-        return read_config(hf), hf
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
 
 
 def load_weights(directory: Path, c: ModelConfig, abstract: Any) -> Any:
@@ -200,30 +186,38 @@ def _fetch(leaf: jax.Array, part: Part) -> np.ndarray:
 
 
 def save_model(
-    out: Path, c: ModelConfig, params: Any, source: Path | None = None, shard: int = SHARD_BYTES
+    out: Path,
+    c: ModelConfig,
+    params: Any,
+    tokenizer: TextTokenizer | None = None,
+    source: Path | None = None,
+    shard: int = SHARD_BYTES,
 ) -> None:
-    """Write a Hugging Face directory: config.json, safetensors and, of `source`, the tokenizer.
+    """Write a Hugging Face directory: config.json, safetensors in shards, and the tokenizer.
 
-    params  without adapters. The directory appears whole or not at all; one that stands there is
-    replaced. `source` is the Hugging Face directory that the model came from, if any.
+    params     without adapters
+    tokenizer  to write, unless there is a source
+    source     the Hugging Face directory that the model came from: what config.json says besides
+               the architecture, and the tokenizer's files, are taken from there
+    shard      bytes a file
+
+    The directory appears whole or not at all, and replaces a model that stood there.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        hf = write_config(c)
-        if source is not None:
+    hf = write_config(c)
+    with replacing(out) as made:
+        if source is None:
+            hf |= {"max_position_embeddings": POSITIONS}
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, made)
+        else:
             hf = _kept(json.loads((source / "config.json").read_text())) | hf
             for file in TEXT_FILES:
                 if (source / file).is_file():
                     shutil.copyfile(source / file, made / file)
-        dtype = jax.tree.leaves(params)[0].dtype
-        hf |= {"dtype": str(dtype), "torch_dtype": str(dtype)}
+        dtype = str(jax.tree.leaves(params)[0].dtype)
+        hf |= {"dtype": dtype, "torch_dtype": dtype}
         (made / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
         _save_tensors(made, c, params, shard)
-        made.chmod(0o755)
-        _replace(made, out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 # What makes up a tokenizer and its use, besides config.json and the weights.
@@ -260,12 +254,3 @@ def _save_tensors(folder: Path, c: ModelConfig, params: Any, limit: int) -> None
     if len(groups) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _replace(made: Path, out: Path) -> None:
-    """Put the folder `made` where `out` is; what stood there goes last."""
-    old = made.with_name(f"{made.name}.old")
-    if out.exists():
-        os.rename(out, old)
-    os.rename(made, out)
-    shutil.rmtree(old, ignore_errors=True)
