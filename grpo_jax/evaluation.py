@@ -9,7 +9,7 @@ import numpy as np
 
 from grpo_jax.experiment import Experiment
 from grpo_jax.rewards.evaluate import Rewarder
-from grpo_jax.rewards.text import extract_answer
+from grpo_jax.rewards.numbers import vote
 from grpo_jax.rollout.collect import encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.sharding import put_batch
@@ -105,5 +105,5 @@ def attempts(ex, params, rewarder, problems: list[Problem], group: int, temperat
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
     scores = rewarder(problems, completions).parts["accuracy"]
-    answers = [[extract_answer(text) for text in group] for group in completions]
+    answers = [[vote(text) for text in group] for group in completions]
     return answers, scores >= 1.0, np.concatenate(lengths), np.concatenate(finished)

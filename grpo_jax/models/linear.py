@@ -40,9 +40,11 @@ class Linear(nn.Module):
         """Declare kernel, bias and adapters."""
         c, lora = self.config, self.config.lora
         init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-        self.kernel = self._param("kernel", init, (self.width, self.inputs), self.axes)
+        zeros = nn.initializers.zeros
+        kept = c.param_dtype
+        self.kernel = self._param("kernel", init, (self.width, self.inputs), self.axes, kept)
         if self.bias:
-            self.offset = self._param("bias", nn.initializers.zeros, (self.width,), self.axes[:1])
+            self.offset = self._param("bias", zeros, (self.width,), self.axes[:1], kept)
         targeted = lora.rank and re.search(lora.targets, "/".join(self.path))
         # Parameters without adapters are the reference policy's, or merged ones.
         self.adapted = bool(targeted) and (
@@ -50,16 +52,15 @@ class Linear(nn.Module):
         )
         if self.adapted:
             a, b = (lora.rank, self.inputs), (self.width, lora.rank)
-            scaled = nn.initializers.he_uniform(in_axis=-1, out_axis=-2)
-            self.lora_a = self._param("lora_a", scaled, a, (None, self.axes[1]))
-            self.lora_b = self._param("lora_b", nn.initializers.zeros, b, (self.axes[0], None))
+            # As PEFT draws them; in fp32, as they learn by small steps.
+            uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", -1, -2)
+            self.lora_a = self._param("lora_a", uniform, a, (None, self.axes[1]), "float32")
+            self.lora_b = self._param("lora_b", zeros, b, (self.axes[0], None), "float32")
         self.scale = c.lora.alpha / c.lora.rank if c.lora.rank else 0.0
 
-    def _param(self, name, init, shape, axes):
+    def _param(self, name, init, shape, axes, kept):
         init = nn.with_logical_partitioning(init, axes)
-        return jnp.asarray(
-            self.param(name, init, shape, self.config.param_dtype), self.config.dtype
-        )
+        return jnp.asarray(self.param(name, init, shape, kept), self.config.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] -> [..., width]."""

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from grpo_jax.rewards.text import Completion, extract_answer, extract_boxed
+from grpo_jax.rewards.text import (
+    Completion,
+    completion_text,
+    extract_answer,
+    extract_boxed,
+)
 
 # A minus counts where nothing stands before it that it could be taken from: "12-5" ends in 5.
 _SIGN = "(?<![\\w)\\]}])(?P<minus>[-\u2212]\\$?|\\$[-\u2212])"
@@ -28,6 +33,21 @@ def last_number(
         None if a is None else float(read_number(_stated(c)) == _expected(a))
         for c, a in zip(completions, answer, strict=True)
     ]
+
+
+def vote(completion: Completion) -> str:
+    r"""What a completion counts for in a majority vote: its answer, in one form for all its like.
+
+    What <answer>…</answer> or \boxed{…} holds, else the last number, else the whole text; a
+    number without commas, $ and zeros after the point.
+    """
+    whole = completion_text(completion).strip()
+    held = _stated(completion)
+    number = _NUMBER.fullmatch(held.removeprefix("$").rstrip("."))
+    if held == whole or number is not None:
+        value = read_number(held) if number is None else _value(number)
+        return held if value is None else f"{value.normalize():f}"
+    return held
 
 
 def read_number(text: str) -> Decimal | None:

@@ -2,7 +2,7 @@ from decimal import Decimal
 
 import pytest
 
-from grpo_jax.rewards.numbers import last_number, read_number
+from grpo_jax.rewards.numbers import last_number, read_number, vote
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,19 @@ def test_it_abstains_without_an_answer_and_refuses_one_that_is_no_number():
         last_number(["p"], ["3"], answer=["three"])
     with pytest.raises(ValueError, match="column answer: '3 apples' is not a number"):
         last_number(["p"], ["3"], answer=["3 apples"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>1+1</think><answer>2.0</answer>", "2"),
+        ("<answer>(8/2)-2</answer>", "(8/2)-2"),
+        ("So the answer is \\boxed{1,200}.", "1200"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("She has 12 apples, then 9 apples left.", "9"),
+        ("That is $3.50.", "3.5"),
+        ("hello", "hello"),
+    ],
+)
+def test_completions_of_one_answer_vote_together(text, expected):
+    assert vote(text) == expected
