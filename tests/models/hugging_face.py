@@ -10,7 +10,8 @@ from reference import boxed_params
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.weights import load_config, load_weights
+from grpo_jax.models.config_json import read_config_file
+from grpo_jax.models.weights import load_weights
 from grpo_jax.sharding import shardings, unbox
 
 V = 61
@@ -117,7 +118,7 @@ def load(folder: Path, **changes: Any) -> tuple[ModelConfig, Any]:
     """The same model as ours reads it, with `changes` of its config."""
     import dataclasses
 
-    c = dataclasses.replace(load_config(folder)[0], **changes)
+    c = dataclasses.replace(read_config_file(folder), **changes)
     return c, load_weights(folder, c, abstract(c))
 
 
