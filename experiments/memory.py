@@ -7,6 +7,7 @@ directory. Prints a table and one JSON line; sizes in GiB.
 
 import dataclasses
 import json
+from typing import Any
 
 from absl import flags
 
@@ -81,7 +82,7 @@ def _compiled(model):
     from grpo_jax.types import Batch, Prompts
 
     P, G, S, T = PROMPTS.value, GROUP.value, PROMPT_LENGTH.value, MAX_TOKENS.value
-    shape = jax.ShapeDtypeStruct
+    shape: Any = jax.ShapeDtypeStruct
     prompts = Prompts(shape((P, S), jnp.int32), shape((P, S), bool))
     numbers = shape((P, G, T), jnp.float32)
     batch = Batch(

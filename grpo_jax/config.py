@@ -218,6 +218,7 @@ def check(config: dict[str, Any]) -> None:
     _check_values(values)
     _check_rewards(config["rewards"])
     _check_model(config["model"])
+    _check_adapters(config)
     _check_batch(config)
 
 
@@ -276,8 +277,18 @@ def _check_model(model: dict[str, Any]) -> None:
         model_config(fields | {"vocab_size": model["vocab_size"] or 1})
     except ValueError as error:
         raise UsageError(f"config.{error}") from error
-    if model["lora"]["rank"] and not model["path"]:
+
+
+def _check_adapters(config: dict[str, Any]) -> None:
+    if not config["model"]["lora"]["rank"]:
+        return
+    if not config["model"]["path"]:
         raise UsageError("config.model.lora.rank: adapters need the model of config.model.path")
+    if config["algorithm"]["reference_refresh"]:
+        raise UsageError(
+            "config.algorithm.reference_refresh: with config.model.lora.rank the reference is the "
+            "model without adapters, and stays; valid: 0"
+        )
 
 
 def _check_batch(config: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on worked solutions: the cold start, by the learner's own update."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
     tokens = np.zeros((len(problems), 1, T), np.int32)
     mask = np.zeros((len(problems), 1, T), bool)
     for i, problem in enumerate(problems):
-        ids = [*encode(ex.tokenizer, solve(problem)), ex.tokenizer.stop[0]]
+        ids = solution_ids(ex, problem)
         if len(ids) > T:
             raise ValueError(
                 f"the worked solution of {problem.prompt!r} has {len(ids)} tokens; "
@@ -63,6 +64,19 @@ def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
     ones, zeros = np.ones((len(problems), 1, 1), np.float32), np.zeros(tokens.shape, np.float32)
     arrays: Any = (tokens, mask, ones, zeros)  # on the host still
     return Batch(prompts, *arrays)
+
+
+def solution_ids(ex: Experiment, problem: Problem) -> list[int]:
+    """The tokens of a problem's worked solution, its stop token included."""
+    assert ex.task.solve is not None
+    return [*encode(ex.tokenizer, ex.task.solve(problem)), ex.tokenizer.stop[0]]
+
+
+def fits_solved(ex: Experiment, problem: Problem) -> bool:
+    """Whether prompt and solution are to be used: as `ex.fits`, where long ones are dropped."""
+    if ex.config.overlong_prompts == "refuse" or ex.task.solve is None:
+        return True
+    return ex.fits(problem) and len(solution_ids(ex, problem)) <= ex.config.rollout.max_tokens
 
 
 def optimizer_config(config: Any) -> ml_collections.ConfigDict:
@@ -84,7 +98,8 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
     """
     c = ex.config
     optimizer = make_optimizer(optimizer_config(c), c.sft.steps)
-    data = batches(Solved(ex.task.train, c.sft.examples), c.sft.batch, c.seed, ex.fits)
+    keep = partial(fits_solved, ex)
+    data = batches(Solved(ex.task.train, c.sft.examples), c.sft.batch, c.seed, keep)
     run = open_run(workdir, c)
     try:
         abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=False)

@@ -9,8 +9,8 @@ import numpy as np
 from reference import boxed_params
 
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.config_json import read_config_file
+from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.weights import load_weights
 from grpo_jax.sharding import shardings, unbox
 
