@@ -210,9 +210,9 @@ def save_model(
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        hf = write_config(c)
+        old = json.loads((source / "config.json").read_text()) if source else {}
+        hf = _kept(old) | write_config(c, old.get("model_type", ""))
         if source is not None:
-            hf = _kept(json.loads((source / "config.json").read_text())) | hf
             for file in TEXT_FILES:
                 if (source / file).is_file():
                     shutil.copyfile(source / file, made / file)
