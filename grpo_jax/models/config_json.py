@@ -46,6 +46,8 @@ CHOSEN_EXPERTS = ("bias_rate", "balance")
 
 def read_config(hf: Json) -> ModelConfig:
     """The ModelConfig of a config.json; ValueError names what is unknown, missing or refused."""
+    if not isinstance(hf, dict):
+        raise ValueError("not a JSON object")
     family = _family(hf)
     _check_supported(family, hf)
     try:

@@ -1,5 +1,6 @@
 """A Hugging Face directory's config and weights, read straight to their place, and written back."""
 
+import dataclasses
 import json
 import math
 import os
@@ -34,16 +35,23 @@ IGNORED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints hold
 def load_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The ModelConfig of a Hugging Face directory, and its config.json as it stands.
 
-    FileNotFoundError without a config.json; ValueError names the field that is wrong.
+    A multi-token prediction layer that config.json tells of but the weights lack (Transformers
+    drops it when it saves) is left out. FileNotFoundError without a config.json; ValueError names
+    the field that is wrong.
     """
     file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; valid: a Hugging Face model directory")
     try:
         hf = json.loads(file.read_text())
-        return read_config(hf), hf
-    except ValueError as error:
+        c = read_config(hf)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
+    if c.mtp and any((directory / name).is_file() for name in (INDEX, SINGLE)):
+        at = f"model.layers.{c.layers}."
+        lacking = not any(name.startswith(at) for name in _files(directory))
+        c = dataclasses.replace(c, mtp=0) if lacking else c
+    return c, hf
 
 
 def load_weights(directory: Path, c: ModelConfig, abstract: Any) -> Any:
@@ -59,7 +67,7 @@ def load_weights(directory: Path, c: ModelConfig, abstract: Any) -> Any:
     leaves = flax.traverse_util.flatten_dict(abstract)
     wanted = {path: parts(c, path) for path in leaves}
     names = {part.name for ps in wanted.values() for part in ps}
-    _check_names(directory, names, set(files), set(copies(c)), c.tied)
+    _check_names(directory, c, names, set(files))
     with _Reader(directory, files) as reader:
         params = {path: _load(reader, wanted[path], leaf) for path, leaf in leaves.items()}
     return flax.traverse_util.unflatten_dict(params)
@@ -87,11 +95,14 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"{path}: cut off, or no safetensors file: {error}") from error
 
 
-def _check_names(directory: Path, wanted: set, found: set, repeats: set, tied: bool) -> None:
+def _check_names(directory: Path, c: ModelConfig, wanted: set[str], found: set[str]) -> None:
     missing = sorted(wanted - found)
     if missing:
         raise ValueError(f"{directory}: no tensor {missing[0]}, one of {len(missing)} missing")
-    optional = repeats | ({"lm_head.weight"} if tied else set())
+    optional = set(copies(c)) | ({"lm_head.weight"} if c.tied else set())
+    draft = f"model.layers.{c.layers}."
+    if not c.mtp and f"{draft}enorm.weight" in found:  # a model without its prediction layer
+        optional |= {name for name in found if name.startswith(draft)}
     scales = {name for name in found if name.removesuffix(SCALE) in wanted}
     extra = sorted(n for n in found - wanted - optional - scales if not n.endswith(IGNORED))
     if extra:
