@@ -84,7 +84,7 @@ def saved(tmp_path):
 
 
 def test_names_and_layout_are_those_of_llama(saved):
-    folder, tensors = saved
+    _, tensors = saved
     want = random(TINY)
     at = "model.layers.1.self_attn.k_proj.weight"
     np.testing.assert_array_equal(tensors[at], want["layer_1"]["attention"]["k"]["kernel"])
