@@ -9,36 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hugging_face import abstract, load
-from reference import TINY
+from reference import SPARSE, TINY
 from safetensors.numpy import load_file, save_file
 
 from grpo_jax.models import weights
-from grpo_jax.models.config import Experts, Latent
 from grpo_jax.models.config_json import write_config
 from grpo_jax.models.weights import INDEX, SINGLE, load_config, load_weights, save_model
-
-# DeepSeek-V3 in small, with one dense layer.
-SPARSE = dataclasses.replace(
-    TINY,
-    layers=3,
-    kv_heads=4,
-    head_dim=4,
-    rope_interleaved=True,
-    latent=Latent(kv_rank=10, q_rank=8, nope_dim=6, rope_dim=4, v_dim=5),
-    experts=Experts(
-        count=4,
-        active=2,
-        ff=12,
-        shared=12,
-        dense=(0,),
-        score="sigmoid",
-        groups=2,
-        group_score="top2",
-        normalise=True,
-        bias=True,
-    ),
-    mtp=1,
-)
 
 
 def random(c, dtype=np.float32, seed=0):
