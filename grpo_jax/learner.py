@@ -129,6 +129,9 @@ def _initialiser(model, optimizer, reference):
         tokens = jnp.zeros((1, 1, 2), jnp.int32)
         policy = model.init(rng, tokens, method=Decoder.initialise)["params"]
         trained, router, base = split_params(policy)
+        lora = model.config.lora
+        if lora.rank and base is None:
+            raise ValueError(f"model.lora.targets={lora.targets!r} matches no linear layer")
         ref = jax.tree.map(jnp.copy, policy) if reference and base is None else None
         return TrainState(jnp.int32(0), trained, optimizer.init(trained), ref, rng, router, base)
 
