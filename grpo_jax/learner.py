@@ -86,7 +86,8 @@ def init_state(
 ) -> TrainState:
     """A TrainState on the mesh, sharded as the parameters' logical axes say.
 
-    params     parameters to start from; what they lack (adapters), or all, is drawn from rng
+    params     parameters to start from, which the state takes over (an update donates them); what
+               they lack (adapters), or all, is drawn from rng
     reference  keep a copy of the parameters as the reference policy, unless the base serves
     """
     init = _initialiser(model, optimizer, reference)
