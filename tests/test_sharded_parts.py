@@ -36,9 +36,11 @@ rng = np.random.default_rng(0)
 mask = np.arange(4) < rng.integers(1, 5, (8, 2))[..., None]
 tokens = rng.integers(1, SPARSE.vocab_size, mask.shape).astype(np.int32)
 prompts = make_prompts([5, 2, 5, 3, 1, 4, 2, 5], 5, SPARSE.vocab_size)
-batch = Batch(prompts, tokens, mask, np.ones((8, 2, 1), np.float32), np.zeros(mask.shape, np.float32))
+ones, zeros = np.ones((8, 2, 1), np.float32), np.zeros(mask.shape, np.float32)
+batch = Batch(prompts, tokens, mask, ones, zeros)
 experts = dataclasses.replace(SPARSE.experts, bias_rate=0.01, balance=0.5)
 read, sizes = weights._Reader.read, []
+lies_as = lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
 
 def counted(self, *args):
@@ -56,7 +58,7 @@ def load(mesh, scan):
     sizes.clear()
     params = weights.load_weights(folder, c, flax.traverse_util.unflatten_dict(asked, sep="/"))
     found = flax.traverse_util.flatten_dict(params, sep="/")
-    wrong = [k for k, x in found.items() if not x.sharding.is_equivalent_to(asked[k].sharding, x.ndim)]
+    wrong = [k for k, x in found.items() if not lies_as(x, asked[k])]
     assert not wrong, wrong
     return c, params, max(sizes)
 
@@ -78,8 +80,7 @@ def told(shape):
             before = jax.device_get(state.params)
             options = dict(model=model, optimizer=SGD, algorithm=LIKELIHOOD, mesh=mesh)
             state, metrics = update(state, put_batch(batch, mesh), **options)
-            kept = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, like)
-            assert all(jax.tree.leaves(kept)), name
+            assert all(jax.tree.leaves(jax.tree.map(lies_as, state, like))), name
             change = jax.tree.map(np.subtract, before, jax.device_get(state.params))
             flat = flax.traverse_util.flatten_dict(change, sep="/")
             names = ("loss", "mtp/loss", "moe/balance", "moe/load_max")
