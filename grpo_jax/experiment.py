@@ -4,9 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
@@ -14,11 +12,10 @@ from grpo_jax.algorithms import Algorithm
 from grpo_jax.config import UsageError
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.lora import ADAPTERS
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rollout.filters import Sampling
-from grpo_jax.sharding import make_mesh, unbox
+from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import Problem, Task, make_task
 from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, load_tokenizer, prompt_ids
 
@@ -87,21 +84,7 @@ def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:
             f"config.tokenizer={config.tokenizer!r} has {tokenizer.vocab_size} tokens, but the "
             f"model {fields['vocab_size']}; valid: the model's own tokenizer"
         )
-    model = model_config(fields)
-    if model.lora.rank:
-        _check_targets(model)
-    return model
-
-
-def _check_targets(model: ModelConfig) -> None:
-    tokens = jnp.zeros((1, 1, 2), jnp.int32)
-    init = lambda key: Decoder(model).init(key, tokens, method=Decoder.initialise)  # noqa: E731
-    params = unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
-    if not any(path[-1] in ADAPTERS for path in flax.traverse_util.flatten_dict(params)):
-        raise ValueError(
-            f"config.model.lora.targets={model.lora.targets!r} is found in no linear layer's path; "
-            "valid: a regular expression for paths such as layer_0/attention/q or layer_0/ff/gate"
-        )
+    return model_config(fields)
 
 
 def _task(config: FrozenConfigDict) -> Task:

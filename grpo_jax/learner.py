@@ -86,7 +86,8 @@ def init_state(
 ) -> TrainState:
     """A TrainState on the mesh, sharded as the parameters' logical axes say.
 
-    params     parameters to start from; what they lack (adapters), or all, is drawn from rng
+    params     parameters to start from, which the state takes over (an update donates them); what
+               they lack (adapters), or all, is drawn from rng
     reference  keep a copy of the parameters as the reference policy, unless the base serves
     """
     init = _initialiser(model, optimizer, reference)
@@ -129,6 +130,9 @@ def _initialiser(model, optimizer, reference):
         tokens = jnp.zeros((1, 1, 2), jnp.int32)
         policy = model.init(rng, tokens, method=Decoder.initialise)["params"]
         trained, router, base = split_params(policy)
+        lora = model.config.lora
+        if lora.rank and base is None:
+            raise ValueError(f"model.lora.targets={lora.targets!r} matches no linear layer")
         ref = jax.tree.map(jnp.copy, policy) if reference and base is None else None
         return TrainState(jnp.int32(0), trained, optimizer.init(trained), ref, rng, router, base)
 

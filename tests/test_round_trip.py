@@ -173,7 +173,6 @@ def test_a_run_with_adapters_goes_on_where_it_stopped(qwen, tmp_path):
     ("changes", "message"),
     [
         ({"model.layers": 7}, r"config.model.layers=7: .*config.json says 3"),
-        ({"model.lora.targets": "nowhere", "model.lora.rank": 2}, "config.model.lora.targets"),
         ({"model.path": "/nowhere"}, "config.model.path: /nowhere/config.json: no such file"),
     ],
 )

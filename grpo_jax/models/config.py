@@ -1,6 +1,7 @@
 """What a decoder is made of, as data."""
 
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
@@ -155,6 +156,12 @@ class Lora:
         _not_negative("model.lora", self)
         if self.rank and not self.alpha > 0:
             raise ValueError(f"model.lora.alpha={self.alpha} must be above 0")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(
+                f"model.lora.targets={self.targets!r} is no regular expression: {error}"
+            ) from error
 
 
 class Segment(NamedTuple):

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
 from grpo_jax.models.families import FAMILIES, Family, Json
+from grpo_jax.models.files import INDEX, SINGLE, tensor_files
 
 # Ours -> theirs, for every family.
 FIELDS = {
@@ -34,6 +36,12 @@ ROPE_USES = {
     "yarn": tuple(k for k in ROPE_FIELDS if not k.endswith("_frequency")),
 }
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
+# Fields that may say what no decoder of ours does.
+VALID: dict[str, tuple[Any, ...]] = {
+    "mlp_bias": (False,),
+    "use_bidirectional_attention": (False,),
+    "moe_layer_freq": (1,),
+}
 # What a user of a published model may still choose: how it is computed and trained.
 CHOSEN = ("dtype", "param_dtype", "scan_layers", "remat", "lora", "mtp_weight")
 CHOSEN_EXPERTS = ("bias_rate", "balance")
@@ -42,22 +50,28 @@ CHOSEN_EXPERTS = ("bias_rate", "balance")
 def read_config_file(directory: Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face directory.
 
-    FileNotFoundError without a config.json; ValueError names the file and the field at fault.
+    A multi-token prediction layer that config.json tells of but the weights lack (Transformers
+    drops it when it saves) is left out. FileNotFoundError without a config.json; ValueError names
+    the file and the field at fault.
     """
     file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; valid: a Hugging Face model directory")
     try:
-        hf = json.loads(file.read_text())
-        if not isinstance(hf, dict):
-            raise ValueError("not an object")
-        return read_config(hf)
-    except ValueError as error:
+        c = read_config(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
+    if c.mtp and any((directory / name).is_file() for name in (INDEX, SINGLE)):
+        at = f"model.layers.{c.layers}."
+        lacking = not any(name.startswith(at) for name in tensor_files(directory))
+        c = dataclasses.replace(c, mtp=0) if lacking else c
+    return c
 
 
 def read_config(hf: Json) -> ModelConfig:
     """The ModelConfig of a config.json; ValueError names what is unknown, missing or refused."""
+    if not isinstance(hf, dict):
+        raise ValueError("not a JSON object")
     family = _family(hf)
     _check_supported(family, hf)
     try:
@@ -72,9 +86,12 @@ def read_config(hf: Json) -> ModelConfig:
     return model_config(fields)
 
 
-def write_config(c: ModelConfig) -> Json:
-    """The config.json of a ModelConfig; ValueError where no family is like it."""
-    for family in FAMILIES:
+def write_config(c: ModelConfig, like: str = "") -> Json:
+    """The config.json of a ModelConfig; ValueError where no family is like it.
+
+    like  the model_type to be written if it fits, where several do
+    """
+    for family in sorted(FAMILIES, key=lambda family: family.model_type != like):
         hf = _written(family, c)
         try:
             if architecture(read_config(hf)) == architecture(c):
@@ -135,8 +152,8 @@ def _check_supported(family: Family, hf: Json) -> None:
     wanted = family.fixed.get("activation", "silu")
     if ACTIVATIONS.get(activation) != wanted:
         raise ValueError(f"{_activation_name(family)}={activation!r} is not supported")
-    for name in ("mlp_bias", "use_bidirectional_attention"):
-        if hf.get(name):
+    for name, valid in VALID.items():
+        if hf.get(name) not in (None, *valid):
             raise ValueError(f"{name}={hf[name]!r} is not supported")
     rope = hf.get("rope_parameters") or {}
     factor = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor")) or 1.0
@@ -146,7 +163,9 @@ def _check_supported(family: Family, hf: Json) -> None:
 
 def _read_rope(hf: Json) -> Json:
     """Rotary fields, of `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling`."""
-    old = dict(hf.get("rope_scaling") or {})
+    # Where a stretched text's length is not told, it is all that the model was made for.
+    default_length = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    old = default_length | (hf.get("rope_scaling") or {})
     if "rope_local_base_freq" in hf or "full_attention" in (hf.get("rope_parameters") or {}):
         both = hf.get("rope_parameters") or {}
         local, full = both.get("sliding_attention") or {}, both.get("full_attention") or {}
@@ -166,6 +185,8 @@ def _read_one_rope(rope: Json, theta: float) -> Json:
     kind = "none" if kind == "default" else kind
     if kind not in ROPE_USES:
         raise ValueError(f"rope_type={kind!r} is not supported; valid: {', '.join(ROPE_USES)}")
+    if not rope.get("truncate", True):
+        raise ValueError("rope truncate=False is not supported")
     values = {ours: rope.get(ROPE_FIELDS[ours]) for ours in ROPE_USES[kind]}
     whole = ("original_length",)
     chosen: Json = {

@@ -188,8 +188,10 @@ def _write_deepseek(c: ModelConfig) -> Json:
 
 
 def _deepseek_v2(hf: Json) -> Json:
-    fields = _deepseek(hf)
-    if hf.get("topk_method", "greedy") == "group_limited_greedy":
+    fields, method = _deepseek(hf), hf.get("topk_method", "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
+        raise ValueError(f"topk_method={method!r} is not supported")
+    if method == "group_limited_greedy":
         groups = {"groups": hf["n_group"], "top_groups": hf["topk_group"]}
         fields["experts"] |= groups | {"group_score": "max"}
     return fields

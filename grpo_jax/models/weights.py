@@ -13,17 +13,15 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from grpo_jax.folders import replacing
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import write_config
+from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
 from grpo_jax.models.names import Part, copies, parts
 from grpo_jax.tokenizers import TextTokenizer, save_tokenizer
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9
 POSITIONS = 32_768  # what a model of ours says it can read; nothing limits it
 FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
@@ -41,43 +39,24 @@ def load_weights(directory: Path, c: ModelConfig, abstract: Any) -> Any:
     block scales are multiplied out. ValueError names a tensor that is missing, too many or of
     another shape, and a file that is cut off.
     """
-    files = _files(directory)
+    files = tensor_files(directory)
     leaves = flax.traverse_util.flatten_dict(abstract)
     wanted = {path: parts(c, path) for path in leaves}
     names = {part.name for ps in wanted.values() for part in ps}
-    _check_names(directory, names, set(files), set(copies(c)), c.tied)
+    _check_names(directory, c, names, set(files))
     with _Reader(directory, files) as reader:
         params = {path: _load(reader, wanted[path], leaf) for path, leaf in leaves.items()}
     return flax.traverse_util.unflatten_dict(params)
 
 
-def _files(directory: Path) -> dict[str, str]:
-    """Tensor name -> the file it lies in."""
-    if (directory / INDEX).is_file():
-        try:
-            return dict(json.loads((directory / INDEX).read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{directory / INDEX}: not an index of safetensors") from error
-    with _opened(directory / SINGLE) as file:
-        return dict.fromkeys(file.keys(), SINGLE)
-
-
-def _opened(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; valid: a directory with {SINGLE} or {INDEX}"
-        )
-    try:
-        return safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise ValueError(f"{path}: cut off, or no safetensors file: {error}") from error
-
-
-def _check_names(directory: Path, wanted: set, found: set, repeats: set, tied: bool) -> None:
+def _check_names(directory: Path, c: ModelConfig, wanted: set[str], found: set[str]) -> None:
     missing = sorted(wanted - found)
     if missing:
         raise ValueError(f"{directory}: no tensor {missing[0]}, one of {len(missing)} missing")
-    optional = repeats | ({"lm_head.weight"} if tied else set())
+    optional = set(copies(c)) | ({"lm_head.weight"} if c.tied else set())
+    draft = f"model.layers.{c.layers}."
+    if not c.mtp and f"{draft}enorm.weight" in found:  # a model without its prediction layer
+        optional |= {name for name in found if name.startswith(draft)}
     scales = {name for name in found if name.removesuffix(SCALE) in wanted}
     extra = sorted(n for n in found - wanted - optional - scales if not n.endswith(IGNORED))
     if extra:
@@ -104,7 +83,7 @@ class _Reader:
     def file(self, name: str) -> Any:
         shard = self.files[name]
         if shard not in self.open:
-            self.open[shard] = _opened(self.directory / shard)
+            self.open[shard] = opened(self.directory / shard)
             self.names[shard] = set(self.open[shard].keys())
         if name not in self.names[shard]:
             raise ValueError(
@@ -203,14 +182,14 @@ def save_model(
 
     The directory appears whole or not at all, and replaces a model that stood there.
     """
-    hf = write_config(c)
+    old = json.loads((source / "config.json").read_text()) if source else {}
+    hf = _kept(old) | write_config(c, old.get("model_type", ""))
     with replacing(out) as made:
         if source is None:
             hf |= {"max_position_embeddings": POSITIONS}
             if tokenizer is not None:
                 save_tokenizer(tokenizer, made)
         else:
-            hf = _kept(json.loads((source / "config.json").read_text())) | hf
             for file in TEXT_FILES:
                 if (source / file).is_file():
                     shutil.copyfile(source / file, made / file)

@@ -1,5 +1,6 @@
 """Tiny models of every family with random weights, made by Transformers: an independent source."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,8 +117,6 @@ def make(name: str, folder: Path) -> Tiny:
 
 def load(folder: Path, **changes: Any) -> tuple[ModelConfig, Any]:
     """The same model as ours reads it, with `changes` of its config."""
-    import dataclasses
-
     c = dataclasses.replace(read_config_file(folder), **changes)
     return c, load_weights(folder, c, abstract(c))
 

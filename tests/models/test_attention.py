@@ -18,7 +18,7 @@ PREFIX_MASK = np.arange(S) >= np.array([0, 4, S])[:, None]  # whole, left-padded
 CAUSAL = np.arange(U) <= np.arange(T)[:, None]
 
 
-def brute_force(q, own, own_mask, prefix=None, prefix_mask=None):
+def brute_force(q, own, own_mask, prefix=None, prefix_mask=None, cap=None):
     own_mask = np.broadcast_to(own_mask, (P, K, G, T, U))
     out = np.zeros(q.shape)
     for p, k, g, r, t in np.ndindex(q.shape[:-1]):
@@ -28,6 +28,7 @@ def brute_force(q, own, own_mask, prefix=None, prefix_mask=None):
             keys = np.concatenate([prefix.k[p, k].T[prefix_mask[p]], keys])
             values = np.concatenate([prefix.v[p, k][prefix_mask[p]], values])
         logits = keys.astype(np.float64) @ q[p, k, g, r, t].astype(np.float64)
+        logits = cap * np.tanh(logits / cap) if cap else logits
         weight = np.exp(logits - logits.max())
         out[p, k, g, r, t] = weight / weight.sum() @ values
     return out
@@ -49,6 +50,13 @@ def test_two_parts_are_one_softmax_over_all_visible_keys(own_mask, scale):
     args = (np.float32(scale) * Q, OWN, own_mask, PREFIX)
     got = attend(*args, PREFIX_MASK[:, None, None, None, None])
     np.testing.assert_allclose(got, brute_force(*args, PREFIX_MASK), atol=1e-5)
+
+
+def test_logits_are_capped_in_both_parts():
+    args = (3 * Q, OWN, MASKS["causal"], PREFIX)
+    got = attend(*args, PREFIX_MASK[:, None, None, None, None], softcap=2.0)
+    np.testing.assert_allclose(got, brute_force(*args, PREFIX_MASK, cap=2.0), atol=1e-5)
+    assert np.abs(got - brute_force(*args, PREFIX_MASK)).max() > 0.1
 
 
 def test_without_a_prefix_it_is_plain_attention():
