@@ -23,7 +23,7 @@ def main(workdir):
     ex, params, step = load(workdir)
     c, out = ex.model.config, Path(OUT.value)
     if not ADAPTERS.value:
-        save_model(out, c, merge_adapters(c, params), ex.tokenizer, ex.source)
+        save_model(out, c, merge_adapters(c, params), ex.source, ex.tokenizer)
     elif c.lora.rank:
         save_adapters(out, c, params, str(ex.source))
     else:

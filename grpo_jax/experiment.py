@@ -15,6 +15,7 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rollout.filters import Sampling
+from grpo_jax.rollout.speculative import check_drafts
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import Problem, Task, make_task
 from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, load_tokenizer, prompt_ids
@@ -49,9 +50,8 @@ class Experiment:
     def sampling(self, **changes: Any) -> Sampling:
         """How training samples, with changes."""
         r = self.config.rollout
-        chosen = {
-            k: getattr(r, k) for k in ("max_tokens", "temperature", "top_k", "top_p", "min_p")
-        }
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "speculative")
+        chosen = {k: getattr(r, k) for k in names}
         return Sampling(stop=self.tokenizer.stop, **(chosen | changes))
 
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
@@ -72,6 +72,8 @@ def build(config: FrozenConfigDict) -> Experiment:
     model = _model(config, tokenizer)
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
     mesh = make_mesh(**config.mesh.to_dict())
+    if config.rollout.speculative:
+        check_drafts(Decoder(model))
     return Experiment(config, task, tokenizer, Decoder(model), Algorithm(**chosen), mesh)
 
 

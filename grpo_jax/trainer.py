@@ -28,6 +28,7 @@ from grpo_jax.pretrained import pretrained, with_base
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
 from grpo_jax.rollout.sampler import sample
+from grpo_jax.rollout.speculative import speculation_metrics
 from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
@@ -246,7 +247,7 @@ def _rollout_metrics(rollout: Collected) -> dict[str, Any]:
     for name, values in rollout.parts.items():
         metrics[f"rewards/{name}/mean"] = np.nanmean(values)
         metrics[f"rewards/{name}/std"] = np.nanstd(values)
-    return metrics
+    return metrics | speculation_metrics(rollout.rollouts)
 
 
 def _samples(rollout: Collected, advantages: np.ndarray, n: int) -> list[dict[str, Any]]:

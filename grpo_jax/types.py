@@ -23,6 +23,8 @@ class Rollouts(struct.PyTreeNode):
     logp      f32[P, G, T], nats; log-prob of the token under the sampling temperature
     entropy   f32[P, G, T], nats; of the distribution that the token was drawn from
     finished  bool[P, G]; True if the completion ended with a stop token
+    drafted   i32[P, G], tokens that speculative decoding drafted, or None without it
+    accepted  i32[P, G], those of them that became the completion's, or None
     """
 
     prompts: Prompts
@@ -31,6 +33,8 @@ class Rollouts(struct.PyTreeNode):
     logp: jax.Array
     entropy: jax.Array
     finished: jax.Array
+    drafted: jax.Array | None = None
+    accepted: jax.Array | None = None
 
 
 class Batch(struct.PyTreeNode):

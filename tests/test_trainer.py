@@ -90,6 +90,18 @@ def test_metrics_of_a_rollout():
     assert lengths == [32 / 12, 1, 5]
     assert found["completions/clipped_ratio"] == pytest.approx(1 / 3)
     assert (found["rewards/timeouts"], found["dynamic_sampling/rounds"]) == (3, 1)
+    drafted, accepted = np.full((2, 4, 3), 2)
+    rollouts = rollouts.replace(drafted=drafted, accepted=accepted - 1)
+    more = trainer.rollout_metrics(Collected([], rollouts, [], rewards, {}, 3, 1))
+    assert {k: v for k, v in more.items() if k.startswith("speculative/")} == {
+        "speculative/acceptance_rate": 1 / 2,
+        "speculative/tokens_per_step": 20 / 24,
+    }
+
+
+def test_speculative_decoding_needs_a_layer_that_drafts():
+    with pytest.raises(ValueError, match=r"rollout.speculative=True .*: model.mtp=1, not 0"):
+        build(tiny_config(**{"rollout.speculative": True}))
 
 
 def test_dropped_prompts_are_counted_and_the_position_holds():

@@ -68,8 +68,11 @@ def draft_hidden(
 def draft_prefix(model: Decoder, params, prompts: Prompts, hidden: jax.Array):
     """The prompt in the multi-token prediction layer: its Prefix, and mask bool[P, S - 1].
 
-    hidden [P, 1, S, C], the prompt's; entry i holds the state of token i and token i + 1.
+    hidden [P, 1, S, C], the prompt's; entry i holds the state of token i and token i + 1. None
+    and None where S is 1.
     """
+    if prompts.mask.shape[-1] == 1:
+        return None, None
     mask = prompts.mask[:, :-1]
     positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)[:, None]
     _, kv = model.apply(

@@ -168,16 +168,16 @@ def save_model(
     out: Path,
     c: ModelConfig,
     params: Any,
-    tokenizer: TextTokenizer | None = None,
     source: Path | None = None,
+    tokenizer: TextTokenizer | None = None,
     shard: int = SHARD_BYTES,
 ) -> None:
     """Write a Hugging Face directory: config.json, safetensors in shards, and the tokenizer.
 
     params     without adapters
-    tokenizer  to write, unless there is a source
     source     the Hugging Face directory that the model came from: what config.json says besides
                the architecture, and the tokenizer's files, are taken from there
+    tokenizer  to write, where there is no source
     shard      bytes a file
 
     The directory appears whole or not at all, and replaces a model that stood there.
