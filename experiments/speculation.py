@@ -44,7 +44,7 @@ def experiment():
     ex = build(resolve(config))
     h = HIDDEN.value
     model = ModelConfig(
-        vocab_size=ex.tokenizer.get_vocab_size(),
+        vocab_size=ex.tokenizer.vocab_size,
         hidden=h,
         layers=LAYERS.value,
         ff=3 * h,
@@ -91,7 +91,7 @@ def measure(ex, params, rows):
 
     c = ex.config
     problems = [ex.task.heldout[i] for i in range(rows // GROUP)]
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
     prompts = put_batch(prompts, ex.mesh)
     rates: dict[bool, list[float]] = {False: [], True: []}
     out: dict[bool, Any] = {}
