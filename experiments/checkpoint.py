@@ -1,21 +1,62 @@
-"""A run's newest checkpoint, ready to be asked and measured on one device."""
+"""Models ready to be asked on one device: of a run's folder, or of a Hugging Face directory."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
 from grpo_jax import checkpoints
+from grpo_jax.config import UsageError
 from grpo_jax.experiment import Experiment, build
+from grpo_jax.models.config_json import read_config_file
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.lora import merge_adapters
+from grpo_jax.models.weights import load_weights
+from grpo_jax.pretrained import abstract_params, pretrained
 from grpo_jax.runs import load_config
+from grpo_jax.sharding import make_mesh
+from grpo_jax.tokenizers import TextTokenizer, load_tokenizer
+from grpo_jax.types import merged
+
+
+class Model(NamedTuple):
+    """A model and its tokenizer; max_tokens is the run's, or None."""
+
+    model: Decoder
+    params: Any
+    tokenizer: TextTokenizer
+    max_tokens: int | None
+    origin: str
 
 
 def load(workdir: Path) -> tuple[Experiment, Any, int]:
     """Return (experiment, params, step) of the run in `workdir`, whatever mesh it trained on.
 
-    Raises UsageError where there is no run, or no whole checkpoint in it.
+    Adapters come with the parameters under them. Raises UsageError where there is no run, or no
+    whole checkpoint in it.
     """
     plain = load_config(workdir).to_dict()
     plain["mesh"] = dict.fromkeys(plain["mesh"], 1)
     params, step = checkpoints.restore_params(workdir / "checkpoints")
-    return build(FrozenConfigDict(plain)), params, step
+    ex = build(FrozenConfigDict(plain))
+    if ex.model.config.lora.rank:
+        params = merged(pretrained(ex), params)
+    return ex, params, step
+
+
+def load_model(folder: Path) -> Model:
+    """The model of a run's folder or of a Hugging Face directory, adapters merged.
+
+    UsageError where it is neither.
+    """
+    if (folder / "checkpoints").is_dir():
+        ex, params, step = load(folder)
+        params = merge_adapters(ex.model.config, params)
+        longest = ex.config.rollout.max_tokens
+        return Model(ex.model, params, ex.tokenizer, longest, f"{folder}, step {step}")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no run and no model: there is no config.json in it")
+    model = Decoder(read_config_file(folder))
+    abstract = abstract_params(model, make_mesh())
+    params = load_weights(folder, model.config, abstract)
+    return Model(model, params, load_tokenizer(folder), None, str(folder))

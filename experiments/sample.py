@@ -1,49 +1,62 @@
-"""Sample: python -m experiments.sample --workdir=DIR --prompt="347+589=" [--temperature=0.7 --n=4].
+"""Sample: python -m experiments.sample --model=DIR --prompt="347+589=" [--temperature=0.7 --n=4].
 
-Asks the newest checkpoint of a run. Standard output has the completions alone, one after another.
+Asks the newest checkpoint of a run's folder, or a Hugging Face directory. Standard output has the
+completions alone, one after another.
 """
 
 import sys
+from pathlib import Path
 
 from absl import flags
 
 from grpo_jax.command_line import run_main
 
+MODEL = flags.DEFINE_string("model", None, "a run's folder, or a Hugging Face directory")
+WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder; the same as --model")
 PROMPT = flags.DEFINE_string("prompt", None, "the question, as the task writes it", required=True)
+CHAT = flags.DEFINE_boolean("chat", False, "the prompt is a user's message, in the chat template")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy", lower_bound=0.0)
 MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", None, "the longest completion (default: rollout.max_tokens)", lower_bound=1
+    "max_tokens", None, "the longest completion (default: the run's, or 256)", lower_bound=1
 )
 N = flags.DEFINE_integer("n", 1, "how many completions", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "of the random draws at temperatures above 0")
+DEFAULT_TOKENS = 256
+BUCKET = 16  # prompts are padded to a multiple of this
 
 
-def main(workdir):
+def main():
     import jax  # --help and bad flags need not wait for it
 
-    from experiments.checkpoint import load
+    from experiments.checkpoint import load_model
     from grpo_jax.rollout.collect import encode_batch, texts
+    from grpo_jax.rollout.filters import Sampling
     from grpo_jax.rollout.sampler import sample
-    from grpo_jax.sharding import put_batch, using
     from grpo_jax.tasks import Problem
+    from grpo_jax.tokenizers import prompt_ids
 
-    ex, params, step = load(workdir)
-    c = ex.config
-    problems = [Problem(PROMPT.value)]
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
-    sampling = ex.sampling(
-        temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value or c.rollout.max_tokens
-    )
-    print(f"{workdir}, step {step}", file=sys.stderr)
-    with using(ex.mesh):
-        key = jax.random.key(SEED.value)
-        prompts = put_batch(prompts, ex.mesh)
-        out = sample(ex.model, params, prompts, key, sampling=sampling, group=N.value)
-    for number, text in enumerate(texts(ex.tokenizer, *jax.device_get((out.tokens, out.mask)))[0]):
+    m = load_model(Path(_folder()))
+    prompt = [{"role": "user", "content": PROMPT.value}] if CHAT.value else PROMPT.value
+    longest = len(prompt_ids(m.tokenizer, prompt)) + BUCKET
+    prompts = encode_batch(m.tokenizer, [Problem(prompt)], longest, BUCKET)
+    limit = MAX_TOKENS.value or m.max_tokens or DEFAULT_TOKENS
+    sampling = Sampling(limit, m.tokenizer.stop, TEMPERATURE.value)
+    print(m.origin, file=sys.stderr)
+    key = jax.random.key(SEED.value)
+    out = sample(m.model, m.params, prompts, key, sampling=sampling, group=N.value)
+    for number, text in enumerate(texts(m.tokenizer, *jax.device_get((out.tokens, out.mask)))[0]):
         print(text)
         if not out.finished[0, number]:
-            print(f"completion {number + 1} was cut at {sampling.max_tokens}", file=sys.stderr)
+            print(f"completion {number + 1} was cut at {limit}", file=sys.stderr)
+
+
+def _folder() -> str:
+    from grpo_jax.config import UsageError
+
+    if (MODEL.value is None) == (WORKDIR.value is None):
+        raise UsageError("--model=DIR is needed: a run's folder, or a Hugging Face directory")
+    return MODEL.value or WORKDIR.value or ""
 
 
 if __name__ == "__main__":
-    run_main(main, with_config=False)
+    run_main(main, with_config=False, with_workdir=False)

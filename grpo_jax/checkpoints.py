@@ -24,6 +24,7 @@ from absl import logging
 
 from grpo_jax.config import UsageError
 from grpo_jax.runs import writing_in
+from grpo_jax.types import merged
 
 PyTree = Any
 
@@ -86,22 +87,24 @@ def restore_latest(
 def restore_params(directory: Path | str) -> tuple[PyTree, int]:
     """Return (params, step) of the newest whole checkpoint, on the first device.
 
-    Reads nothing but the state's `params`, and changes nothing: a run may be writing there.
+    The params are those of the checkpoint, the routers' biases among them. Reads nothing else,
+    and changes nothing: a run may be writing there.
     Raises UsageError if there is no whole checkpoint.
     """
     directory = Path(directory).absolute()
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for folder in _newest_whole(directory, set_aside=False):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            meta = checkpointer.metadata(folder / "state").item_metadata.tree["params"]
-            item = {"params": jax.tree.map(lambda m: _abstract(m, place), meta)}
+            tree = checkpointer.metadata(folder / "state").item_metadata.tree
+            meta = {name: tree[name] for name in ("params", "router") if tree.get(name)}
+            item = jax.tree.map(lambda m: _abstract(m, place), meta)
             arguments = ocp.args.PyTreeRestore(
                 item=item,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(item),
                 partial_restore=True,
             )
             restored = checkpointer.restore(folder / "state", args=arguments)
-        return restored["params"], int(folder.name)
+        return merged(*restored.values()), int(folder.name)
     raise UsageError(f"no checkpoint in {directory}")
 
 

@@ -70,6 +70,7 @@ def define_flags(
     with_config: bool = True,
     argv: list[str] | None = None,
     flag_values: flags.FlagValues = FLAGS,
+    with_workdir: bool = True,
 ) -> None:
     """Define --config and --workdir; absl reads `argv` (default: the process's) for overrides."""
     if with_config:
@@ -79,10 +80,14 @@ def define_flags(
             sys_argv=argv,
             flag_values=flag_values,
         )
-    flags.DEFINE_string(
-        "workdir", None, "the run's folder (default: runs/<config name>)", flag_values=flag_values
-    )
-    for name in ("config", "workdir") if with_config else ("workdir",):
+    if with_workdir:
+        flags.DEFINE_string(
+            "workdir",
+            None,
+            "the run's folder (default: runs/<config name>)",
+            flag_values=flag_values,
+        )
+    for name in [*["config"] * with_config, *["workdir"] * with_workdir]:
         flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])  # for --help
 
 
@@ -159,8 +164,10 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoReturn:
-    """Run a program: `main(config, workdir)`, or `main(workdir)` when it takes no config.
+def run_main(
+    main: Callable[..., int | None], with_config: bool = True, with_workdir: bool = True
+) -> NoReturn:
+    """Run a program: `main(config, workdir)`, without those of the two that it does not take.
 
     config   FrozenConfigDict, resolved and checked
     workdir  Path; --workdir, else runs/<config name>
@@ -169,25 +176,27 @@ def run_main(main: Callable[..., int | None], with_config: bool = True) -> NoRet
     exception keeps its traceback.
     """
     keep_freed_memory()
-    define_flags(with_config)
+    define_flags(with_config, with_workdir=with_workdir)
     app.run(
-        lambda argv: _reporting(_call_main, main, with_config, argv),
+        lambda argv: _reporting(_call_main, main, argv, with_workdir),
         flags_parser=lambda argv: _reporting(_parse_or_help, argv),
     )
     raise AssertionError("app.run returned")
 
 
-def _call_main(main: Callable[..., int | None], with_config: bool, argv: list[str]) -> int | None:
+def _call_main(main: Callable[..., int | None], argv: list[str], workdir: bool) -> int | None:
     if argv[1:]:
         raise UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    if not with_config:
+    if not workdir:
+        return main()
+    if "config" not in FLAGS:
         if FLAGS.workdir is None:
             raise UsageError("--workdir=DIR is needed: the folder of a run")
         return main(Path(FLAGS.workdir))
     if FLAGS.config is None:
         raise UsageError(_NO_CONFIG)
-    workdir = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
-    return main(resolve(FLAGS.config), Path(workdir))
+    folder = FLAGS.workdir or default_workdir(FLAGS["config"].config_filename)  # type: ignore[attr-defined]
+    return main(resolve(FLAGS.config), Path(folder))
 
 
 def _parse_or_help(argv: list[str]) -> list[str]:

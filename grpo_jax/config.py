@@ -6,15 +6,19 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
+from grpo_jax.models.config import DTYPES, PARTS, REMAT_POLICIES, ModelConfig, model_config
+from grpo_jax.models.config_json import CHOSEN, CHOSEN_EXPERTS, read_config_file
+
 _CHOICES = {
     "overlong_prompts": ("refuse", "drop"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full", "dots"),
+    "model.dtype": DTYPES,
+    "model.param_dtype": DTYPES,
+    "model.remat": REMAT_POLICIES,
     "optimizer.schedule": ("constant", "cosine", "linear"),
 }
 # Smallest value allowed; the other numbers must be at least 0.
@@ -53,7 +57,7 @@ def defaults() -> ConfigDict:
             "task": {"name": "addition"},
             "prompt_length": 32,  # tokens
             "overlong_prompts": "refuse",  # or 'drop'
-            "tokenizer": "char",
+            "tokenizer": "char",  # or a Hugging Face directory
             "rewards": {"accuracy": 1.0, "format": 0.1},
             "reward_workers": 2,  # processes
             "reward_timeout": 5.0,  # seconds for one completion
@@ -74,19 +78,9 @@ def defaults() -> ConfigDict:
 def _model_and_rollout() -> dict[str, Any]:
     return {
         "model": {
-            "layers": 4,
-            "hidden": 128,
-            "heads": 4,
-            "kv_heads": 2,
-            "head_dim": 0,  # 0 = hidden / heads
-            "ff": 384,
-            "rope_theta": 1e4,
-            "norm_eps": 1e-6,
-            "tied": False,  # one matrix for embedding and output
-            "dtype": "float32",  # of the computation
-            "param_dtype": "float32",
-            "scan_layers": False,
-            "remat": "none",  # or 'full', 'dots'
+            "path": "",  # a Hugging Face directory, which then says all but how to compute
+            "vocab_size": 0,  # 0 = the tokenizer's
+            **model_fields(),  # see models.config.ModelConfig
         },
         "rollout": {
             "prompts": 32,  # P, a step
@@ -96,9 +90,17 @@ def _model_and_rollout() -> dict[str, Any]:
             "top_k": 0,  # 0 = off
             "top_p": 1.0,
             "min_p": 0.0,
+            "speculative": False,  # the model's multi-token prediction layer drafts
             "prompt_bucket": 16,  # prompts are padded to a multiple of this
         },
     }
+
+
+def model_fields() -> dict[str, Any]:
+    """Every field of ModelConfig but the vocabulary's size, with its default, nested."""
+    fields = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name != "vocab_size"}
+    nested: Any = dataclasses.asdict
+    return {k: nested(v) if k in PARTS else v for k, v in fields.items()}
 
 
 def _learning() -> dict[str, Any]:
@@ -174,10 +176,38 @@ def resolve(config: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
     algorithm = dataclasses.replace(algorithms.PRESETS[preset], **overrides)
     plain["algorithm"] = {"preset": preset, **dataclasses.asdict(algorithm)}
     model = plain["model"]
+    if model["path"]:
+        _fill_model(model)
+        if plain["tokenizer"] == "char":
+            plain["tokenizer"] = model["path"]
     if not model["head_dim"] and model["heads"] and model["hidden"] % model["heads"] == 0:
         model["head_dim"] = model["hidden"] // model["heads"]
     check(plain)
     return FrozenConfigDict(plain)
+
+
+def _fill_model(model: dict[str, Any]) -> None:
+    """Put into `model` the architecture of its directory; UsageError where a field says another."""
+    path = Path(model["path"]).expanduser()
+    try:
+        found = flatten(dataclasses.asdict(read_config_file(path)))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"config.model.path: {error}") from error
+    chosen = (*CHOSEN, *(f"experts.{name}" for name in CHOSEN_EXPERTS))
+    default = flatten({"vocab_size": 0, **model_fields()})
+    for name, value in found.items():
+        if name in chosen or name.split(".")[0] in chosen:
+            continue
+        given, *groups = flatten(model)[name], *name.split(".")
+        if _untupled(given) not in (_untupled(default[name]), _untupled(value)):
+            raise UsageError(
+                f"config.model.{name}={given!r}: {path / 'config.json'} says {value!r}; "
+                "leave it out, as the directory says what the model is"
+            )
+        part = model
+        for group in groups[:-1]:
+            part = part[group]
+        part[groups[-1]] = value
 
 
 def check(config: dict[str, Any]) -> None:
@@ -189,6 +219,7 @@ def check(config: dict[str, Any]) -> None:
     _check_values(values)
     _check_rewards(config["rewards"])
     _check_model(config["model"])
+    _check_adapters(config)
     _check_batch(config)
 
 
@@ -242,6 +273,23 @@ def _check_model(model: dict[str, Any]) -> None:
             f"config.model.head_dim: {model['head_dim']} must be even: rotary embeddings turn pairs"
         )
     _divides("model.heads", model["heads"], "model.kv_heads", model["kv_heads"])
+    fields = {k: v for k, v in model.items() if k != "path"}
+    try:
+        model_config(fields | {"vocab_size": model["vocab_size"] or 1})
+    except ValueError as error:
+        raise UsageError(f"config.{error}") from error
+
+
+def _check_adapters(config: dict[str, Any]) -> None:
+    if not config["model"]["lora"]["rank"]:
+        return
+    if not config["model"]["path"]:
+        raise UsageError("config.model.lora.rank: adapters need the model of config.model.path")
+    if config["algorithm"]["reference_refresh"]:
+        raise UsageError(
+            "config.algorithm.reference_refresh: with config.model.lora.rank the reference is the "
+            "model without adapters, and stays; valid: 0"
+        )
 
 
 def _check_batch(config: dict[str, Any]) -> None:
@@ -310,14 +358,19 @@ def _untupled(value: Any) -> Any:
 def closest(name: str, valid: Iterable[str]) -> str:
     """Return the member of `valid` most like the dotted `name`; of equals the first.
 
-    The last part counts double, and alone when `name` has no other: a user who writes
+    The last part counts double. A `name` of one part is compared with each: a user who writes
     'learning_rate' most likely left out the group that it is in.
     """
 
+    def alike(a: str, b: str) -> float:
+        return difflib.SequenceMatcher(None, a, b).ratio()
+
     def likeness(other: str) -> float:
-        leaves = name.split(".")[-1], other.split(".")[-1]
-        pairs = (leaves, leaves, (name, other)) if "." in name else (leaves,)
-        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        leaf, *groups = reversed(other.split("."))
+        if "." in name:
+            return 2 * alike(name.split(".")[-1], leaf) + alike(name, other)
+        # A group's own name may have been meant: its first field tells of it.
+        return max(alike(name, leaf), *[0.99 * alike(name, group) for group in groups], 0.0)
 
     fields = list(valid)
     parents = [field for field in fields if name.startswith(f"{field}.")]

@@ -9,7 +9,7 @@ import numpy as np
 
 from grpo_jax.experiment import Experiment
 from grpo_jax.rewards.evaluate import Rewarder
-from grpo_jax.rewards.text import extract_answer
+from grpo_jax.rewards.numbers import vote
 from grpo_jax.rollout.collect import encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.sharding import put_batch
@@ -94,9 +94,7 @@ def attempts(ex, params, rewarder, problems: list[Problem], group: int, temperat
         # The last batch is filled up, so that it needs no program of its own.
         filled = part + [part[0]] * (size - len(part))
         c = ex.config
-        prompts = encode_batch(
-            ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket, ex.pad
-        )
+        prompts = encode_batch(ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket)
         key = jax.random.fold_in(jax.random.key(c.seed + 1), start)
         out = jax.device_get(
             sample(
@@ -107,5 +105,5 @@ def attempts(ex, params, rewarder, problems: list[Problem], group: int, temperat
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
     scores = rewarder(problems, completions).parts["accuracy"]
-    answers = [[extract_answer(text) for text in group] for group in completions]
+    answers = [[vote(text) for text in group] for group in completions]
     return answers, scores >= 1.0, np.concatenate(lengths), np.concatenate(finished)

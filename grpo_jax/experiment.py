@@ -1,25 +1,24 @@
 """A resolved config made real: its task, tokenizer, model, algorithm and mesh."""
 
 import dataclasses
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
-from tokenizers import Tokenizer
 
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.config import UsageError
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rollout.filters import Sampling
+from grpo_jax.rollout.speculative import check_drafts
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import Problem, Task, make_task
-from grpo_jax.tokenizers import EOS, PAD, char_tokenizer, load_tokenizer, prompt_ids
+from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, load_tokenizer, prompt_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +27,16 @@ class Experiment:
 
     config: FrozenConfigDict
     task: Task
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     model: Decoder
     algorithm: Algorithm
     mesh: Mesh
 
-    @cached_property
-    def pad(self) -> int:
-        """Id of the padding token."""
-        return self.tokenizer.token_to_id(PAD) or 0
-
-    @cached_property
-    def stop(self) -> tuple[int, ...]:
-        """Ids that end a completion."""
-        eos = self.tokenizer.token_to_id(EOS)
-        if eos is None:
-            raise ValueError(f"config.tokenizer={self.config.tokenizer!r} has no token {EOS}")
-        return (eos,)
+    @property
+    def source(self) -> Path | None:
+        """The Hugging Face directory that the model comes from, if any."""
+        path = self.config.model.path
+        return Path(path).expanduser() if path else None
 
     def fits(self, problem: Problem) -> bool:
         """Whether the prompt is to be used: over-long ones are not where they are dropped.
@@ -58,10 +50,9 @@ class Experiment:
     def sampling(self, **changes: Any) -> Sampling:
         """How training samples, with changes."""
         r = self.config.rollout
-        chosen = {
-            k: getattr(r, k) for k in ("max_tokens", "temperature", "top_k", "top_p", "min_p")
-        }
-        return Sampling(stop=self.stop, **(chosen | changes))
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "speculative")
+        chosen = {k: getattr(r, k) for k in names}
+        return Sampling(stop=self.tokenizer.stop, **(chosen | changes))
 
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
         """The rewards of these names, ready to score in parallel."""
@@ -78,10 +69,24 @@ def build(config: FrozenConfigDict) -> Experiment:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     task = _task(config)
     tokenizer = _tokenizer(config, task)
-    model = ModelConfig(vocab_size=tokenizer.get_vocab_size(), **config.model.to_dict())
+    model = _model(config, tokenizer)
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
     mesh = make_mesh(**config.mesh.to_dict())
+    if config.rollout.speculative:
+        check_drafts(Decoder(model))
     return Experiment(config, task, tokenizer, Decoder(model), Algorithm(**chosen), mesh)
+
+
+def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:
+    fields = config.model.to_dict()
+    del fields["path"]
+    fields["vocab_size"] = fields["vocab_size"] or tokenizer.vocab_size
+    if fields["vocab_size"] < tokenizer.vocab_size:
+        raise ValueError(
+            f"config.tokenizer={config.tokenizer!r} has {tokenizer.vocab_size} tokens, but the "
+            f"model {fields['vocab_size']}; valid: the model's own tokenizer"
+        )
+    return model_config(fields)
 
 
 def _task(config: FrozenConfigDict) -> Task:
@@ -91,7 +96,7 @@ def _task(config: FrozenConfigDict) -> Task:
         raise UsageError(f"config.task: {error}") from error
 
 
-def _tokenizer(config: FrozenConfigDict, task: Task) -> Tokenizer:
+def _tokenizer(config: FrozenConfigDict, task: Task) -> TextTokenizer:
     if config.tokenizer != "char":
         try:
             return load_tokenizer(config.tokenizer)
@@ -100,6 +105,6 @@ def _tokenizer(config: FrozenConfigDict, task: Task) -> Tokenizer:
     if task.symbols is None:
         raise ValueError(
             f"config.tokenizer='char' needs a task with known symbols, which {task.name!r} is not; "
-            "give the path of a tokenizer.json"
+            "give a directory or file of a Hugging Face tokenizer"
         )
     return char_tokenizer(task.symbols)

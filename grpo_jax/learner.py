@@ -3,10 +3,11 @@
 P prompts, G group, T completion length; N micro-batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +17,14 @@ from jax.sharding import Mesh
 from grpo_jax import algorithms
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.logps import completion_logps
+from grpo_jax.models.logps import completion_logps, token_logps
+from grpo_jax.models.lora import ADAPTERS
+from grpo_jax.models.score import Routing, draft_hidden, score
 from grpo_jax.sharding import shardings, unbox
-from grpo_jax.types import Batch, Rollouts, TrainState
+from grpo_jax.types import Batch, Rollouts, TrainState, merged
 
 NEVER = 2**30
+BIAS = "router_bias"
 
 
 def make_optimizer(config, updates: int) -> optax.GradientTransformation:
@@ -52,8 +56,23 @@ def make_optimizer(config, updates: int) -> optax.GradientTransformation:
 
 
 def _decayed(params):
-    """Weight decay is for matrices; the scales of norms are left alone."""
-    return jax.tree.map_with_path(lambda path, _: "scale" not in jax.tree_util.keystr(path), params)
+    """Weight decay is for matrices; the scales of norms and biases are left alone."""
+    exempt = lambda path: {"scale", "bias"} & {getattr(k, "key", None) for k in path}  # noqa: E731
+    return jax.tree.map_with_path(lambda path, _: not exempt(path), params)
+
+
+def split_params(params: Any) -> tuple[Any, Any, Any]:
+    """A policy's parameters as TrainState keeps them: (params, router, base); see there."""
+    flat = flax.traverse_util.flatten_dict(params)
+    adapters = any(path[-1] in ADAPTERS for path in flat)
+
+    def part(chosen: Callable[[str], bool]) -> Any:
+        leaves = {path: x for path, x in flat.items() if chosen(path[-1])}
+        return flax.traverse_util.unflatten_dict(leaves) if leaves else None
+
+    if adapters:  # what routes the frozen experts is frozen too
+        return part(ADAPTERS.__contains__), None, part(lambda name: name not in ADAPTERS)
+    return part(lambda name: name != BIAS), part(lambda name: name == BIAS), None
 
 
 def init_state(
@@ -67,19 +86,30 @@ def init_state(
 ) -> TrainState:
     """A TrainState on the mesh, sharded as the parameters' logical axes say.
 
-    params     parameters to start from; None draws them from rng
-    reference  keep a copy of the parameters as the reference policy
+    params     parameters to start from, which the state takes over (an update donates them); what
+               they lack (adapters), or all, is drawn from rng
+    reference  keep a copy of the parameters as the reference policy, unless the base serves
     """
     init = _initialiser(model, optimizer, reference)
     place = shardings(jax.eval_shape(init, rng), mesh)
-    state = jax.jit(lambda key: unbox(init(key)), out_shardings=place)(rng)
     if params is None:
-        return state
-    params = jax.tree.map(
-        lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), params, state.params
-    )
-    copy = jax.tree.map(jnp.copy, params) if reference else None
-    return state.replace(params=params, ref_params=copy)
+        return jax.jit(lambda key: unbox(init(key)), out_shardings=place)(rng)
+    like = unbox(jax.eval_shape(init, rng)).policy
+    flat, given = (flax.traverse_util.flatten_dict(tree) for tree in (like, params))
+    where = flax.traverse_util.flatten_dict(place.policy)
+    put = {k: jax.device_put(x.astype(flat[k].dtype), where[k]) for k, x in given.items()}
+    lacking = {k: sharding for k, sharding in where.items() if k not in given}
+
+    def draw(key):
+        drawn = flax.traverse_util.flatten_dict(unbox(init(key)).policy)
+        return {k: drawn[k] for k in lacking}
+
+    put |= jax.jit(draw, out_shardings=lacking)(rng) if lacking else {}
+    policy = flax.traverse_util.unflatten_dict(put)
+    trained, router, base = split_params(policy)
+    opt_state = jax.jit(optimizer.init, out_shardings=place.opt_state)(trained)
+    ref = jax.tree.map(jnp.copy, policy) if reference and base is None else None
+    return TrainState(jnp.int32(0), trained, opt_state, ref, rng, router, base)
 
 
 def abstract_state(
@@ -98,9 +128,13 @@ def abstract_state(
 def _initialiser(model, optimizer, reference):
     def init(rng):
         tokens = jnp.zeros((1, 1, 2), jnp.int32)
-        params = model.init(rng, tokens, method=Decoder.initialise)["params"]
-        ref = jax.tree.map(jnp.copy, params) if reference else None
-        return TrainState(jnp.int32(0), params, optimizer.init(params), ref, rng)
+        policy = model.init(rng, tokens, method=Decoder.initialise)["params"]
+        trained, router, base = split_params(policy)
+        lora = model.config.lora
+        if lora.rank and base is None:
+            raise ValueError(f"model.lora.targets={lora.targets!r} matches no linear layer")
+        ref = jax.tree.map(jnp.copy, policy) if reference and base is None else None
+        return TrainState(jnp.int32(0), trained, optimizer.init(trained), ref, rng, router, base)
 
     return init
 
@@ -129,7 +163,8 @@ def prepare(
     if algorithm.overlong_cache > 0:
         cache = algorithm.overlong_cache * T
         rewards = rewards + algorithms.soft_overlong(mask.sum(-1), T, cache)
-    logp_ref = logps(state.ref_params) if algorithm.beta > 0 else None
+    reference = state.base if state.ref_params is None else state.ref_params
+    logp_ref = logps(reference) if algorithm.beta > 0 else None
     kl = None
     if logp_ref is not None and algorithm.kl_in == "reward":
         kl = algorithms.KLS[algorithm.kl](r.logp, logp_ref, mask)
@@ -138,7 +173,7 @@ def prepare(
     if algorithm.mask_truncated:
         mask = algorithms.drop_truncated(mask, r.finished)
     reused = algorithm.inner_epochs * algorithm.minibatches > 1
-    logp_old = logps(state.params) if reused or algorithm.tis_mode != "none" else None
+    logp_old = logps(state.policy) if reused or algorithm.tis_mode != "none" else None
     correction = selection = None
     if logp_old is not None:
         correction = algorithms.rollout_correction(algorithm, logp_old, r.logp, mask)
@@ -158,7 +193,10 @@ def prepare(
 
 @partial(
     jax.jit,
-    static_argnames=("model", "optimizer", "algorithm", "temperature", "accumulation", "mesh"),
+    static_argnames=(
+        *("model", "optimizer", "algorithm", "temperature", "accumulation", "mesh"),
+        "joint_mtp",
+    ),
     donate_argnames=("state",),
 )
 def update(
@@ -171,50 +209,72 @@ def update(
     temperature: float = 1.0,
     accumulation: int = 1,
     mesh: Mesh | None = None,
+    joint_mtp: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a minibatch, and its metrics, f32[].
 
     `accumulation` micro-batches, scanned: loss weights are computed once from the whole
     minibatch, so that their number does not change the gradient (up to rounding). The state is
     donated; with its `mesh` given, the new one lies exactly as the old one did, which XLA alone
-    does not promise. Non-finite gradients leave the parameters as they were.
+    does not promise. Non-finite gradients leave the parameters as they were. `joint_mtp` lets the
+    loss of a multi-token prediction layer reach the decoder; else it trains that layer alone.
     """
     weights = algorithms.token_weights(batch.mask, algorithm.aggregation, batch.mask.shape[-1])
     share = algorithms.token_weights(batch.mask, "token_mean")
-    loss = partial(_loss, model=model, algorithm=algorithm, temperature=temperature)
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-
-    def micro(total, part):
-        (_, metrics), gradient = value_and_grad(state.params, *part)
-        return jax.tree.map(jnp.add, total, (gradient, metrics)), None
-
+    loss = partial(
+        _loss,
+        state,
+        model=model,
+        algorithm=algorithm,
+        temperature=temperature,
+        rows=batch.mask.shape[0] * batch.mask.shape[1],
+        joint_mtp=joint_mtp,
+    )
     parts = (batch, weights, share)
-    if accumulation == 1:
-        (_, metrics), gradient = value_and_grad(state.params, *parts)
-    else:
-        parts = _split(parts, accumulation)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shape = jax.eval_shape(value_and_grad, state.params, *first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shape[1], shape[0][1]))
-        (gradient, metrics), _ = jax.lax.scan(micro, zeros, parts)
-
+    gradient, (metrics, load) = _gradient(loss, state.params, parts, accumulation)
     steps, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, steps)
+    metrics |= load_metrics(load)
     metrics["grad_norm"] = optax.tree.norm(gradient)
     metrics["learning_rate"] = optax.tree_utils.tree_get(opt_state, "hyperparams")["learning_rate"]
     metrics["skipped_updates"] = opt_state.total_notfinite
     metrics["skipped_in_a_row"] = opt_state.notfinite_count
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    router = state.router
+    if router is not None:
+        rate = jnp.where(opt_state.last_finite, model.config.experts.bias_rate, 0.0)
+        router = jax.tree.map(partial(_balanced, rate), router, load)
+    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, router=router)
     if mesh is not None and mesh.size > 1:
         reference = state.ref_params is not None
         like = abstract_state(model, optimizer, mesh, reference=reference)
         place = jax.tree.map(lambda x: x.sharding, like)
-        state = jax.lax.with_sharding_constraint(state, place)
-    return state, metrics
+        new = jax.lax.with_sharding_constraint(new, place)
+    return new, metrics
 
 
-def _loss(params, batch: Batch, weights, share, *, model, algorithm, temperature):
-    logp, entropy = completion_logps(model, params, batch.prompts, batch.tokens, temperature)
+def _gradient(loss, params, parts, accumulation: int):
+    """The gradient of `loss` and what else it returns, summed over micro-batches of `parts`."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if accumulation == 1:
+        (_, aux), gradient = value_and_grad(params, *parts)
+        return gradient, aux
+
+    def micro(total, part):
+        (_, aux), gradient = value_and_grad(params, *part)
+        return jax.tree.map(jnp.add, total, (gradient, aux)), None
+
+    parts = _split(parts, accumulation)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shape = jax.eval_shape(value_and_grad, params, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shape[1], shape[0][1]))
+    return jax.lax.scan(micro, zeros, parts)[0]
+
+
+def _loss(state, params, batch: Batch, weights, share, *, model, algorithm, temperature, **mtp):
+    """The loss of a part of a minibatch, and (its metrics, its experts' load)."""
+    policy = merged(state.base, state.router, params)
+    scored = score(model, policy, batch.prompts, batch.tokens, batch.mask)
+    logp, entropy = token_logps(model, policy, scored.hidden, batch.tokens, temperature)
     bonus = algorithm.entropy_bonus > 0
     loss, metrics = algorithms.policy_loss(
         algorithm,
@@ -229,9 +289,54 @@ def _loss(params, batch: Batch, weights, share, *, model, algorithm, temperature
         correction=batch.correction,
         selection=batch.selection,
     )
+    extra, load = _model_loss(model, policy, batch, scored, share, metrics, **mtp)
     gap = jnp.where(batch.mask, jnp.abs(jax.lax.stop_gradient(logp) - batch.logp_rollout), 0.0)
+    loss += extra
     metrics |= {"loss": loss, "sampling/sampling_logp_difference/mean": (share * gap).sum()}
-    return loss, metrics
+    return loss, (metrics, load)
+
+
+def _model_loss(model, policy, batch, scored, share, metrics, *, rows: int, joint_mtp: bool):
+    """What the model's own parts add to the loss, whatever the algorithm, and the experts' load.
+
+    The balance loss of experts (2412.19437, eq. 17) is a mean over `rows` completions, that of
+    multi-token prediction (eq. 24) over tokens.
+    """
+    c, routing, extra = model.config, scored.routing, jnp.zeros(())
+    if c.mtp and c.mtp_weight:
+        if not joint_mtp:
+            policy = {k: v if k == "mtp" else jax.lax.stop_gradient(v) for k, v in policy.items()}
+            scored = jax.lax.stop_gradient(scored)
+        drafts, more = draft_hidden(model, policy, batch.prompts, scored, batch.tokens, batch.mask)
+        logp, _ = token_logps(model, policy, drafts[:, :, :-1], batch.tokens[:, :, 1:])
+        metrics["mtp/loss"] = -(share * batch.mask)[:, :, 1:].reshape(-1) @ logp.reshape(-1)
+        extra += c.mtp_weight * metrics["mtp/loss"]
+        if more is not None:
+            routing = Routing(routing.load | more.load, routing.balance + more.balance)
+    if routing is None:
+        return extra, {}
+    metrics["moe/balance"] = routing.balance / rows
+    return extra + c.experts.balance * metrics["moe/balance"], routing.load
+
+
+def load_metrics(load: Any) -> dict[str, jax.Array]:
+    """How evenly experts were used: the busiest and idlest expert's load over the mean, averaged
+    over layers; of a tree of loads f32[.., E]."""
+    layers = [x.reshape(-1, x.shape[-1]) for x in jax.tree.leaves(load)]
+    if not layers:
+        return {}
+    loads = jnp.concatenate(layers)
+    relative = loads / jnp.maximum(loads.mean(-1, keepdims=True), 1e-9)
+    return {
+        "moe/load_max": relative.max(-1).mean(),
+        "moe/load_min": relative.min(-1).mean(),
+        "moe/idle_experts": (loads == 0).sum(-1).mean(dtype=jnp.float32),
+    }
+
+
+def _balanced(rate, bias, load):
+    """Move the bias of busy experts down and of idle ones up (2408.15664)."""
+    return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
 
 
 def _split(tree: Any, n: int) -> Any:

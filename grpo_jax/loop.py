@@ -116,7 +116,7 @@ def run_steps(
                 plot_curves(run.folder)
             received = stopped()  # asked once: one that comes later waits for the next step
             if received or _due(number, config.checkpoint.every, total):
-                checkpoints.save(run.checkpoints, number, state, position(), config.checkpoint.keep)
+                _save(run, number, state, position(), config)
             if received:
                 _leave(run, number, received)
             if last:
@@ -145,6 +145,11 @@ def _compile_clock() -> Iterator[Callable[[], float]]:
         yield lap
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
+
+
+def _save(run: Run, number: int, state: TrainState, position: Metrics, config: Any) -> None:
+    kept = state.replace(base=None)  # it is where it came from
+    checkpoints.save(run.checkpoints, number, kept, position, config.checkpoint.keep)
 
 
 def _due(number: int, every: int, total: int) -> bool:

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on worked solutions: the cold start, by the learner's own update."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from grpo_jax.evaluation import attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.learner import abstract_state, init_state, make_optimizer, update
 from grpo_jax.loop import Step, run_steps
+from grpo_jax.pretrained import pretrained, with_base
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import open_run
@@ -51,17 +53,30 @@ def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
     tokens = np.zeros((len(problems), 1, T), np.int32)
     mask = np.zeros((len(problems), 1, T), bool)
     for i, problem in enumerate(problems):
-        ids = [*encode(ex.tokenizer, solve(problem)), ex.stop[0]]
+        ids = solution_ids(ex, problem)
         if len(ids) > T:
             raise ValueError(
                 f"the worked solution of {problem.prompt!r} has {len(ids)} tokens; "
                 f"rollout.max_tokens={T} must hold it"
             )
         tokens[i, 0, : len(ids)], mask[i, 0, : len(ids)] = ids, True
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
     ones, zeros = np.ones((len(problems), 1, 1), np.float32), np.zeros(tokens.shape, np.float32)
     arrays: Any = (tokens, mask, ones, zeros)  # on the host still
     return Batch(prompts, *arrays)
+
+
+def solution_ids(ex: Experiment, problem: Problem) -> list[int]:
+    """The tokens of a problem's worked solution, its stop token included."""
+    assert ex.task.solve is not None
+    return [*encode(ex.tokenizer, ex.task.solve(problem)), ex.tokenizer.stop[0]]
+
+
+def fits_solved(ex: Experiment, problem: Problem) -> bool:
+    """Whether prompt and solution are to be used: as `ex.fits`, where long ones are dropped."""
+    if ex.config.overlong_prompts == "refuse" or ex.task.solve is None:
+        return True
+    return ex.fits(problem) and len(solution_ids(ex, problem)) <= ex.config.rollout.max_tokens
 
 
 def optimizer_config(config: Any) -> ml_collections.ConfigDict:
@@ -76,28 +91,31 @@ def optimizer_config(config: Any) -> ml_collections.ConfigDict:
 
 
 def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
-    """Fine-tune a fresh model on worked solutions in the run folder `workdir`; return its params.
+    """Fine-tune the model on worked solutions in the run folder `workdir`; return its params.
 
     Ends after sft.steps, or once greedy accuracy on training problems reaches sft.stop_accuracy.
     Resumes where it was cut off. ValueError where the task has no worked solutions.
     """
     c = ex.config
     optimizer = make_optimizer(optimizer_config(c), c.sft.steps)
-    data = batches(Solved(ex.task.train, c.sft.examples), c.sft.batch, c.seed, ex.fits)
+    keep = partial(fits_solved, ex)
+    data = batches(Solved(ex.task.train, c.sft.examples), c.sft.batch, c.seed, keep)
     run = open_run(workdir, c)
     try:
         abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=False)
-        restored = checkpoints.restore_latest(run.checkpoints, abstract)
+        restored = checkpoints.restore_latest(run.checkpoints, abstract.replace(base=None))
         if restored is None:
             key = jax.random.key(c.seed)
             done, ended = None, False
-            state = init_state(ex.model, optimizer, key, ex.mesh, reference=False)
+            start = pretrained(ex)
+            state = init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=start)
         else:
             state, position = restored
+            state = with_base(ex, state)
             data.set_state(position["data"])
             done, ended = int(state.step), position["ended"]
         if ended:
-            return state.params
+            return state.policy
 
         def step(state, number):
             nonlocal ended
@@ -107,12 +125,12 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             metrics["time/tokens_per_second"] = batch.mask.sum() / (time.monotonic() - began)
             ended = number == c.sft.steps
             if c.sft.stop_accuracy and (number % c.sft.check_every == 0 or ended):
-                metrics["accuracy"] = _train_accuracy(ex, state.params, rewarder)
+                metrics["accuracy"] = _train_accuracy(ex, state.policy, rewarder)
                 ended = ended or metrics["accuracy"] >= c.sft.stop_accuracy
             return Step(state, metrics, [], last=ended)
 
         now = lambda: {"data": data.get_state(), "ended": ended}  # noqa: E731
-        return run_steps(run, c, (done, state), c.sft.steps, step, now).params
+        return run_steps(run, c, (done, state), c.sft.steps, step, now).policy
     finally:
         run.close()
 
@@ -120,7 +138,7 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
 def _learn(ex: Experiment, optimizer, state: TrainState, batch: Batch):
     """One update on a batch that is on the host, and the metrics that mean something here."""
     batch = put_batch(batch, ex.mesh)
-    options = {"model": ex.model, "optimizer": optimizer, "mesh": ex.mesh}
+    options = {"model": ex.model, "optimizer": optimizer, "mesh": ex.mesh, "joint_mtp": True}
     state, metrics = update(state, batch, algorithm=LIKELIHOOD, **options)
     kept = ("loss", "entropy", "grad_norm", "learning_rate", "skipped_in_a_row")
     return state, {k: float(metrics[k]) for k in kept}

@@ -1,14 +1,17 @@
-"""Text to token ids and back, through the Hugging Face `tokenizers` library."""
+"""Text and chat messages to token ids and back, as Hugging Face's tokenizers have it."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 PAD, EOS = "<pad>", "<eos>"
-CHATML = ("<|im_start|>", "<|im_end|>")
+# The names under which a chat template may find the tokenizer's special tokens.
+NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 Messages = list[dict[str, str]]
 
@@ -21,7 +24,30 @@ class HasPrompt(Protocol):
         """Text, or chat messages with `role` and `content`."""
 
 
-def char_tokenizer(symbols: Iterable[str]) -> Tokenizer:
+@dataclasses.dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer, and what prompting and sampling need to know of it.
+
+    backend         text to ids and back
+    pad             id that fills up a row; what it stands for is masked everywhere
+    stop            ids that end a completion; the first is the one to end a worked solution with
+    chat_template   Jinja text that lays out chat messages; None where there is none
+    special_tokens  what the template may name, {"bos_token": "<s>", ...}
+    """
+
+    backend: Tokenizer
+    pad: int
+    stop: tuple[int, ...]
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, special ones included."""
+        return self.backend.get_vocab_size()
+
+
+def char_tokenizer(symbols: Iterable[str]) -> TextTokenizer:
     """A tokenizer with one token per symbol; "<pad>" is id 0 and "<eos>" is id 1.
 
     A symbol is one character or a longer tag such as "<think>"; where several match, the longest
@@ -38,53 +64,156 @@ def char_tokenizer(symbols: Iterable[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([PAD, EOS])
-    return tokenizer
+    return TextTokenizer(tokenizer, pad=vocabulary[PAD], stop=(vocabulary[EOS],))
 
 
 def _escape(text: str) -> str:
     return "".join(c if c.isalnum() or ord(c) > 127 else "\\" + c for c in text)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`, or in a directory that holds one.
+def load_tokenizer(path: str | Path) -> TextTokenizer:
+    """The tokenizer of a Hugging Face directory, or of a tokenizer.json and what lies beside it.
 
-    FileNotFoundError names the file that is missing; ValueError one that cannot be read.
+    tokenizer_config.json or special_tokens_map.json name the special tokens; the end-of-sequence
+    token and every `eos_token_id` of generation_config.json and config.json end a completion. The
+    chat template is chat_template.jinja, or else in tokenizer_config.json. Where nothing names a
+    padding token, the first stop id pads: masks make it harmless.
+
+    FileNotFoundError names the file that is missing; ValueError one that cannot be read, and a
+    tokenizer that nothing gives an end-of-sequence token.
     """
     file = Path(path)
     if file.is_dir():
         file = file / "tokenizer.json"
+    backend, folder = _backend(file), file.parent
+    settings = _settings(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:  # the older layout, as Transformers tells it
+        settings |= _settings(folder / "special_tokens_map.json")
+    special = _special_tokens(settings, backend, folder)
+    stop = _ids("eos", special, backend, folder)
+    if not stop:
+        raise ValueError(
+            f"{file}: nothing says which token ends a sequence; valid: an eos_token beside it in "
+            f"tokenizer_config.json, an eos_token_id in generation_config.json, or a token {EOS}"
+        )
+    pad = _ids("pad", special, backend, folder) or stop
+    return TextTokenizer(backend, pad[0], stop, _chat_template(folder, settings), special)
+
+
+def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write a tokenizer into a directory as `load_tokenizer` and Transformers read it."""
+    stop, pad = list(tokenizer.stop), tokenizer.pad
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.backend.id_to_token(stop[0]),
+        "pad_token": tokenizer.backend.id_to_token(pad),
+        **tokenizer.special_tokens,
+    }
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    for name, content in (
+        ("tokenizer_config.json", settings),
+        ("generation_config.json", {"eos_token_id": stop, "pad_token_id": pad}),
+    ):
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _backend(file: Path) -> Tokenizer:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no such file; a Hugging Face tokenizer is a tokenizer.json"
         )
     try:
-        return Tokenizer.from_file(str(file))
+        backend = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{file}: not a Hugging Face tokenizer.json: {error}") from error
+    # Some files ask for both: a prompt must stay whole, and rows are padded here.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
-def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
-    """The token ids of `text`; ValueError names the first character outside the vocabulary."""
+def _settings(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
     try:
-        encoding = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: a {type(settings).__name__}; valid: a JSON object")
+    return settings
+
+
+def _special_tokens(settings: dict[str, Any], backend: Tokenizer, folder: Path) -> dict[str, str]:
+    """The special tokens that are named and in the vocabulary, made special where they are not."""
+    special = {}
+    for name in NAMED:
+        value = settings.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        if token is not None and not isinstance(token, str):
+            raise ValueError(f'{folder}: {name}={value!r}; valid: text, or {{"content": text}}')
+        if token is not None and backend.token_to_id(token) is not None:
+            special[name] = token
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_special_tokens([token for token in special.values() if token not in added])
+    return special
+
+
+def _ids(name: str, special: dict[str, str], backend: Tokenizer, folder: Path) -> tuple[int, ...]:
+    """Every id in the vocabulary that is the tokenizer's or the model's "eos" or "pad"."""
+    ids = [backend.token_to_id(token) for key, token in special.items() if key == f"{name}_token"]
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        value = _settings(file).get(f"{name}_token_id")
+        given = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int for i in given):
+            raise ValueError(f"{file}: {name}_token_id={value!r}; valid: an id or a list of them")
+        ids += given
+    if not ids:  # a tokenizer of ours, saved without settings, goes by its tokens' names
+        ids = [backend.token_to_id({"eos": EOS, "pad": PAD}[name])]
+    # Older files write -1 for none, and some ids that the vocabulary lacks.
+    known = [i for i in ids if i is not None and i >= 0 and backend.id_to_token(i) is not None]
+    return tuple(dict.fromkeys(known))
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list) and all(isinstance(t, dict) for t in template):  # by name
+        template = {t.get("name"): t.get("template") for t in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"{folder}: chat_template is {excerpt(template)}; valid: text")
+    return template
+
+
+def encode(tokenizer: TextTokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """The token ids of `text`; ValueError names the first character outside the vocabulary."""
+    backend = tokenizer.backend
+    try:
+        encoding = backend.encode(text, add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises bare Exception for a word it lacks
-        position = _first_unknown(tokenizer, text)
+        position = _first_unknown(backend, text)
         if position is None:
             raise
         raise ValueError(_outside(text, position)) from error
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    unknown_id = tokenizer.token_to_id(unknown) if unknown else None
+    unknown = getattr(backend.model, "unk_token", None)
+    unknown_id = backend.token_to_id(unknown) if unknown else None
     if unknown_id is not None and unknown_id in encoding.ids:
         position = encoding.offsets[encoding.ids.index(unknown_id)][0]
         raise ValueError(_outside(text, position))
     return encoding.ids
 
 
-def _first_unknown(tokenizer: Tokenizer, text: str) -> int | None:
-    if tokenizer.pre_tokenizer is None:
+def _first_unknown(backend: Tokenizer, text: str) -> int | None:
+    if backend.pre_tokenizer is None:
         return None
-    words = tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    return next((start for w, (start, _) in words if tokenizer.token_to_id(w) is None), None)
+    words = backend.pre_tokenizer.pre_tokenize_str(text)
+    return next((start for w, (start, _) in words if backend.token_to_id(w) is None), None)
 
 
 def _outside(text: str, position: int) -> str:
@@ -94,37 +223,61 @@ def _outside(text: str, position: int) -> str:
     )
 
 
-def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of `ids`: tags stay; padding, end-of-sequence and other special tokens go."""
-    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+def decode(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
+    """The text of `ids`: padding, end-of-sequence and other special tokens go, the rest stays.
+
+    A tag such as <think> stays unless the tokenizer itself marks it as special. Bytes that are not
+    whole characters become U+FFFD.
+    """
+    return tokenizer.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str | Messages) -> list[int]:
+def prompt_ids(tokenizer: TextTokenizer, prompt: str | Messages) -> list[int]:
     """The token ids of a prompt, ready for the model to continue.
 
-    Text gets the tokenizer's own leading token, where it has one; chat messages are laid out as
-    ChatML, with the assistant's turn opened. ValueError where the tokenizer lacks ChatML's tokens.
+    Text gets the tokenizer's own special tokens; chat messages get those that the chat template
+    writes, and no second ones. ValueError as of `encode` and `render_chat`.
     """
     if isinstance(prompt, str):
         return encode(tokenizer, prompt, add_special_tokens=True)
-    start, end = CHATML
-    if tokenizer.token_to_id(start) is None or tokenizer.token_to_id(end) is None:
+    return encode(tokenizer, render_chat(tokenizer, prompt))
+
+
+def render_chat(tokenizer: TextTokenizer, messages: Messages) -> str:
+    """Chat messages laid out by the tokenizer's chat template, with the assistant's turn opened.
+
+    Transformers renders, so that a template says here what it says there. ValueError where there is
+    no template or no Transformers, or where the template refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("chat messages need a tokenizer with a chat template; valid: text")
+    try:  # text alone needs neither, and the import takes a second
+        import jinja2  # noqa: F401
+        from transformers.utils.chat_template_utils import render_jinja_template
+    except ImportError as error:
         raise ValueError(
-            f"chat messages need a tokenizer with the tokens {start} and {end}; "
-            "give the prompt as text instead"
+            f"chat messages need Transformers: pip install 'grpo_jax[hf]' ({error})"
+        ) from error
+    try:
+        texts, _ = render_jinja_template(
+            conversations=[messages],
+            chat_template=tokenizer.chat_template,
+            add_generation_prompt=True,
+            **tokenizer.special_tokens,
         )
-    turns = "".join(f"{start}{m['role']}\n{m['content']}{end}\n" for m in prompt)
-    return encode(tokenizer, f"{turns}{start}assistant\n")
+    except Exception as error:  # a template is a program, which may raise anything
+        raise ValueError(f"the chat template refuses the messages: {error}") from error
+    return texts[0]
 
 
 def encode_prompts(
-    tokenizer: Tokenizer, problems: Sequence[HasPrompt], length: int, pad_id: int
+    tokenizer: TextTokenizer, problems: Sequence[HasPrompt], length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts: tokens int32 [P, length]; mask bool [P, length], True on real tokens.
 
     ValueError names a prompt that is empty, too long, or outside the vocabulary.
     """
-    tokens = np.full((len(problems), length), pad_id, np.int32)
+    tokens = np.full((len(problems), length), tokenizer.pad, np.int32)
     mask = np.zeros((len(problems), length), bool)
     for row, problem in enumerate(problems):
         record = f"prompt {row} ({excerpt(problem.prompt)})"

@@ -24,9 +24,11 @@ from grpo_jax.learner import (
     update,
 )
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
+from grpo_jax.pretrained import pretrained, with_base
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
 from grpo_jax.rollout.sampler import sample
+from grpo_jax.rollout.speculative import speculation_metrics
 from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
@@ -60,7 +62,7 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
         return
 
     def held_out(state: TrainState) -> dict[str, Any]:
-        return evaluate(ex, state.params, rewarder, c.eval.problems, c.eval.samples)
+        return evaluate(ex, state.policy, rewarder, c.eval.problems, c.eval.samples)
 
     run_steps(
         run,
@@ -83,12 +85,13 @@ def _start(
     """The newest checkpoint's step and state, or None and what the cold start leads to."""
     c, reference = ex.config, ex.algorithm.beta > 0
     abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=reference)
-    restored = checkpoints.restore_latest(run.checkpoints, abstract)
+    restored = checkpoints.restore_latest(run.checkpoints, abstract.replace(base=None))
     if restored is not None:
         state, position = restored
         problems.set_state(position)
-        return position["step"], state
-    params = cold_start(ex, rewarder, run.folder / "cold_start") if c.sft.steps else None
+        return position["step"], with_base(ex, state)
+    cold = run.folder / "cold_start"
+    params = cold_start(ex, rewarder, cold) if c.sft.steps else pretrained(ex)
     key = jax.random.key(c.seed)
     state = init_state(ex.model, optimizer, key, ex.mesh, reference=reference, params=params)
     return None, state
@@ -165,11 +168,11 @@ class Problems:
 
 def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int):
     c = ex.config
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket, ex.pad)
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
     key = jax.random.fold_in(jax.random.fold_in(state.rng, number), extra)
     rollouts = sample(
         ex.model,
-        state.params,
+        state.policy,
         put_batch(prompts, ex.mesh),
         key,
         sampling=ex.sampling(),
@@ -211,7 +214,7 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
         if algorithm.kl_stop is not None and float(metrics["approx_kl"]) > algorithm.kl_stop:
             break
     if algorithm.reference_refresh and number % algorithm.reference_refresh == 0:
-        moved = refresh_reference(state.ref_params, state.params, algorithm.reference_mix)
+        moved = refresh_reference(state.ref_params, state.policy, algorithm.reference_mix)
         state = state.replace(ref_params=moved)
     history = jax.device_get(history)
     metrics = {name: np.mean([h[name] for h in history]) for name in history[0]}
@@ -244,7 +247,7 @@ def _rollout_metrics(rollout: Collected) -> dict[str, Any]:
     for name, values in rollout.parts.items():
         metrics[f"rewards/{name}/mean"] = np.nanmean(values)
         metrics[f"rewards/{name}/std"] = np.nanstd(values)
-    return metrics
+    return metrics | speculation_metrics(rollout.rollouts)
 
 
 def _samples(rollout: Collected, advantages: np.ndarray, n: int) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The arrays that travel between the floors; P prompts, G group, S prompt length, T completion."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ class Rollouts(struct.PyTreeNode):
     logp      f32[P, G, T], nats; log-prob of the token under the sampling temperature
     entropy   f32[P, G, T], nats; of the distribution that the token was drawn from
     finished  bool[P, G]; True if the completion ended with a stop token
+    drafted   i32[P, G], tokens that speculative decoding drafted, or None without it
+    accepted  i32[P, G], those of them that became the completion's, or None
     """
 
     prompts: Prompts
@@ -30,6 +33,8 @@ class Rollouts(struct.PyTreeNode):
     logp: jax.Array
     entropy: jax.Array
     finished: jax.Array
+    drafted: jax.Array | None = None
+    accepted: jax.Array | None = None
 
 
 class Batch(struct.PyTreeNode):
@@ -62,10 +67,13 @@ class TrainState(struct.PyTreeNode):
     """All the arrays that training carries from step to step.
 
     step        i32[]; updates made
-    params      the policy's parameters
+    params      the parameters that the optimizer moves; with adapters (LoRA), the adapters alone
     opt_state   optax state
-    ref_params  the reference policy's parameters, or None when no KL term needs them
+    ref_params  the reference policy's parameters, or None when no KL term needs them or `base` is
+                the reference
     rng         PRNG key of the run; every use folds its own step in
+    router      experts' auxiliary-loss-free biases, which no optimizer touches, or None
+    base        the parameters that stay as they are, and are not saved, or None
     """
 
     step: jax.Array
@@ -73,3 +81,20 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     ref_params: Any
     rng: jax.Array
+    router: Any = None
+    base: Any = None
+
+    @property
+    def policy(self) -> Any:
+        """All parameters of the policy, as the model takes them."""
+        return merged(self.base, self.router, self.params)
+
+
+def merged(*trees: Any) -> Any:
+    """One nested dict of several without common leaves; a tree may be None."""
+    whole: dict[str, Any] = {}
+    for tree in trees:
+        for name, value in (tree or {}).items():
+            inner = isinstance(value, Mapping)
+            whole[name] = merged(whole.get(name), value) if inner else value
+    return whole

@@ -141,7 +141,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_dropped(run, data, tmp_path):
 
 
 def test_a_character_outside_the_vocabulary_is_named(run, data, tmp_path):
-    char_tokenizer("0123456789+").save(str(tmp_path / "tokenizer.json"))
+    char_tokenizer("0123456789+").backend.save(str(tmp_path / "tokenizer.json"))
     option = f"--config.tokenizer={tmp_path / 'tokenizer.json'}"
     refuses(run(data(), option), "character '='", "+", "vocabulary")
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -99,6 +99,16 @@ def test_bad_input_ends_in_one_line_and_status_2(run, tmp_path, name, arguments,
     assert told in done.stderr
 
 
+def test_speculation_prints_what_it_measured(monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    sizes = ("--steps=1", "--hidden=16", "--layers=1", "--rows=8", "--repeats=1")
+    done = program("speculation", *sizes)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["rows"] == 8 and 0 <= result["speculative/acceptance_rate"] <= 1
+    assert result["speedup"] > 0 and result["mtp/loss"] > 0
+
+
 def test_evaluate_prints_a_table_and_then_json(run):
     done = program("evaluate", f"--workdir={run}", "--problems=4", "--samples=2")
     assert done.returncode == 0, done.stderr

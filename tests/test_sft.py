@@ -30,7 +30,7 @@ def numpy_nll(ex, params, problems):
     nll = []
     for problem in problems:
         prompt = encode(ex.tokenizer, problem.prompt)
-        own = [*encode(ex.tokenizer, ex.task.solve(problem)), ex.stop[0]]
+        own = [*encode(ex.tokenizer, ex.task.solve(problem)), ex.tokenizer.stop[0]]
         logits = reference.row_logits(params, ex.model.config, np.array(prompt + own))
         logp, _ = reference.stats(logits[len(prompt) - 1 : -1], np.array(own))
         nll.extend(-logp)

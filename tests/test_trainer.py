@@ -18,7 +18,7 @@ from grpo_jax.experiment import build
 from grpo_jax.learner import abstract_state, make_optimizer
 from grpo_jax.rollout.collect import Collected
 from grpo_jax.runs import open_run
-from grpo_jax.types import Batch, Rollouts
+from grpo_jax.types import Batch, Rollouts, TrainState
 
 STEPS = 24
 LEARNS = tiny_config(
@@ -90,6 +90,18 @@ def test_metrics_of_a_rollout():
     assert lengths == [32 / 12, 1, 5]
     assert found["completions/clipped_ratio"] == pytest.approx(1 / 3)
     assert (found["rewards/timeouts"], found["dynamic_sampling/rounds"]) == (3, 1)
+    drafted, accepted = np.full((2, 4, 3), 2)
+    rollouts = rollouts.replace(drafted=drafted, accepted=accepted - 1)
+    more = trainer.rollout_metrics(Collected([], rollouts, [], rewards, {}, 3, 1))
+    assert {k: v for k, v in more.items() if k.startswith("speculative/")} == {
+        "speculative/acceptance_rate": 1 / 2,
+        "speculative/tokens_per_step": 20 / 24,
+    }
+
+
+def test_speculative_decoding_needs_a_layer_that_drafts():
+    with pytest.raises(ValueError, match=r"rollout.speculative=True .*: model.mtp=1, not 0"):
+        build(tiny_config(**{"rollout.speculative": True}))
 
 
 def test_dropped_prompts_are_counted_and_the_position_holds():
@@ -129,6 +141,11 @@ def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
     }
 
 
+def state_of(x):
+    """A TrainState that holds one number."""
+    return TrainState(None, {"x": x}, None, None, None)
+
+
 @pytest.fixture
 def steps(tmp_path):
     """Runs the loop on a counter instead of a model: what each step does, and what it returns."""
@@ -140,15 +157,15 @@ def steps(tmp_path):
 
         def step(state, number):
             seen.append(number)
-            metrics = {"skipped_in_a_row": act(number) or 0, "x": float(state["x"])}
-            return loop.Step({"x": state["x"] + 1}, metrics, [], number == last)
+            metrics = {"skipped_in_a_row": act(number) or 0, "x": float(state.params["x"])}
+            return loop.Step(state_of(state.params["x"] + 1), metrics, [], number == last)
 
-        state = {"x": jnp.float32(done or 0)}
+        state = state_of(jnp.float32(done or 0))
         position = lambda: {"n": seen[-1]}  # noqa: E731
-        evaluate = lambda state: {"accuracy": float(state["x"])}  # noqa: E731
+        evaluate = lambda state: {"accuracy": float(state.params["x"])}  # noqa: E731
         try:
             state = loop.run_steps(run, config, (done, state), total, step, position, evaluate)
-            return float(state["x"])
+            return float(state.params["x"])
         finally:
             run.close()
 
@@ -166,8 +183,8 @@ def test_the_loop_records_evaluates_and_saves_when_due(steps):
     assert values(folder / "metrics.jsonl", "x") == [(n, n - 1.0) for n in seen]
     assert values(folder / "eval.jsonl", "accuracy") == [(n, float(n)) for n in (0, 2, 4, 5)]
     assert checkpoints.steps(folder / "checkpoints") == [4, 5]
-    like = {"x": jax.ShapeDtypeStruct((), jnp.float32, sharding=jnp.float32(0).sharding)}
-    assert checkpoints.restore_latest(folder / "checkpoints", like) == ({"x": 5.0}, {"n": 5})
+    like = state_of(jax.ShapeDtypeStruct((), jnp.float32, sharding=jnp.float32(0).sharding))
+    assert checkpoints.restore_latest(folder / "checkpoints", like) == (state_of(5.0), {"n": 5})
 
 
 def test_a_last_step_is_evaluated_and_saved(steps):

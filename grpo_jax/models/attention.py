@@ -1,46 +1,110 @@
 """Attention in two parts: the group's one copy of the prompt, and each completion's own past.
 
 Letters: P prompts, G group, K key-value heads, R query heads per key-value head, T queries,
-U own keys, S prompt length, D head width, C hidden width.
+U own keys, S prompt length, D head width (E of values), C hidden width.
 """
+
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.linear import Linear
+from grpo_jax.models.linear import Linear, RMSNorm
+from grpo_jax.models.rope import frequencies, query_scale, rotate
 
 MASKED = -1e30
+EVERYTHING = 2**30  # a window as wide as any text
 
 
 class Prefix(struct.PyTreeNode):
-    """A prompt's keys [P, K, D, S] and values [P, K, S, D] in one layer."""
+    """A prompt's keys [P, K, D, S] and values [P, K, S, E] in one layer.
 
-    k: jax.Array
-    v: jax.Array
+    Latent attention keeps the latent and the shared rotary key as the one key, and no values.
+    """
+
+    k: Any
+    v: Any
 
 
 class Cache(struct.PyTreeNode):
-    """A completion's own keys [P, K, G, D, U] and values [P, K, G, U, D] in one layer."""
+    """A completion's own keys [P, K, G, D, U] and values [P, K, G, U, E] in one layer."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Any
+    v: Any
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding (RoFormer, 2104.09864), halves convention.
+class Context(struct.PyTreeNode):
+    """What a forward pass tells every layer.
 
-    x [P, G, T, N, D] for any number of heads N; positions i32[P, G or 1, T].
+    positions         i32[P, G or 1, T]
+    own               bool, broadcastable to [P, K, G, T, U]; the own keys a query may see
+    distance          i32, broadcastable to the same; from a query back to an own key
+    prefix_mask       bool[P, S] or None
+    prefix_positions  i32[P, S] or None
+    index             i32[], or i32[P, G], entries in the cache; None without one
+    valid             bool[P, G, T] or None; the tokens that a router's load counts
     """
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency  # [P, G, T, 1, D/2]
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    positions: jax.Array
+    own: jax.Array
+    distance: jax.Array
+    prefix_mask: jax.Array | None = None
+    prefix_positions: jax.Array | None = None
+    index: Any = None
+    valid: jax.Array | None = None
+
+
+class Local(NamedTuple):
+    """What differs from layer to layer: its window (None = all), and its rotary frequencies."""
+
+    window: Any
+    frequency: Any
+    factor: Any
+
+
+def locals_of(c: ModelConfig, start: int, stop: int) -> list[Local]:
+    """The Locals of layers start .. stop - 1."""
+    out = []
+    for i in range(start, stop):
+        frequency, factor = frequencies(c, local=c.window(i) > 0)
+        wide = np.int32(c.window(i) or EVERYTHING)
+        out.append(
+            Local(
+                wide if any(c.windows[start:stop]) else None,
+                frequency,
+                np.float32(factor) if c.rope_scaling.kind == "yarn" else None,
+            )
+        )
+    return out
+
+
+def visible(context: Context, window) -> tuple[jax.Array, jax.Array | None]:
+    """Masks of own keys, [P, K, G, T, U], and of the prefix, [P, K, G, R, T, S], broadcastable."""
+    own, prefix = context.own, context.prefix_mask
+    if window is not None:
+        own = own & (context.distance < window)
+    if prefix is None:
+        return own, None
+    prefix = prefix[:, None, None, None, None]
+    if window is not None:
+        assert context.prefix_positions is not None
+        back = context.positions[..., None] - context.prefix_positions[:, None, None]
+        prefix = prefix & (back < window)[:, None, :, None]
+    return own, prefix
+
+
+def append(cache: jax.Array, new: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """Write `new` into `cache` [P, K, G, ...] at `index`, i32[] or i32[P, G], along `axis`."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    if index.ndim == 0:
+        return put(cache, new, index, axis=axis)
+    row = lambda c, n, i: put(c, n, i, axis=axis - 2)  # noqa: E731
+    return jax.vmap(jax.vmap(row, (1, 1, 0), 1))(cache, new, index)
 
 
 def attend(
@@ -49,44 +113,50 @@ def attend(
     own_mask: jax.Array,
     prefix: Prefix | None = None,
     prefix_mask: jax.Array | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """One softmax over the shared prefix and the own past: softmax(q [K_p K_o]) [V_p V_o].
 
-    q [P, K, G, R, T, D], scaled; own k [P, K, G, D, U], v [P, K, G, U, D]; own_mask bool,
-    broadcastable to [P, K, G, T, U]; prefix k [P, K, D, S], v [P, K, S, D]; prefix_mask
-    bool[P, S]. Returns [P, K, G, R, T, D].
+    q [P, K, G, R, T, D], scaled; own k [P, K, G, D, U], v [P, K, G, U, E]; own_mask bool,
+    broadcastable to [P, K, G, T, U]; prefix k [P, K, D, S], v [P, K, S, E]; prefix_mask
+    bool, broadcastable to [P, K, G, R, T, S]. Returns [P, K, G, R, T, E].
 
     The prefix product folds G, R and T into the rows of one matrix, so the prompt's keys and
     values are read once per group. A query must see at least one key.
     """
     P, K, G, R, T, D = q.shape
-    U = own.v.shape[3]
-    chex.assert_shape([own.k, own.v], [(P, K, G, D, U), (P, K, G, U, D)])
-    logits = _products(q.reshape(P, K, G, R * T, D), own.k)
+    U, E = own.v.shape[3:]
+    chex.assert_shape([own.k, own.v], [(P, K, G, D, U), (P, K, G, U, E)])
+    logits = _capped(_products(q.reshape(P, K, G, R * T, D), own.k), softcap)
     logits = logits.reshape(P, K, G, R, T, U)
     logits = jnp.where(own_mask[:, :, :, None], logits, MASKED)
     top = logits.max(-1)
     if prefix is not None:
         assert prefix_mask is not None, "a prefix comes with its mask"
         S = prefix.v.shape[2]
-        chex.assert_shape([prefix.k, prefix.v], [(P, K, D, S), (P, K, S, D)])
-        pre = _products(q.reshape(P, K, G * R * T, D), prefix.k)
-        pre = jnp.where(prefix_mask[:, None, None], pre, MASKED)
-        top = jnp.maximum(top, pre.max(-1).reshape(P, K, G, R, T))
+        chex.assert_shape([prefix.k, prefix.v], [(P, K, D, S), (P, K, S, E)])
+        pre = _capped(_products(q.reshape(P, K, G * R * T, D), prefix.k), softcap)
+        pre = jnp.where(prefix_mask, pre.reshape(P, K, G, R, T, S), MASKED)
+        top = jnp.maximum(top, pre.max(-1))
     top = jax.lax.stop_gradient(top)  # the softmax does not depend on the shift
     weight = jnp.exp(logits - top[..., None])
     total = weight.sum(-1)
     out = _products(weight.reshape(P, K, G, R * T, U).astype(q.dtype), own.v)
-    out = out.reshape(P, K, G, R, T, D)
+    out = out.reshape(P, K, G, R, T, E)
     if prefix is not None:
-        weight = jnp.exp(pre - top.reshape(P, K, G * R * T)[..., None])
-        total += weight.sum(-1).reshape(P, K, G, R, T)
-        out += _products(weight.astype(q.dtype), prefix.v).reshape(P, K, G, R, T, D)
+        weight = jnp.exp(pre - top[..., None])
+        total += weight.sum(-1)
+        weight = weight.reshape(P, K, G * R * T, S).astype(q.dtype)
+        out += _products(weight, prefix.v).reshape(P, K, G, R, T, E)
     return (out / total[..., None]).astype(q.dtype)
 
 
 def _products(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _capped(logits: jax.Array, cap: float) -> jax.Array:
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 class Attention(nn.Module):
@@ -95,22 +165,31 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, prefix, cache, positions, mask, prefix_mask, index):
+    def __call__(self, x, prefix, cache, local: Local, context: Context):
         """x [N, C], N = P G T in that order -> ([N, C], this layer's keys and values)."""
         c = self.config
-        P, T = positions.shape[0], positions.shape[2]
+        P, T = context.positions.shape[0], context.positions.shape[2]
         G = x.shape[0] // (P * T)
         K, R, D = c.kv_heads, c.heads // c.kv_heads, c.head_dim
-        q = Linear(c, c.heads * D, ("heads", "embed"), name="q")(x).reshape(P, G, T, c.heads, D)
-        k = Linear(c, K * D, ("kv_heads", "embed"), name="k")(x).reshape(P, G, T, K, D)
-        v = Linear(c, K * D, ("kv_heads", "embed"), name="v")(x).reshape(P, G, T, K, D)
-        q = rotate(q, positions, c.rope_theta) * D**-0.5
-        k = rotate(k, positions, c.rope_theta)
+
+        def heads(name, count, axis):
+            out = Linear(c, c.hidden, count * D, (axis, "embed"), c.qkv_bias, name=name)(x)
+            return out.reshape(P, G, T, count, D)
+
+        q, k, v = heads("q", c.heads, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
+        if c.qk_norm:
+            q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
+        turn = (context.positions, local.frequency, local.factor, c.rope_interleaved)
+        q, k = rotate(q, *turn) * query_scale(c), rotate(k, *turn)
         q = q.reshape(P, G, T, K, R, D).transpose(0, 3, 1, 4, 2, 5)
         own = Cache(k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4))
         if cache is not None:
-            put = jax.lax.dynamic_update_slice_in_dim
-            own = Cache(put(cache.k, own.k, index, axis=4), put(cache.v, own.v, index, axis=3))
-        out = attend(q, own, mask, prefix, prefix_mask)
+            own = Cache(
+                append(cache.k, own.k, context.index, axis=4),
+                append(cache.v, own.v, context.index, axis=3),
+            )
+        own_mask, prefix_mask = visible(context, local.window)
+        out = attend(q, own, own_mask, prefix, prefix_mask, c.attention_softcap)
         out = out.transpose(0, 2, 4, 1, 3, 5).reshape(P * G * T, c.heads * D)
-        return Linear(c, c.hidden, ("embed", "heads"), name="o")(out), own
+        project = Linear(c, c.heads * D, c.hidden, ("embed", "heads"), c.out_bias, name="o")
+        return project(out), own

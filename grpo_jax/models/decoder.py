@@ -13,49 +13,66 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models.attention import Attention, Cache, Prefix
+from grpo_jax.models.attention import Attention, Cache, Context, Prefix, locals_of
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.linear import Linear, project
+from grpo_jax.models.experts import ROUTING, MixtureOfExperts
+from grpo_jax.models.feed_forward import FeedForward
+from grpo_jax.models.latent import LatentAttention
+from grpo_jax.models.linear import Linear, RMSNorm, project
 from grpo_jax.types import Prompts
 
-
-class FeedForward(nn.Module):
-    """SwiGLU (2002.05202): down(silu(gate x) * up x)."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x):
-        """x [N, C] -> [N, C]."""
-        c = self.config
-        gate = Linear(c, c.ff, ("mlp", "embed"), name="gate")(x)
-        up = Linear(c, c.ff, ("mlp", "embed"), name="up")(x)
-        return Linear(c, c.hidden, ("embed", "mlp"), name="down")(nn.silu(gate) * up)
-
-
-def _norm(c: ModelConfig, name: str) -> nn.RMSNorm:
-    return nn.RMSNorm(
-        epsilon=c.norm_eps,
-        dtype=c.dtype,
-        param_dtype=c.param_dtype,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-        name=name,
-    )
+CHECKPOINTS = {
+    "full": None,
+    "dots": jax.checkpoint_policies.checkpoint_dots,
+    "dots_no_batch": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
 
 
 class Block(nn.Module):
     """Pre-norm transformer layer."""
 
     config: ModelConfig
+    sparse: bool = False
 
     @nn.compact
-    def __call__(self, x, prefix, cache, *rest):
+    def __call__(self, x, prefix, cache, local, context: Context):
         """x [N, C] -> ([N, C], this layer's keys and values)."""
         c = self.config
-        h, kv = Attention(c, name="attention")(_norm(c, "attention_norm")(x), prefix, cache, *rest)
+        attention: Any = LatentAttention if c.latent.kv_rank else Attention
+        norm = lambda name, x: RMSNorm(c, name=name)(x)  # noqa: E731
+        h, kv = attention(c, name="attention")(
+            norm("attention_norm", x), prefix, cache, local, context
+        )
+        if c.post_norms:
+            h = norm("attention_post_norm", h)
         x = nn.with_logical_constraint(x + h, ("tokens", "hidden"))
-        x = x + FeedForward(c, name="ff")(_norm(c, "ff_norm")(x))
-        return nn.with_logical_constraint(x, ("tokens", "hidden")), kv
+        h = norm("ff_norm", x)
+        if self.sparse:
+            h = MixtureOfExperts(c, name="ff")(h, context.valid)
+        else:
+            h = FeedForward(c, c.ff, name="ff")(h)
+        if c.post_norms:
+            h = norm("ff_post_norm", h)
+        return nn.with_logical_constraint(x + h, ("tokens", "hidden")), kv
+
+
+class NextToken(nn.Module):
+    """Multi-token prediction (DeepSeek-V3, 2412.19437, eq. 21 to 23): one more layer that sees
+    the hidden state of a token and the token after it, and predicts the one after that."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden, following, prefix, cache, context: Context):
+        """hidden, following (embeddings of the next tokens) [N, C] -> ([N, C], keys and values)."""
+        c = self.config
+        both = [RMSNorm(c, name="embed_norm")(following), RMSNorm(c, name="hidden_norm")(hidden)]
+        join = Linear(c, 2 * c.hidden, c.hidden, ("embed", None), name="join")
+        last = c.layers - 1
+        (local,) = locals_of(c, last, last + 1)
+        layer = Block(c, c.sparse(last), name="layer")
+        x, kv = layer(join(jnp.concatenate(both, -1)), prefix, cache, local, context)
+        return RMSNorm(c, name="norm")(x), kv
 
 
 class Decoder(nn.Module):
@@ -77,20 +94,14 @@ class Decoder(nn.Module):
         )
         block: Any = Block
         if c.remat != "none":
-            policy = jax.checkpoint_policies.checkpoint_dots if c.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers)
+            block = nn.remat(Block, policy=CHECKPOINTS[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
-            self.layers: Any = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, 0, *[nn.broadcast] * 4),
-                length=c.layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c)
+            self.stacks: Any = [self._stack(block, segment) for segment in c.segments()]
         else:
-            self.layers = [block(c, name=f"layer_{i}") for i in range(c.layers)]
-        self.norm = _norm(c, "norm")
+            self.layers = [block(c, c.sparse(i), name=f"layer_{i}") for i in range(c.layers)]
+        self.norm = RMSNorm(c)
+        if c.mtp:
+            self.mtp = NextToken(c)
         if not c.tied:
             self.head = self.param(
                 "head",
@@ -101,8 +112,26 @@ class Decoder(nn.Module):
                 c.param_dtype,
             )
 
+    def _stack(self, block, segment):
+        return nn.scan(
+            block,
+            variable_axes={"params": 0, ROUTING: 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, 0, nn.broadcast),
+            length=segment.stop - segment.start,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.config, segment.sparse, name=segment.name)
+
     def __call__(
-        self, tokens, positions, mask=None, prefix=None, prefix_mask=None, cache=None, index=None
+        self,
+        tokens,
+        positions,
+        mask=None,
+        prefix=None,
+        prefix_mask=None,
+        cache=None,
+        index=None,
+        valid=None,
     ):
         """Forward T tokens of every completion.
 
@@ -112,86 +141,114 @@ class Decoder(nn.Module):
         prefix       keys and values of the prompt, as `as_prefix` returns them, or None
         prefix_mask  bool[P, S], with `prefix`
         cache        keys and values of the own past, as `init_cache` returns them, or None
-        index        i32[], with `cache`: the number of entries it holds
+        index        i32[] or i32[P, G], with `cache`: the number of entries it holds
+        valid        bool[P, G, T] or None, the tokens that the load of experts counts
 
         Returns hidden [P, G, T, C], ready for `logits`, and the layers' Caches.
         """
-        seen = _visible(tokens.shape[-1], mask, cache, index)
+        c = self.config
+        context = _context(tokens.shape[-1], positions, mask, prefix_mask, cache, index, valid)
         # Tokens in one flat axis: what XLA multiplies fastest, forward and backward.
-        x = self.embed(tokens.reshape(-1))
-        rest = (positions, seen, prefix_mask, index)
-        if self.config.scan_layers:
-            x, kv = self.layers(x, prefix, cache, *rest)
+        x = self._embed(tokens.reshape(-1))
+        if c.scan_layers:
+            layers = [
+                (stack, _stacked(locals_of(c, s.start, s.stop)))
+                for stack, s in zip(self.stacks, c.segments(), strict=True)
+            ]
         else:
-            n = self.config.layers
-            layers = zip(self.layers, prefix or (None,) * n, cache or (None,) * n, strict=True)
-            kv = []
-            for layer, layer_prefix, layer_cache in layers:
-                x, own = layer(x, layer_prefix, layer_cache, *rest)
-                kv.append(own)
-            kv = tuple(kv)
-        return self.norm(x).reshape(*tokens.shape, -1), kv
+            layers = list(zip(self.layers, locals_of(c, 0, c.layers), strict=True))
+        none = (None,) * len(layers)
+        kv = []
+        for (layer, local), *own in zip(layers, prefix or none, cache or none, strict=True):
+            x, new = layer(x, *own, local, context)
+            kv.append(new)
+        return self.norm(x).reshape(*tokens.shape, -1), tuple(kv)
+
+    def _embed(self, tokens):
+        scale = self.config.hidden**0.5 if self.config.scale_embedding else 1.0
+        x = self.embed(tokens)
+        return x * jnp.asarray(scale, x.dtype) if scale != 1 else x
+
+    def next_token(self, hidden, following, positions, prefix=None, cache=None, **context):
+        """Hidden states [P, G, T, C] that predict the token after the next, and their Cache.
+
+        hidden [P, G, T, C] as `__call__` returns them; following i32[P, G, T], each token's next;
+        the rest as for `__call__`, prefix and cache of this one layer.
+        """
+        names = ("mask", "prefix_mask", "index", "valid")
+        chosen = {name: context.get(name) for name in names}
+        made = _context(following.shape[-1], positions, cache=cache, **chosen)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        x, kv = self.mtp(flat, self._embed(following.reshape(-1)), prefix, cache, made)
+        return x.reshape(hidden.shape), kv
 
     def logits(self, hidden):
         """hidden [..., C] -> f32 logits [..., V]."""
-        kernel = self.embed.embedding if self.config.tied else self.head
-        return project(hidden, jnp.asarray(kernel, self.config.dtype))
+        c = self.config
+        kernel = self.embed.embedding if c.tied else self.head
+        out = project(hidden, jnp.asarray(kernel, c.dtype))
+        return c.logit_softcap * jnp.tanh(out / c.logit_softcap) if c.logit_softcap else out
 
     def initialise(self, tokens):
         """Touch every parameter; for `init` alone. tokens i32[P, G, T]."""
         positions = jnp.arange(tokens.shape[-1])[None, None]
-        return self.logits(self(tokens, positions)[0])
+        hidden, _ = self(tokens, positions)
+        if self.config.mtp:
+            hidden, _ = self.next_token(hidden, tokens, positions)
+        return self.logits(hidden)
 
 
-def _visible(length, mask, cache, index):
-    """Which own keys each query sees: bool, broadcastable to [P, K, G, T, U]."""
+def _context(length, positions, mask=None, prefix_mask=None, cache=None, index=None, valid=None):
+    """What every layer is told: who sees whom, and where."""
+    size, queries = length, jnp.arange(length)
     if cache is not None:
         size = jax.tree.leaves(cache)[0].shape[-1]
-        queries = index + jnp.arange(length)
-    else:
-        size, queries = length, jnp.arange(length)
-    seen = (jnp.arange(size) <= queries[:, None])[None, None, None]
+        index = jnp.asarray(index)
+        queries = index[..., None] + queries  # [T], or [P, G, T]
+    distance = queries[..., None] - jnp.arange(size)
+    distance = distance[None, None, None] if distance.ndim == 2 else distance[:, None]
+    own = distance >= 0
     if mask is not None:
         # A padded query sees only itself, so that its softmax is defined.
-        seen &= mask[:, None, None, None] | jnp.eye(length, dtype=bool)
-    return seen
+        own = own & (mask[:, None, None, None] | jnp.eye(length, dtype=bool))
+    prefix_positions = None if prefix_mask is None else jnp.cumsum(prefix_mask, -1) - 1
+    return Context(positions, own, distance, prefix_mask, prefix_positions, index, valid)
+
+
+def _stacked(layers):
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers)
 
 
 def as_prefix(kv):
     """The Caches of a prefill (G = 1) as the Prefix of a group, layer by layer."""
     is_cache = lambda x: isinstance(x, Cache)  # noqa: E731
-    return jax.tree.map(
-        lambda c: Prefix(jnp.squeeze(c.k, -3), jnp.squeeze(c.v, -3)), kv, is_leaf=is_cache
-    )
+    squeeze = lambda x: None if x is None else jnp.squeeze(x, -3)  # noqa: E731
+    return jax.tree.map(lambda c: Prefix(squeeze(c.k), squeeze(c.v)), kv, is_leaf=is_cache)
+
+
+def layer_cache(c: ModelConfig, prompts: int, group: int, length: int, lead: tuple = ()) -> Cache:
+    """An empty Cache of one layer, or of `lead` layers stacked."""
+    zeros = lambda *shape: jnp.zeros((*lead, prompts, *shape), c.dtype)  # noqa: E731
+    if c.latent.kv_rank:
+        width = c.latent.kv_rank + c.latent.rope_dim
+        return Cache(zeros(1, group, width, length), None)
+    K, D = c.kv_heads, c.head_dim
+    return Cache(zeros(K, group, D, length), zeros(K, group, length, D))
 
 
 def init_cache(c: ModelConfig, prompts: int, group: int, length: int):
     """Empty Caches for `length` own tokens of every completion."""
-    batch, D = (prompts, c.kv_heads, group), c.head_dim
-    shapes = (*batch, D, length), (*batch, length, D)
-    zeros = lambda lead: Cache(*(jnp.zeros(lead + s, c.dtype) for s in shapes))  # noqa: E731
-    return zeros((c.layers,)) if c.scan_layers else tuple(zeros(()) for _ in range(c.layers))
+    if c.scan_layers:
+        leads: Any = [(s.stop - s.start,) for s in c.segments()]
+    else:
+        leads = [()] * c.layers
+    return tuple(layer_cache(c, prompts, group, length, lead) for lead in leads)
 
 
 def prefill(model: Decoder, params, prompts: Prompts):
-    """Forward every prompt once: last hidden state [P, 1, 1, C], prefix, prompt lengths i32[P]."""
+    """Forward every prompt once: hidden [P, 1, S, C], prefix, prompt lengths i32[P]."""
     positions = jnp.maximum(jnp.cumsum(prompts.mask, -1) - 1, 0)
     hidden, kv = model.apply(
         {"params": params}, prompts.tokens[:, None], positions[:, None], mask=prompts.mask
     )
-    return hidden[:, :, -1:], as_prefix(kv), prompts.mask.sum(-1)
-
-
-def completion_hidden(model: Decoder, params, prompts: Prompts, tokens: jax.Array) -> jax.Array:
-    """Hidden states [P, G, T, C] that predict each completion token; the prompt is forwarded once.
-
-    tokens i32[P, G, T], right-padded. Gradients flow through the shared prompt.
-    """
-    P, G, T = tokens.shape
-    last, prefix, lengths = prefill(model, params, prompts)
-    positions = lengths[:, None, None] + jnp.arange(T)
-    hidden, _ = model.apply(
-        {"params": params}, tokens, positions, prefix=prefix, prefix_mask=prompts.mask
-    )
-    first = jnp.broadcast_to(last, (P, G, 1, last.shape[-1]))
-    return jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+    return hidden, as_prefix(kv), prompts.mask.sum(-1)

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models.decoder import Decoder, completion_hidden
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.score import score
 from grpo_jax.types import Prompts
 
 CHUNK_ELEMENTS = 2**22  # logits held at once, per device of the batch axis: 16 MiB in fp32
@@ -67,5 +68,5 @@ def completion_logps(
 
     tokens i32[P, G, T], right-padded; values at padding are finite and meaningless.
     """
-    hidden = completion_hidden(model, params, prompts, tokens)
+    hidden = score(model, params, prompts, tokens).hidden
     return token_logps(model, params, hidden, tokens, temperature)

@@ -4,21 +4,27 @@ import difflib
 import importlib
 from collections.abc import Iterable
 
+from grpo_jax.rewards.numbers import last_number
 from grpo_jax.rewards.text import Reward, exact_answer, format_tags, numeric_answer
 
 REWARDS: dict[str, Reward] = {
     "format": format_tags,
     "exact_answer": exact_answer,
     "numeric_answer": numeric_answer(),
+    "last_number": last_number,
 }
+# Imported when asked for: name -> its import path, and the extra that it needs.
+EXTRAS = {"math_verify": ("grpo_jax.rewards.math:math_verify", "math")}
 
 
 def resolve(name: str, accuracy: Reward | None = None) -> Reward:
     """The reward that `name` stands for; `accuracy` is the task's own.
 
-    `name` is one of REWARDS, "accuracy", or an import path "package.module:function". ValueError
-    names what was not found and the nearest valid name.
+    `name` is one of REWARDS or EXTRAS, "accuracy", or an import path "package.module:function".
+    ValueError names what was not found and the nearest valid name, or the extra to install.
     """
+    if name in EXTRAS:
+        return _from_extra(name)
     if ":" in name:
         return _imported(name)
     known = REWARDS | ({"accuracy": accuracy} if accuracy is not None else {})
@@ -26,7 +32,17 @@ def resolve(name: str, accuracy: Reward | None = None) -> Reward:
         return known[name]
     if name == "accuracy":
         raise ValueError("reward 'accuracy' is the task's own, and no task was given")
-    raise ValueError(unknown("reward", name, known) + '; or "package.module:function"')
+    raise ValueError(unknown("reward", name, [*known, *EXTRAS]) + '; or "package.module:function"')
+
+
+def _from_extra(name: str) -> Reward:
+    path, extra = EXTRAS[name]
+    try:
+        return _imported(path)
+    except ValueError as error:
+        raise ValueError(
+            f"reward {name!r} needs an extra: pip install 'grpo_jax[{extra}]' ({error.__cause__})"
+        ) from error
 
 
 def _imported(path: str) -> Reward:

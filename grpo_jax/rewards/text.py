@@ -14,6 +14,8 @@ Completion = str | list[dict[str, str]]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_BRACE = re.compile(r"(?P<opening>(?:\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<closing>\})", re.DOTALL)
+_BARE_BOX = re.compile(r"\\boxed\s+([^{}$\s][^{}$\n]*)(?=\$)")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -31,6 +33,24 @@ def extract_answer(completion: Completion) -> str:
     end = text.rfind(closing)
     start = text.rfind(opening, 0, max(end, 0))
     return (text[start + len(opening) : end] if start >= 0 else text).strip()
+
+
+def extract_boxed(text: str) -> str | None:
+    r"""What the last \boxed{…} with balanced braces holds, stripped; None where there is none.
+
+    \fbox{5} and "$\boxed 5$", which MATH's solutions have too, are the same.
+    """
+    text = _BARE_BOX.sub(r"\\boxed{\1}", text)
+    opened: list[tuple[bool, int]] = []  # of each open brace: whether of a box, and its content
+    start, boxed = -1, None
+    for token in _BRACE.finditer(text):
+        if token["opening"]:
+            opened.append((token["opening"] != "{", token.end()))
+        elif token["closing"] and opened:
+            is_box, content = opened.pop()
+            if is_box and content > start:
+                start, boxed = content, text[content : token.start()].strip()
+    return boxed
 
 
 def format_tags(

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tokenizers import Tokenizer
 
-from grpo_jax.tokenizers import bucket, decode, encode_prompts, prompt_ids
+from grpo_jax.tokenizers import TextTokenizer, bucket, decode, encode_prompts, prompt_ids
 from grpo_jax.types import Prompts, Rollouts
 
 SPREAD = 1e-6  # below it a group's rewards are equal, and teach nothing
@@ -26,7 +25,7 @@ class Collected(NamedTuple):
 
 
 def encode_batch(
-    tokenizer: Tokenizer, problems: Sequence[Any], longest: int, multiple: int, pad: int
+    tokenizer: TextTokenizer, problems: Sequence[Any], longest: int, multiple: int
 ) -> Prompts:
     """Left-padded Prompts [P, S], S the bucket of the longest prompt.
 
@@ -34,11 +33,11 @@ def encode_batch(
     """
     lengths = [len(prompt_ids(tokenizer, p.prompt)) for p in problems]
     S = min(bucket(max(lengths), multiple), longest) if max(lengths) <= longest else longest
-    arrays: Any = encode_prompts(tokenizer, problems, S, pad)
+    arrays: Any = encode_prompts(tokenizer, problems, S)
     return Prompts(*arrays)
 
 
-def texts(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[list[str]]:
+def texts(tokenizer: TextTokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[list[str]]:
     """Completions as text, [P][G], of tokens i32[P, G, T] and mask bool[P, G, T]."""
     return [
         [decode(tokenizer, row[kept]) for row, kept in zip(*group, strict=True)]

@@ -11,7 +11,8 @@ class Sampling:
     """How completions are drawn.
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch their filter off. A completion
-    stops at any of `stop` or after max_tokens.
+    stops at any of `stop` or after max_tokens. `speculative` lets the model's multi-token
+    prediction layer draft, which changes the time but not the distribution.
     """
 
     max_tokens: int
@@ -20,6 +21,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    speculative: bool = False
 
     def __post_init__(self):
         ids = isinstance(self.stop, tuple) and all(isinstance(i, int) for i in self.stop)
@@ -68,14 +70,25 @@ def draw(logits: jax.Array, sampling: Sampling, rng: jax.Array):
     filter, which is the policy that the learner differentiates; at temperature 0, of the
     policy at temperature 1.
     """
-    temperature = sampling.temperature or 1.0
-    logits = logits / temperature
+    tokens = pick(logits, sampling, rng)
+    return tokens, *policy(logits, tokens, sampling)
+
+
+def pick(logits: jax.Array, sampling: Sampling, rng: jax.Array) -> jax.Array:
+    """Draw one token per row, i32[...], of logits f32[..., V]."""
     if sampling.temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        kept = filter_logits(logits, sampling.top_k, sampling.top_p, sampling.min_p)
-        tokens = jax.random.categorical(rng, kept)
-    logp_all = jax.nn.log_softmax(logits)
+        return logits.argmax(-1).astype(jnp.int32)
+    return jax.random.categorical(rng, drawable(logits, sampling)).astype(jnp.int32)
+
+
+def drawable(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits [..., V] of the distribution that tokens are drawn from; temperature above 0."""
+    logits = logits / sampling.temperature
+    return filter_logits(logits, sampling.top_k, sampling.top_p, sampling.min_p)
+
+
+def policy(logits: jax.Array, tokens: jax.Array, sampling: Sampling):
+    """Log-probs of `tokens` [...] and entropy f32[...], in nats, as `draw` returns them."""
+    logp_all = jax.nn.log_softmax(logits / (sampling.temperature or 1.0))
     logp = jnp.take_along_axis(logp_all, tokens[..., None], axis=-1)[..., 0]
-    entropy = -(jnp.exp(logp_all) * logp_all).sum(-1)
-    return tokens.astype(jnp.int32), logp, entropy
+    return logp, -(jnp.exp(logp_all) * logp_all).sum(-1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from grpo_jax.models.decoder import Decoder, init_cache, prefill
 from grpo_jax.rollout.filters import Sampling, draw
+from grpo_jax.rollout.speculative import check_drafts, speculate
 from grpo_jax.types import Prompts, Rollouts
 
 
@@ -19,11 +20,14 @@ def sample(
 
     prompts of [P, S], left-padded, each with at least one token; rng a PRNG key, which every
     decode step folds its index into. Decoding ends when every completion has stopped or after
-    T = sampling.max_tokens. Compiles once for each [P, S], group and sampling.
+    T = sampling.max_tokens. Compiles once for each [P, S], group and sampling. ValueError for
+    sampling.speculative of a model that cannot draft.
     """
+    if sampling.speculative:
+        check_drafts(model)
     P, G, T = prompts.tokens.shape[0], group, sampling.max_tokens
     hidden, prefix, lengths = prefill(model, params, prompts)
-    logits: Any = model.apply({"params": params}, hidden, method=Decoder.logits)
+    logits: Any = model.apply({"params": params}, hidden[:, :, -1:], method=Decoder.logits)
     logits = jnp.broadcast_to(logits, (P, G, *logits.shape[2:]))[:, :, 0]
     empty = Rollouts(
         prompts=prompts,
@@ -34,6 +38,8 @@ def sample(
         finished=jnp.zeros((P, G), bool),
     )
     out = _emit(empty, logits, 0, sampling, rng)
+    if sampling.speculative:
+        return speculate(model, params, out, hidden, prefix, sampling=sampling, rng=rng)
 
     def unfinished(carry):
         t, out, _ = carry

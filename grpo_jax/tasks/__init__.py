@@ -7,17 +7,25 @@ from typing import Any
 from grpo_jax.rewards.registry import unknown
 from grpo_jax.tasks.addition import addition
 from grpo_jax.tasks.countdown import countdown
+from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.jsonl import jsonl
+from grpo_jax.tasks.math import math
 from grpo_jax.tasks.problem import Problem, Source, Task
 from grpo_jax.tasks.reasoning_gym import reasoning_gym
+from grpo_jax.tasks.svamp import svamp
+from grpo_jax.tasks.word_problems import word_problems
 
 __all__ = ["TASKS", "Problem", "Source", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
     "countdown": countdown,
+    "gsm8k": gsm8k,
     "jsonl": jsonl,
+    "math": math,
     "reasoning_gym": reasoning_gym,
+    "svamp": svamp,
+    "word_problems": word_problems,
 }
 
 

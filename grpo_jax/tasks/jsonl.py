@@ -1,16 +1,18 @@
-"""Problems from JSON lines: one object per line, with a prompt and any other columns."""
+"""Problems from JSON lines or parquet: one record each, with a prompt and any other columns."""
 
-import json
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Any
 
 from grpo_jax.rewards.registry import resolve, unknown
-from grpo_jax.rewards.text import TAGS, Reward
+from grpo_jax.rewards.text import Reward
+from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.problem import Problem, Task, is_heldout
+from grpo_jax.tasks.records import Record, read_table, shown
+from grpo_jax.tasks.templates import make_template
 
 RESERVED = ("prompts", "completions", "completion_ids")  # TRL's own arguments to a reward
-NEED_ANSWER = ("exact_answer", "numeric_answer")
+NEED_ANSWER = ("exact_answer", "numeric_answer", "last_number", "math_verify")
 
 
 def jsonl(
@@ -21,78 +23,52 @@ def jsonl(
     answer: str = "answer",
     solution: str = "solution",
     reward: str | Reward = "exact_answer",
+    template: str = "none",
+    system: str | None = None,
 ) -> Task:
-    """The problems of a file; `prompt`, `answer` and `solution` name its columns.
+    """The problems of a file, .parquet or JSON lines; `prompt`, `answer`, `solution` name columns.
 
     Held out are those of `heldout_path`, or else `heldout_fraction` of the file by a hash of the
     prompt; a train problem whose prompt is held out is removed and counted in `Task.overlap`. The
     answer reaches the reward as the column `answer`; where every record has a solution, the task
     can solve. ValueError names the file and line of a bad record, and what is valid.
     """
+    form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
-    needed = answer if reward in NEED_ANSWER else None
-    records = _read(Path(path), prompt, answer, needed)
+    needed = (prompt, answer) if reward in NEED_ANSWER else (prompt,)
+    make = functools.partial(
+        _problem, prompt=prompt, answer=answer, needed=needed, text_only=template != "none"
+    )
+    train = read_table(Path(path), make)
     if heldout_path is not None:
-        heldout = _read(Path(heldout_path), prompt, answer, needed)
-        seen = {_key(p) for p in heldout}
-        train = [p for p in records if _key(p) not in seen]
-        overlap = len(records) - len(train)
+        heldout = read_table(Path(heldout_path), make)
     else:
         if not 0 < heldout_fraction < 1:
             raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, below 1")
-        heldout = [p for p in records if is_heldout(_key(p), heldout_fraction)]
-        train = [p for p in records if not is_heldout(_key(p), heldout_fraction)]
-        overlap = 0
-    for name, problems in (("train", train), ("held-out", heldout)):
-        if not problems:
-            raise ValueError(
-                f"{path}: no {name} problems of {len(records)} records; "
-                "valid: more records, another heldout_fraction or another heldout_path"
-            )
+        sides: tuple[list[Problem], list[Problem]] = ([], [])
+        for problem in train:
+            sides[is_heldout(key(problem), heldout_fraction)].append(problem)
+        train, heldout = sides
 
     def solve(problem: Problem) -> str:
         return problem.columns[solution]
 
-    every = [*train, *heldout]
-    solvable = all(isinstance(p.columns.get(solution), str) for p in every)
-    return Task(
-        "jsonl", train, heldout, accuracy, solve if solvable else None, _symbols(every), overlap
+    solvable = all(isinstance(p.columns.get(solution), str) for p in [*train, *heldout])
+    return file_task(
+        "jsonl",
+        train,
+        heldout,
+        path=path,
+        accuracy=accuracy,
+        template=form,
+        solve=solve if solvable else None,
     )
 
 
-def _key(problem: Problem) -> str:
-    return json.dumps(problem.prompt, sort_keys=True)
-
-
-def _symbols(problems: Sequence[Problem]) -> tuple[str, ...] | None:
-    """The tags, and every character of the prompts and text columns; None where there is chat."""
-    if not all(isinstance(p.prompt, str) for p in problems):
-        return None
-    characters: set[str] = set()
-    for problem in problems:
-        for value in (problem.prompt, *problem.columns.values()):
-            if isinstance(value, str | int | float):
-                characters.update(str(value))
-    return (*TAGS, *sorted(characters))
-
-
-def _read(path: Path, prompt: str, answer: str, needed: str | None) -> list[Problem]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; valid: a file of JSON lines")
-    problems = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            problems.append(_problem(line, prompt, answer, needed))
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
-    return problems
-
-
-def _problem(line: bytes, prompt: str, answer: str, needed: str | None) -> Problem:
-    record = _record(line)
-    for column in filter(None, (prompt, needed)):
+def _problem(
+    record: Record, prompt: str, answer: str, needed: tuple[str, ...], text_only: bool
+) -> Problem:
+    for column in needed:
         if column not in record:
             raise ValueError(unknown("column", column, record))
     columns = {name: value for name, value in record.items() if name != prompt}
@@ -101,28 +77,20 @@ def _problem(line: bytes, prompt: str, answer: str, needed: str | None) -> Probl
     for name in RESERVED:
         if name in columns:
             raise ValueError(f"column {name!r} is reserved for the rewards; valid: another name")
-    return Problem(_prompt(prompt, record[prompt]), columns)
+    return Problem(_prompt(prompt, record[prompt], text_only), columns)
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"a {type(record).__name__}; valid: an object with the column prompt")
-    return record
-
-
-def _prompt(column: str, value: Any) -> str | list[dict[str, str]]:
+def _prompt(column: str, value: Any, text_only: bool) -> str | list[dict[str, str]]:
     text = isinstance(value, str) and value != ""
     chat = isinstance(value, list) and value != [] and all(map(_is_message, value))
+    if chat and text_only:
+        raise ValueError(
+            f"column {column!r} holds chat messages; valid: text, or the option template='none'"
+        )
     if text or chat:
         return value
     raise ValueError(
-        f"column {column!r} is {str(json.dumps(value))[:60]}; valid: text that is not empty, or a "
+        f"column {column!r} is {shown(value)}; valid: text that is not empty, or a "
         'list of messages {"role": text, "content": text}'
     )
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from grpo_jax.models.attention import Cache, Prefix, attend, rotate
+from grpo_jax.models.attention import Cache, Prefix, attend
+from grpo_jax.models.rope import rotate
 
 P, K, G, R, T, U, S, D = 3, 2, 3, 2, 4, 5, 6, 4
 RNG = np.random.default_rng(0)
@@ -17,7 +18,7 @@ PREFIX_MASK = np.arange(S) >= np.array([0, 4, S])[:, None]  # whole, left-padded
 CAUSAL = np.arange(U) <= np.arange(T)[:, None]
 
 
-def brute_force(q, own, own_mask, prefix=None, prefix_mask=None):
+def brute_force(q, own, own_mask, prefix=None, prefix_mask=None, cap=None):
     own_mask = np.broadcast_to(own_mask, (P, K, G, T, U))
     out = np.zeros(q.shape)
     for p, k, g, r, t in np.ndindex(q.shape[:-1]):
@@ -27,6 +28,7 @@ def brute_force(q, own, own_mask, prefix=None, prefix_mask=None):
             keys = np.concatenate([prefix.k[p, k].T[prefix_mask[p]], keys])
             values = np.concatenate([prefix.v[p, k][prefix_mask[p]], values])
         logits = keys.astype(np.float64) @ q[p, k, g, r, t].astype(np.float64)
+        logits = cap * np.tanh(logits / cap) if cap else logits
         weight = np.exp(logits - logits.max())
         out[p, k, g, r, t] = weight / weight.sum() @ values
     return out
@@ -45,8 +47,16 @@ MASKS = {"causal": CAUSAL[None, None, None], "own part unseen": own_unseen()}
 @pytest.mark.parametrize("scale", [1.0, 1e4])  # exp of the logits themselves would overflow
 @pytest.mark.parametrize("own_mask", MASKS.values(), ids=MASKS)
 def test_two_parts_are_one_softmax_over_all_visible_keys(own_mask, scale):
-    args = (np.float32(scale) * Q, OWN, own_mask, PREFIX, PREFIX_MASK)
-    np.testing.assert_allclose(attend(*args), brute_force(*args), atol=1e-5)
+    args = (np.float32(scale) * Q, OWN, own_mask, PREFIX)
+    got = attend(*args, PREFIX_MASK[:, None, None, None, None])
+    np.testing.assert_allclose(got, brute_force(*args, PREFIX_MASK), atol=1e-5)
+
+
+def test_logits_are_capped_in_both_parts():
+    args = (3 * Q, OWN, MASKS["causal"], PREFIX)
+    got = attend(*args, PREFIX_MASK[:, None, None, None, None], softcap=2.0)
+    np.testing.assert_allclose(got, brute_force(*args, PREFIX_MASK, cap=2.0), atol=1e-5)
+    assert np.abs(got - brute_force(*args, PREFIX_MASK)).max() > 0.1
 
 
 def test_without_a_prefix_it_is_plain_attention():
@@ -56,7 +66,8 @@ def test_without_a_prefix_it_is_plain_attention():
 
 def test_rotation_depends_on_distance_alone():
     x, y = normal(1, 1, 1, 1, D), normal(1, 1, 1, 1, D)
-    at = lambda x, position: rotate(x, np.full((1, 1, 1), position), 50.0)  # noqa: E731
+    turns = np.array([1.0, 50.0**-0.5], np.float32)
+    at = lambda x, position: rotate(x, np.full((1, 1, 1), position), turns)  # noqa: E731
     dot = lambda i, j: float((at(x, i) * at(y, j)).sum())  # noqa: E731
     np.testing.assert_allclose(dot(3, 1), dot(9, 7), atol=1e-5)
     np.testing.assert_allclose(at(x, 0), x)

@@ -18,6 +18,7 @@ def test_names_resolve():
     ("name", "match"),
     [
         ("formt", "unknown reward 'formt'; did you mean 'format'"),
+        ("math_verfy", "unknown reward 'math_verfy'; did you mean 'math_verify'"),
         ("accuracy", "the task's own, and no task"),
         ("no.such.module:f", "cannot import 'no.such.module'"),
         ("grpo_jax.rewards.text:format_tag", "did you mean 'format_tags'"),
@@ -32,7 +33,7 @@ def test_what_does_not_resolve_is_named(name, match):
 def test_rewards_and_tasks_import_no_jax():
     code = (
         "import sys, grpo_jax.rewards, grpo_jax.tasks, grpo_jax.tokenizers;"
-        "print([m for m in ('jax', 'grain', 'flax', 'torch') if m in sys.modules])"
+        "print([m for m in ('jax', 'grain', 'flax', 'torch', 'sympy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,6 +1,12 @@
 import pytest
 
-from grpo_jax.rewards.text import exact_answer, extract_answer, format_tags, numeric_answer
+from grpo_jax.rewards.text import (
+    exact_answer,
+    extract_answer,
+    extract_boxed,
+    format_tags,
+    numeric_answer,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +25,32 @@ from grpo_jax.rewards.text import exact_answer, extract_answer, format_tags, num
 )
 def test_extract_answer(completion, answer):
     assert extract_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        (r"so $\boxed{12}$.", "12"),
+        (r"\boxed{1} and \boxed{ 2 }.", "2"),
+        (r"\boxed{\frac{1}{2}} of {3}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed {5}", "5"),
+        (r"\fbox{5}", "5"),
+        (r"$\boxed 5$ {x}", "5"),
+        (r"{ \boxed{5} }} }", "5"),
+        (r"\boxed{5} and \boxed{6", "5"),
+        (r"\boxed{a \boxed{b} c}", "b"),
+        (r"\boxed{}", ""),
+        (r"\boxed 5", None),
+        (r"\boxed{5", None),
+        ("{5}", None),
+        ("", None),
+        ("\\boxed{" * 10_000, None),
+    ],
+)
+def test_extract_boxed(text, boxed):
+    assert extract_boxed(text) == boxed
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,11 @@ def test_spread_is_of_what_was_scored():
 def test_prompts_share_the_bucket_of_the_longest():
     shapes = {}
     for longest in ("1", "12345", "1234567"):
-        out = encode_batch(TOKENIZER, [problem("1+1="), problem(longest)], 7, 4, pad=0)
+        out = encode_batch(TOKENIZER, [problem("1+1="), problem(longest)], 7, 4)
         shapes[longest] = out.tokens.shape
         for row, text in enumerate(("1+1=", longest)):
             ids = out.tokens[row][out.mask[row]]
-            assert TOKENIZER.decode(ids.tolist()) == text
+            assert TOKENIZER.backend.decode(ids.tolist()) == text
     assert shapes == {"1": (2, 4), "12345": (2, 7), "1234567": (2, 7)}  # 8 is above the limit
 
 
@@ -123,7 +123,7 @@ def test_prompts_share_the_bucket_of_the_longest():
 )
 def test_a_prompt_that_does_not_fit_is_named(text, message):
     with pytest.raises(ValueError, match=message):
-        encode_batch(TOKENIZER, [problem("1"), problem(text)], 7, 4, pad=0)
+        encode_batch(TOKENIZER, [problem("1"), problem(text)], 7, 4)
 
 
 def test_texts_are_of_what_the_policy_chose():

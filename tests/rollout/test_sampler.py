@@ -134,7 +134,7 @@ def test_prompt_lengths_inside_a_bucket_share_one_program(out):
     def padded(texts):
         longest = max(len(text) for text in texts)
         problems = [SimpleNamespace(prompt=text) for text in texts]
-        return Prompts(*encode_prompts(tokenizer, problems, bucket(longest, S), pad_id=0))
+        return Prompts(*encode_prompts(tokenizer, problems, bucket(longest, S)))
 
     before = sample._cache_size()
     short = ["1+2=", "3=", "4+5="]

@@ -1,10 +1,14 @@
+import builtins
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from grpo_jax.rewards import Rewarder
 from grpo_jax.rewards.text import format_tags
 from grpo_jax.tasks import make_task
+from grpo_jax.tasks.templates import TEMPLATES, make_template
 
 
 def write(path, records):
@@ -55,6 +59,56 @@ def test_columns_may_have_other_names_and_solutions_are_given_back(tmp_path):
     assert {"é", "s", "o", " ", "0"} <= set(task.symbols)
     scores = Rewarder({"accuracy": task.accuracy})([problem], [[number, "x"]])
     assert scores.parts["accuracy"].tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_fills_prompts_and_leaves_the_split(tmp_path, records, template):
+    path = write(tmp_path / "a.jsonl", records)
+    plain, task = make_task("jsonl", path=path), make_task("jsonl", path=path, template=template)
+    fill = make_template(template).prompt
+    for before, after in ((plain.train, task.train), (plain.heldout, task.heldout)):
+        assert [fill(p.prompt) for p in before] == [p.prompt for p in after]
+    assert (task.symbols is None) == (template in ("chat", "boxed"))
+
+
+def test_a_template_refuses_chat_messages(tmp_path):
+    lines = [{"prompt": [{"role": "user", "content": "hi"}], "answer": 1}]
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: .* holds chat messages; valid: text"):
+        make_task("jsonl", path=write(tmp_path / "a.jsonl", lines), template="chat")
+
+
+def test_parquet_gives_the_problems_of_the_same_json_lines(tmp_path):
+    chats = [[{"role": "user", "content": f"hi {i}"}] for i in range(40)]
+    lines = [{"prompt": c, "answer": str(i), "tests": [i, 2]} for i, c in enumerate(chats)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "a.parquet")
+    expected = make_task("jsonl", path=write(tmp_path / "a.jsonl", lines))
+    task = make_task("jsonl", path=str(tmp_path / "a.parquet"))
+    assert task.train == expected.train and task.heldout == expected.heldout
+
+
+def test_a_bad_parquet_record_or_file_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    lines = [{"prompt": "p", "answer": "1"}, {"prompt": None, "answer": "2"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), path)
+    with pytest.raises(ValueError, match=r"a\.parquet: record 2: column 'prompt' is null; valid"):
+        make_task("jsonl", path=str(path))
+    path.write_text('{"prompt": "p", "answer": 1}')
+    with pytest.raises(ValueError, match=r"a\.parquet: not parquet: "):
+        make_task("jsonl", path=str(path))
+
+
+def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "pyarrow":
+            raise ModuleNotFoundError("No module named 'pyarrow'")
+        return real(name, *args, **kwargs)
+
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'grpo_jax\[parquet\]' \(No mod"):
+        make_task("jsonl", path=str(tmp_path / "a.parquet"))
 
 
 def test_chat_messages_are_kept(tmp_path):

@@ -1,0 +1,30 @@
+"""SmolLM2-135M-Instruct learns one-step word problems: a real pretrained model, on a laptop.
+
+    make smollm2
+    python -m experiments.train --config=configs/smollm2.py --config.seed=1 --workdir=runs/smol1
+
+The published weights and chat template, no cold start; see README.md for the result.
+"""
+
+from grpo_jax.config import defaults
+
+
+def get_config():
+    config = defaults()
+    config.model.path = "models/SmolLM2-135M-Instruct"
+    config.task.name = "word_problems"
+    config.task.template = "chat"
+    config.task.heldout_size = 256
+    config.rewards = {"accuracy": 1.0}
+    config.prompt_length = 80
+    config.rollout.prompts = 16
+    config.rollout.group = 8
+    config.rollout.max_tokens = 24
+    config.steps = 40
+    config.algorithm.beta = 0.0
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.warmup_steps = 3
+    config.eval.every = 10
+    config.eval.problems = 256
+    config.checkpoint.every = 10
+    return config

@@ -1,0 +1,32 @@
+"""SmolLM2-135M-Instruct learns SVAMP's word problems (1,000 problems, 300 of them held out).
+
+    make smollm2-model
+    python -m experiments.train --config=configs/svamp.py --config.task.path=DIR/SVAMP.json
+
+SVAMP.json as published (https://github.com/arkilpatel/SVAMP). Held out are chal-701 to chal-1000;
+variants of one problem are scattered over the file, so that any split leaks a little.
+"""
+
+from grpo_jax.config import defaults
+
+
+def get_config():
+    config = defaults()
+    config.model.path = "models/SmolLM2-135M-Instruct"
+    config.task.name = "svamp"
+    config.task.path = "data/SVAMP.json"
+    config.task.template = "chat"
+    config.rewards = {"accuracy": 1.0}
+    config.prompt_length = 160
+    config.rollout.prompts = 16
+    config.rollout.group = 8
+    config.rollout.max_tokens = 48
+    config.steps = 200
+    config.algorithm.beta = 0.0
+    config.algorithm.dynamic_sampling_rounds = 1
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.warmup_steps = 5
+    config.eval.every = 25
+    config.eval.problems = 300
+    config.checkpoint.every = 25
+    return config

@@ -1,0 +1,35 @@
+"""Export: python -m experiments.export --workdir=RUN --out=DIR [--adapters].
+
+Writes a run's newest checkpoint as a Hugging Face directory, adapters merged, that Transformers
+and vLLM load; or, with --adapters, as PEFT keeps adapters.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from grpo_jax.command_line import run_main
+
+OUT = flags.DEFINE_string("out", None, "the directory to write", required=True)
+ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT's format")
+
+
+def main(workdir):
+    from experiments.checkpoint import load  # imports JAX, which --help and bad flags need not
+    from grpo_jax.config import UsageError
+    from grpo_jax.models.lora import merge_adapters, save_adapters
+    from grpo_jax.models.weights import save_model
+
+    ex, params, step = load(workdir)
+    c, out = ex.model.config, Path(OUT.value)
+    if not ADAPTERS.value:
+        save_model(out, c, merge_adapters(c, params), ex.source, ex.tokenizer)
+    elif c.lora.rank:
+        save_adapters(out, c, params, str(ex.source))
+    else:
+        raise UsageError(f"--adapters: the run in {workdir} has none (config.model.lora.rank=0)")
+    print(f"{workdir}, step {step}: written to {out}")
+
+
+if __name__ == "__main__":
+    run_main(main, with_config=False)

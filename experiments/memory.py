@@ -1,0 +1,130 @@
+"""Memory: python -m experiments.memory --model=qwen2.5-0.5b --group=16 --max_tokens=1024.
+
+What GRPO on a model takes on one device, from the compiler's own analysis: nothing is loaded and
+nothing runs. --model is a published checkpoint's name (grpo_jax/models/sizes.py) or a Hugging Face
+directory. Prints a table and one JSON line; sizes in GiB.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from absl import flags
+
+from grpo_jax.command_line import run_main
+
+MODEL = flags.DEFINE_string("model", None, "a name, or a Hugging Face directory", required=True)
+PROMPTS = flags.DEFINE_integer("prompts", 1, "P, prompts a step", lower_bound=1)
+GROUP = flags.DEFINE_integer("group", 16, "G, completions a prompt", lower_bound=1)
+PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 512, "S, tokens", lower_bound=1)
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "T, tokens", lower_bound=1)
+PARTS = flags.DEFINE_integer("accumulation", 1, "micro-batches an update", lower_bound=1)
+LORA = flags.DEFINE_integer("lora", 0, "rank of adapters; 0 = train all", lower_bound=0)
+DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation")
+PARAM_DTYPE = flags.DEFINE_string("param_dtype", "bfloat16", "of the parameters and Adam's moments")
+REMAT = flags.DEFINE_string("remat", "full", "what the backward pass recomputes")
+GIB = 2**30
+
+
+def main():
+    import jax
+
+    from grpo_jax.models.decoder import Decoder
+
+    c = _config()
+    model = Decoder(c)
+    sampled, updated, state = _compiled(model)
+    sizes = {
+        "parameters": _bytes(state.policy),
+        "optimizer": _bytes(state.opt_state),
+        **{f"sample/{k}": v for k, v in _analysis(sampled).items()},
+        **{f"update/{k}": v for k, v in _analysis(updated).items()},
+    }
+    # The optimizer's state stays while completions are sampled.
+    sizes["peak"] = max(sizes["update/total"], sizes["sample/total"] + sizes["optimizer"])
+    count = sum(x.size for x in jax.tree.leaves(state.policy))
+    result = {"model": MODEL.value, "device": jax.devices()[0].device_kind, "count": count}
+    result |= {name: round(value / GIB, 3) for name, value in sizes.items()}
+    for name, value in result.items():
+        print(f"{name:20} {value}")
+    print(json.dumps(result))
+
+
+def _config():
+    from pathlib import Path
+
+    from grpo_jax.models.config import Lora
+    from grpo_jax.models.config_json import read_config_file
+    from grpo_jax.models.sizes import size
+
+    path = Path(MODEL.value)
+    found = read_config_file(path) if path.is_dir() else size(MODEL.value)
+    return dataclasses.replace(
+        found,
+        dtype=DTYPE.value,
+        param_dtype=PARAM_DTYPE.value,
+        remat=REMAT.value,
+        scan_layers=True,
+        lora=Lora(rank=LORA.value),
+    )
+
+
+def _compiled(model):
+    """The compiled sampler and update, and the state's shapes."""
+    import jax
+    import jax.numpy as jnp
+
+    from grpo_jax import algorithms, learner
+    from grpo_jax.config import defaults
+    from grpo_jax.rollout.filters import Sampling
+    from grpo_jax.rollout.sampler import sample
+    from grpo_jax.sharding import make_mesh
+    from grpo_jax.types import Batch, Prompts
+
+    P, G, S, T = PROMPTS.value, GROUP.value, PROMPT_LENGTH.value, MAX_TOKENS.value
+    shape: Any = jax.ShapeDtypeStruct
+    prompts = Prompts(shape((P, S), jnp.int32), shape((P, S), bool))
+    numbers = shape((P, G, T), jnp.float32)
+    batch = Batch(
+        prompts,
+        shape((P, G, T), jnp.int32),
+        shape((P, G, T), bool),
+        shape((P, G, 1), jnp.float32),
+        numbers,
+    )
+    optimizer = learner.make_optimizer(defaults().optimizer, 100)
+    state = learner.abstract_state(model, optimizer, make_mesh(), reference=False)
+    sampling = Sampling(T, stop=(0,))
+    sampled = sample.lower(
+        model, state.policy, prompts, state.rng, sampling=sampling, group=G
+    ).compile()
+    updated = learner.update.lower(
+        state,
+        batch,
+        model=model,
+        optimizer=optimizer,
+        algorithm=algorithms.PRESETS["dr_grpo"],
+        accumulation=PARTS.value,
+    ).compile()
+    return sampled, updated, state
+
+
+def _analysis(compiled):
+    """Bytes of arguments, and of all that is alive besides; donated arguments count once."""
+    m = compiled.memory_analysis()
+    beside = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    return {
+        "arguments": m.argument_size_in_bytes,
+        "beside": beside,
+        "total": m.argument_size_in_bytes + beside,
+    }
+
+
+def _bytes(tree):
+    import jax
+
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "size"))
+
+
+if __name__ == "__main__":
+    run_main(main, with_config=False, with_workdir=False)

@@ -1,0 +1,133 @@
+"""Speculation: python -m experiments.speculation [--steps=150 --rows=8,64 --temperature=1.0].
+
+Trains a small model with latent attention and a multi-token prediction layer, as DeepSeek-V3 has,
+on the worked two-digit additions of configs/quick.py, then samples completions with and without
+speculative decoding, in turns. Prints one JSON line for each number of completions: how many drafts
+were accepted, tokens a completion gained by a pass of the decoder, and tokens a second.
+"""
+
+import json
+import statistics
+import time
+from typing import Any
+
+from absl import app, flags
+
+STEPS = flags.DEFINE_integer("steps", 150, "of supervised fine-tuning", lower_bound=1)
+ROWS = flags.DEFINE_list("rows", ["8", "64"], "completions decoded together; multiples of 8")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy", lower_bound=0.0)
+REPEATS = flags.DEFINE_integer("repeats", 7, "of each measurement", lower_bound=1)
+HIDDEN = flags.DEFINE_integer("hidden", 256, "width of the model", lower_bound=8)
+LAYERS = flags.DEFINE_integer("layers", 4, "of the decoder", lower_bound=1)
+GROUP = 8
+
+flags.register_validator(
+    "rows",
+    lambda rows: all(r.isdigit() and int(r) >= GROUP and int(r) % GROUP == 0 for r in rows),
+    f"multiples of {GROUP} are needed, such as 8,64",
+)
+
+
+def experiment():
+    """The task of configs/quick.py, with the model."""
+    import dataclasses
+
+    from configs.quick import get_config
+    from grpo_jax.config import resolve
+    from grpo_jax.experiment import build
+    from grpo_jax.models.config import Latent, ModelConfig
+    from grpo_jax.models.decoder import Decoder
+
+    config = get_config()
+    config.compilation_cache = ""
+    config.sft.batch, config.sft.learning_rate = 32, 1e-3
+    ex = build(resolve(config))
+    h = HIDDEN.value
+    model = ModelConfig(
+        vocab_size=ex.tokenizer.vocab_size,
+        hidden=h,
+        layers=LAYERS.value,
+        ff=3 * h,
+        latent=Latent(kv_rank=h // 2, nope_dim=h // 4, rope_dim=h // 8, v_dim=h // 4),
+        mtp=1,
+    )
+    return dataclasses.replace(ex, model=Decoder(model))
+
+
+def fine_tune(ex):
+    """The parameters after supervised fine-tuning, the drafting layer with the decoder."""
+    import jax
+
+    from grpo_jax.learner import init_state, make_optimizer, update
+    from grpo_jax.sft import LIKELIHOOD, Solved, optimizer_config, supervised_batch
+    from grpo_jax.sharding import put_batch
+    from grpo_jax.tasks.loader import batches
+
+    c = ex.config
+    optimizer = make_optimizer(optimizer_config(c), STEPS.value)
+    state = init_state(ex.model, optimizer, jax.random.key(c.seed), ex.mesh, reference=False)
+    data = batches(Solved(ex.task.train, 0), c.sft.batch, c.seed, ex.fits)
+    for _ in range(STEPS.value):
+        batch = put_batch(supervised_batch(ex, next(data)), ex.mesh)
+        state, metrics = update(
+            state,
+            batch,
+            model=ex.model,
+            optimizer=optimizer,
+            algorithm=LIKELIHOOD,
+            joint_mtp=True,
+        )
+    return state.policy, {k: round(float(metrics[k]), 3) for k in ("loss", "mtp/loss")}
+
+
+def measure(ex, params, rows):
+    """Acceptance, and the median tokens a second of both ways, which take turns."""
+    import jax
+
+    from grpo_jax.rollout.collect import encode_batch
+    from grpo_jax.rollout.sampler import sample
+    from grpo_jax.rollout.speculative import speculation_metrics
+    from grpo_jax.sharding import put_batch
+
+    c = ex.config
+    problems = [ex.task.heldout[i] for i in range(rows // GROUP)]
+    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
+    prompts = put_batch(prompts, ex.mesh)
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    out: dict[bool, Any] = {}
+    for number in range(REPEATS.value + 1):
+        key = jax.random.key(number)
+        for way in rates:
+            sampling = ex.sampling(temperature=TEMPERATURE.value, speculative=way)
+            began = time.perf_counter()
+            drawn = sample(ex.model, params, prompts, key, sampling=sampling, group=GROUP)
+            out[way] = jax.device_get(drawn)
+            rate = int(out[way].mask.sum()) / (time.perf_counter() - began)
+            if number:  # the first compiles
+                rates[way].append(rate)
+    plain, speculative = (statistics.median(rates[way]) for way in rates)
+    return {
+        "rows": rows,
+        "mean_length": round(float(out[True].mask.sum(-1).mean()), 1),
+        **{name: round(value, 3) for name, value in speculation_metrics(out[True]).items()},
+        "plain_tokens_per_second": round(plain),
+        "speculative_tokens_per_second": round(speculative),
+        "speedup": round(speculative / plain, 3),
+    }
+
+
+def main(argv):
+    import jax
+
+    from grpo_jax.sharding import using
+
+    ex = experiment()
+    with using(ex.mesh):
+        params, losses = fine_tune(ex)
+        size = sum(x.size for x in jax.tree.leaves(params))
+        for rows in map(int, ROWS.value):
+            print(json.dumps({"model_params": size, **losses, **measure(ex, params, rows)}))
+
+
+if __name__ == "__main__":
+    app.run(main)

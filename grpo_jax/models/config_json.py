@@ -1,0 +1,208 @@
+"""Hugging Face's config.json to ModelConfig and back. No JAX."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
+from grpo_jax.models.families import FAMILIES, Family, Json
+from grpo_jax.models.files import INDEX, SINGLE, tensor_files
+
+# Ours -> theirs, for every family.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+}
+ROPE_FIELDS = {
+    "factor": "factor",
+    "original_length": "original_max_position_embeddings",
+    "low_frequency": "low_freq_factor",
+    "high_frequency": "high_freq_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "attention_factor": "attention_factor",
+}
+ROPE_USES = {
+    "none": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "original_length", "low_frequency", "high_frequency"),
+    "yarn": tuple(k for k in ROPE_FIELDS if not k.endswith("_frequency")),
+}
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
+# Fields that may say what no decoder of ours does.
+VALID: dict[str, tuple[Any, ...]] = {
+    "mlp_bias": (False,),
+    "use_bidirectional_attention": (False,),
+    "moe_layer_freq": (1,),
+}
+# What a user of a published model may still choose: how it is computed and trained.
+CHOSEN = ("dtype", "param_dtype", "scan_layers", "remat", "lora", "mtp_weight")
+CHOSEN_EXPERTS = ("bias_rate", "balance")
+
+
+def read_config_file(directory: Path) -> ModelConfig:
+    """The ModelConfig of a Hugging Face directory.
+
+    A multi-token prediction layer that config.json tells of but the weights lack (Transformers
+    drops it when it saves) is left out. FileNotFoundError without a config.json; ValueError names
+    the file and the field at fault.
+    """
+    file = directory / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; valid: a Hugging Face model directory")
+    try:
+        c = read_config(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    if c.mtp and any((directory / name).is_file() for name in (INDEX, SINGLE)):
+        at = f"model.layers.{c.layers}."
+        lacking = not any(name.startswith(at) for name in tensor_files(directory))
+        c = dataclasses.replace(c, mtp=0) if lacking else c
+    return c
+
+
+def read_config(hf: Json) -> ModelConfig:
+    """The ModelConfig of a config.json; ValueError names what is unknown, missing or refused."""
+    if not isinstance(hf, dict):
+        raise ValueError("not a JSON object")
+    family = _family(hf)
+    _check_supported(family, hf)
+    try:
+        own = family.read(hf)
+        shared = {ours: hf[theirs] for ours, theirs in FIELDS.items()}
+        fields = shared | _read_rope(hf) | family.fixed | own
+    except KeyError as error:
+        raise ValueError(
+            f"no field {error.args[0]!r}, which {family.architecture} needs"
+        ) from error
+    fields["tied"] = bool(hf.get("tie_word_embeddings", family.model_type == "gemma3_text"))
+    return model_config(fields)
+
+
+def write_config(c: ModelConfig, like: str = "") -> Json:
+    """The config.json of a ModelConfig; ValueError where no family is like it.
+
+    like  the model_type to be written if it fits, where several do
+    """
+    for family in sorted(FAMILIES, key=lambda family: family.model_type != like):
+        hf = _written(family, c)
+        try:
+            if architecture(read_config(hf)) == architecture(c):
+                return hf
+        except ValueError:  # what this family cannot express
+            continue
+    raise ValueError(
+        "no family of Transformers has this mixture of options; "
+        f"valid: those of {', '.join(f.architecture for f in FAMILIES)}"
+    )
+
+
+def _written(family: Family, c: ModelConfig) -> Json:
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **{theirs: getattr(c, ours) for ours, theirs in FIELDS.items()},
+        _activation_name(family): {v: k for k, v in ACTIVATIONS.items()}[c.activation],
+        "tie_word_embeddings": c.tied,
+        **_write_rope(c),
+        **family.write(c),
+    }
+
+
+def architecture(c: ModelConfig) -> ModelConfig:
+    """The config without what a user may choose: how the model is computed and trained."""
+    defaults: Json = {
+        f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name in CHOSEN
+    }
+    rates: Json = {
+        f.name: f.default for f in dataclasses.fields(Experts) if f.name in CHOSEN_EXPERTS
+    }
+    experts = dataclasses.replace(c.experts, **rates)
+    return dataclasses.replace(c, **defaults, experts=experts if experts.count else Experts())
+
+
+def _family(hf: Json) -> Family:
+    named = hf.get("architectures") or []
+    for family in FAMILIES:
+        if family.architecture in named or (
+            not named and hf.get("model_type") == family.model_type
+        ):
+            return family
+    found = ", ".join(named) or hf.get("model_type")
+    valid = ", ".join(f.architecture for f in FAMILIES)
+    raise ValueError(f"unknown architecture {found!r}; valid: {valid}")
+
+
+def _activation_name(family: Family) -> str:
+    return "hidden_activation" if family.model_type == "gemma3_text" else "hidden_act"
+
+
+def _check_supported(family: Family, hf: Json) -> None:
+    activation = (
+        hf.get(_activation_name(family))
+        or {v: k for k, v in ACTIVATIONS.items()}[family.fixed.get("activation", "silu")]
+    )
+    wanted = family.fixed.get("activation", "silu")
+    if ACTIVATIONS.get(activation) != wanted:
+        raise ValueError(f"{_activation_name(family)}={activation!r} is not supported")
+    for name, valid in VALID.items():
+        if hf.get(name) not in (None, *valid):
+            raise ValueError(f"{name}={hf[name]!r} is not supported")
+    rope = hf.get("rope_parameters") or {}
+    factor = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor")) or 1.0
+    if factor != 1.0:
+        raise ValueError(f"partial_rotary_factor={factor} is not supported")
+
+
+def _read_rope(hf: Json) -> Json:
+    """Rotary fields, of `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling`."""
+    # Where a stretched text's length is not told, it is all that the model was made for.
+    default_length = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    old = default_length | (hf.get("rope_scaling") or {})
+    if "rope_local_base_freq" in hf or "full_attention" in (hf.get("rope_parameters") or {}):
+        both = hf.get("rope_parameters") or {}
+        local, full = both.get("sliding_attention") or {}, both.get("full_attention") or {}
+        if local.get("rope_type", "default") != "default":
+            raise ValueError(f"sliding_attention with rope_type={local['rope_type']!r}")
+        theta = float(local.get("rope_theta") or hf.get("rope_local_base_freq") or 10_000.0)
+        default = hf.get("rope_theta", 1_000_000.0)
+        return {"rope_local_theta": theta} | _read_one_rope({**old, **full}, default)
+    return _read_one_rope(
+        {**old, **(hf.get("rope_parameters") or {})}, hf.get("rope_theta", 10_000.0)
+    )
+
+
+def _read_one_rope(rope: Json, theta: float) -> Json:
+    theta = float(rope.get("rope_theta") or theta)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = "none" if kind == "default" else kind
+    if kind not in ROPE_USES:
+        raise ValueError(f"rope_type={kind!r} is not supported; valid: {', '.join(ROPE_USES)}")
+    if not rope.get("truncate", True):
+        raise ValueError("rope truncate=False is not supported")
+    values = {ours: rope.get(ROPE_FIELDS[ours]) for ours in ROPE_USES[kind]}
+    whole = ("original_length",)
+    chosen: Json = {
+        k: int(v) if k in whole else float(v) for k, v in values.items() if v is not None
+    }
+    scaling = RopeScaling(kind, **chosen)
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _write_rope(c: ModelConfig) -> Json:
+    s = c.rope_scaling
+    values = {ROPE_FIELDS[ours]: getattr(s, ours) for ours in ROPE_USES[s.kind]}
+    kept = {k: v for k, v in values.items() if v != 0.0}
+    rope = {"rope_type": "default" if s.kind == "none" else s.kind, "rope_theta": c.rope_theta}
+    rope |= kept
+    if not c.rope_local_theta:
+        return {"rope_parameters": rope}
+    local = {"rope_type": "default", "rope_theta": c.rope_local_theta}
+    return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}

@@ -1,0 +1,131 @@
+"""A mixture of experts (DeepSeekMoE, 2401.06066): tokens sorted by expert, one ragged product.
+
+N tokens, E experts, A active experts a token, C hidden width, F an expert's width.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.models.config import Experts, ModelConfig
+from grpo_jax.models.feed_forward import FeedForward, activation
+
+ROUTING = "routing"  # the collection that layers report their load to
+
+
+def route(
+    e: Experts, logits: jax.Array, bias: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which experts serve a token and with what weights: weights f32[N, A], ids i32[N, A].
+
+    logits f32[N, E]; bias f32[E] shifts the choice but not the weights (2412.19437, eq. 16).
+    Also returns the scores f32[N, E].
+    """
+    scores = jax.nn.sigmoid(logits) if e.score == "sigmoid" else jax.nn.softmax(logits)
+    choice = scores if bias is None else scores + bias
+    choice = jax.lax.stop_gradient(choice)
+    if e.groups > 1:
+        grouped = choice.reshape(*choice.shape[:-1], e.groups, -1)
+        best = jax.lax.top_k(grouped, 2 if e.group_score == "top2" else 1)[0].sum(-1)
+        chosen = jax.lax.top_k(best, e.top_groups)[1]
+        kept = (chosen[..., None] == jnp.arange(e.groups)).any(-2)
+        choice = jnp.where(kept[..., None], grouped, -jnp.inf).reshape(choice.shape)
+    ids = jax.lax.top_k(choice, e.active)[1]
+    weights = jnp.take_along_axis(scores, ids, -1)
+    if e.normalise:
+        weights /= weights.sum(-1, keepdims=True) + 1e-20
+    return weights * e.scale, ids, scores
+
+
+def balance_loss(e: Experts, ids: jax.Array, scores: jax.Array, valid: jax.Array) -> jax.Array:
+    """The sequence-wise balance loss without alpha, f32[P, G] (2412.19437, eq. 17 to 20).
+
+    ids i32[P, G, T, A]; scores f32[P, G, T, E]; valid bool[P, G, T]. A sequence without a valid
+    token has none.
+    """
+    n = jnp.maximum(valid.sum(-1), 1)[..., None]
+    hits = (ids[..., None] == jnp.arange(e.count)).any(-2) & valid[..., None]
+    f = hits.sum(-2) * e.count / (e.active * n)
+    share = scores / (scores.sum(-1, keepdims=True) + 1e-20) * valid[..., None]
+    return (f * share.sum(-2) / n).sum(-1)
+
+
+def expert_outputs(x, weights, ids, gate, up, down, act) -> jax.Array:
+    """Sum over a token's experts of weight * down(act(gate x) * up x), [N, C].
+
+    x [N, C]; weights, ids [N, A]; gate, up [E, C, F]; down [E, F, C]. Every product touches
+    each row once: rows are sorted by expert, and the product is ragged.
+    """
+    N, A = ids.shape
+    order = jnp.argsort(ids.reshape(-1), stable=True)
+    sizes = jnp.bincount(ids.reshape(-1), length=gate.shape[0]).astype(jnp.int32)
+
+    def product(rows, kernel):
+        out = jax.lax.ragged_dot(rows, kernel, sizes, preferred_element_type=jnp.float32)
+        return out.astype(x.dtype)
+
+    rows = x[order // A]
+    out = product(act(product(rows, gate)) * product(rows, up), down)
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(N * A))  # the inverse permutation
+    out = out[back].reshape(N, A, -1)
+    return (out * weights[..., None].astype(out.dtype)).sum(1)
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed experts, and the shared one that serves every token."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, valid):
+        """x [N, C]; valid bool[P, G, T], N = P G T, or None, all -> [N, C].
+
+        Reports to the collection ROUTING, if asked: load f32[E], how many valid tokens each
+        expert served, and balance f32[], the balance loss summed over sequences.
+        """
+        c, e = self.config, self.config.experts
+        init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        router: Any = self.param(
+            "router",
+            nn.with_logical_partitioning(init, (None, "embed")),
+            (e.count, c.hidden),
+            c.param_dtype,
+        )
+        bias: Any = None
+        if e.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+            bias = self.param("router_bias", zeros, (e.count,), jnp.float32)
+            bias = jax.lax.stop_gradient(bias)
+        logits = jnp.matmul(x.astype(jnp.float32), router.astype(jnp.float32).T)
+        weights, ids, scores = route(e, logits, bias)
+        if valid is not None and self.is_mutable_collection(ROUTING):
+            self._report(ids, scores, valid)
+        kernel = lambda name, a, b, axes: jnp.asarray(  # noqa: E731
+            self.param(
+                name,
+                nn.with_logical_partitioning(
+                    nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0),
+                    ("experts", *axes),
+                ),
+                (e.count, a, b),
+                c.param_dtype,
+            ),
+            c.dtype,
+        )
+        gate = kernel("gate", c.hidden, e.ff, ("embed", "mlp"))
+        up = kernel("up", c.hidden, e.ff, ("embed", "mlp"))
+        down = kernel("down", e.ff, c.hidden, ("mlp", "embed"))
+        out = expert_outputs(x, weights, ids, gate, up, down, activation(c))
+        if e.shared:
+            out += FeedForward(c, e.shared, name="shared")(x)
+        return out
+
+    def _report(self, ids, scores, valid):
+        e = self.config.experts
+        split = lambda a: a.reshape(*valid.shape, -1)  # noqa: E731
+        ids, scores = split(ids), split(scores)
+        hits = (ids[..., None] == jnp.arange(e.count)).any(-2) & valid[..., None]
+        self.sow(ROUTING, "load", hits.sum((0, 1, 2)).astype(jnp.float32))
+        self.sow(ROUTING, "balance", balance_loss(e, ids, scores, valid).sum())

@@ -1,0 +1,33 @@
+"""The safetensors files of a Hugging Face directory. No JAX."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+def tensor_files(directory: Path) -> dict[str, str]:
+    """Tensor name -> the file it lies in."""
+    if (directory / INDEX).is_file():
+        try:
+            return dict(json.loads((directory / INDEX).read_text())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{directory / INDEX}: not an index of safetensors") from error
+    with opened(directory / SINGLE) as file:
+        return dict.fromkeys(file.keys(), SINGLE)
+
+
+def opened(path: Path) -> Any:
+    """A safetensors file; FileNotFoundError where there is none, ValueError where it is cut off."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; valid: a directory with {SINGLE} or {INDEX}"
+        )
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: cut off, or no safetensors file: {error}") from error

@@ -1,0 +1,97 @@
+"""Multi-head latent attention (DeepSeek-V2, 2405.04434): a cache of latents alone.
+
+Letters as in `attention`; H heads, L width of the latent, Y of the shared rotary key, N of the
+part of a head without positions, E of a head's values.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from grpo_jax.models.attention import Cache, Context, Local, Prefix, append, attend, visible
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.linear import Linear, RMSNorm
+from grpo_jax.models.rope import query_scale, rotate
+
+
+class LatentAttention(nn.Module):
+    """Keys and values are projections of one latent; the cache and the prefix hold only
+    [latent; rotary key], [P, 1, (G,) L + Y, U].
+
+    With a cache (decoding), the up-projections are absorbed into queries and outputs, so that
+    attention runs on latents; without one, keys and values are projected up once per token.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        """Declare the projections."""
+        c, a = self.config, self.config.latent
+        heads, q_width = c.heads, c.heads * (a.nope_dim + a.rope_dim)
+        if a.q_rank:
+            self.q_a = Linear(c, c.hidden, a.q_rank, ("latent", "embed"), c.qkv_bias)
+            self.q_a_norm = RMSNorm(c)
+            self.q_b = Linear(c, a.q_rank, q_width, ("heads", "latent"))
+        else:
+            self.q = Linear(c, c.hidden, q_width, ("heads", "embed"))
+        width = a.kv_rank + a.rope_dim
+        self.kv_a = Linear(c, c.hidden, width, ("latent", "embed"), c.qkv_bias)
+        self.kv_a_norm = RMSNorm(c)
+        self.kv_b = Linear(c, a.kv_rank, heads * (a.nope_dim + a.v_dim), ("heads", "latent"))
+        self.o = Linear(c, heads * a.v_dim, c.hidden, ("embed", "heads"), c.out_bias)
+
+    def __call__(self, x, prefix, cache, local: Local, context: Context):
+        """x [N, C], N = P G T in that order -> ([N, C], this layer's latents)."""
+        c, a = self.config, self.config.latent
+        P, T = context.positions.shape[0], context.positions.shape[2]
+        G = x.shape[0] // (P * T)
+        turn = (context.positions, local.frequency, local.factor, c.rope_interleaved)
+        q = self.q_b(self.q_a_norm(self.q_a(x))) if a.q_rank else self.q(x)
+        q = q.reshape(P, G, T, c.heads, -1) * query_scale(c)
+        q_nope, q_rope = q[..., : a.nope_dim], rotate(q[..., a.nope_dim :], *turn)
+        latent = self.kv_a(x).reshape(P, G, T, 1, -1)
+        key = rotate(latent[..., a.kv_rank :], *turn)
+        latent = jnp.concatenate([self.kv_a_norm(latent[..., : a.kv_rank]), key], -1)
+        own = Cache(latent.transpose(0, 3, 1, 4, 2), None)
+        if cache is not None:
+            own = Cache(append(cache.k, own.k, context.index, axis=4), None)
+        form = self._expanded if cache is None else self._absorbed
+        out = form(q_nope, q_rope, own, prefix, visible(context, local.window))
+        return self.o(out.reshape(P * G * T, -1)), own
+
+    def _up(self):
+        """The up-projections of keys [H, N, L] and of values [H, E, L]."""
+        a = self.config.latent
+        weight = self.kv_b.weight().reshape(self.config.heads, -1, a.kv_rank)
+        return weight[:, : a.nope_dim], weight[:, a.nope_dim :]
+
+    def _absorbed(self, q_nope, q_rope, own: Cache, prefix: Prefix | None, masks):
+        """Queries meet latents: q_nope (W_k c) = (q_nope W_k) c. Returns [P, G, T, H, E]."""
+        up_k, up_v = self._up()
+        rank = self.config.latent.kv_rank
+        q = jnp.einsum("pgthn,hnl->pgthl", q_nope, up_k)
+        q = jnp.concatenate([q, q_rope], -1).transpose(0, 1, 3, 2, 4)[:, None]  # [P, 1, G, H, T]
+        values = lambda k: k[..., :rank, :].swapaxes(-1, -2)  # noqa: E731
+        own = Cache(own.k, values(own.k))
+        if prefix is not None:
+            prefix = Prefix(prefix.k, values(prefix.k))
+        out = attend(q, own, masks[0], prefix, masks[1])[:, 0]  # [P, G, H, T, L]
+        return jnp.einsum("pghtl,hel->pgthe", out, up_v)
+
+    def _expanded(self, q_nope, q_rope, own: Cache, prefix: Prefix | None, masks):
+        """Every head's keys and values, projected up. Returns [P, G, T, H, E]."""
+        q = jnp.concatenate([q_nope, q_rope], -1).transpose(0, 3, 1, 2, 4)[:, :, :, None]
+        own = Cache(*self._expand(own.k))
+        if prefix is not None:
+            prefix = Prefix(*(x[:, :, 0] for x in self._expand(prefix.k[:, :, None])))
+        out = attend(q, own, masks[0], prefix, masks[1])[:, :, :, 0]  # [P, H, G, T, E]
+        return out.transpose(0, 2, 3, 1, 4)
+
+    def _expand(self, k):
+        """Latents [P, 1, G, L + Y, U] -> keys [P, H, G, N + Y, U], values [P, H, G, U, E]."""
+        rank, H = self.config.latent.kv_rank, self.config.heads
+        up_k, up_v = self._up()
+        latent, rope = k[:, 0, :, :rank], k[:, :, :, rank:]
+        keys = jnp.einsum("pglu,hnl->phgnu", latent, up_k)
+        values = jnp.einsum("pglu,hel->phgue", latent, up_v)
+        rope = jnp.broadcast_to(rope, (rope.shape[0], H, *rope.shape[2:]))
+        return jnp.concatenate([keys, rope], 3), values

@@ -1,0 +1,86 @@
+"""A task of problems that were read from files: its sides kept apart, its prompts in a template."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from grpo_jax.rewards.text import TAGS, Reward
+from grpo_jax.tasks.problem import Problem, Task
+from grpo_jax.tasks.templates import Template
+
+
+def file_task(
+    name: str,
+    train: Sequence[Problem],
+    heldout: Sequence[Problem],
+    *,
+    path: str,
+    accuracy: Reward,
+    template: Template,
+    solve: Callable[[Problem], str] | None,
+) -> Task:
+    """The task of these problems, whose prompts the template has yet to fill.
+
+    A train problem whose prompt is held out is removed and counted in `Task.overlap`. ValueError
+    names `path` where a side is empty.
+    """
+    seen = {key(p) for p in heldout}
+    kept = [p for p in train if key(p) not in seen]
+    for side, problems in (("train", kept), ("held-out", heldout)):
+        if not problems:
+            raise ValueError(
+                f"{path}: no {side} problems of {len(train) or len(heldout)} records; "
+                "valid: more records, or another split"
+            )
+    learned, asked = ([_filled(p, template) for p in side] for side in (kept, heldout))
+    symbols = _symbols([*learned, *asked], solve)
+    return Task(name, learned, asked, accuracy, solve, symbols, len(train) - len(kept))
+
+
+def worked(template: Template) -> Callable[[Problem], str]:
+    """The columns `solution` and `answer` of a problem as a completion in the template's form."""
+    return lambda p: template.solution(p.columns["solution"], p.columns["answer"])
+
+
+def published_files(path: str, heldout_path: str | None) -> tuple[Path, Path]:
+    """The two given, or else train and test in the folder `path`: .jsonl files or folders.
+
+    FileNotFoundError names the folder where it has no such pair.
+    """
+    if heldout_path is not None:
+        return Path(path), Path(heldout_path)
+    for suffix in (".jsonl", ""):
+        train, test = (Path(path) / f"{side}{suffix}" for side in ("train", "test"))
+        if train.exists() and test.exists():
+            return train, test
+    raise FileNotFoundError(
+        f"{path}: no train.jsonl and test.jsonl; valid: a folder with both, or a path and a "
+        "heldout_path"
+    )
+
+
+def key(problem: Problem) -> str:
+    """What tells problems apart, for the split: the prompt, before a template fills it."""
+    return json.dumps(problem.prompt, sort_keys=True)
+
+
+def _filled(problem: Problem, template: Template) -> Problem:
+    if not isinstance(problem.prompt, str):  # chat messages as they come
+        return problem
+    return dataclasses.replace(problem, prompt=template.prompt(problem.prompt))
+
+
+def _symbols(
+    problems: Sequence[Problem], solve: Callable[[Problem], str] | None
+) -> tuple[str, ...] | None:
+    """The tags, and every character of prompts, columns and solutions; None where there is chat."""
+    if not all(isinstance(p.prompt, str) for p in problems):
+        return None
+    characters: set[str] = set()
+    for problem in problems:
+        characters.update(solve(problem) if solve else "")
+        for value in (problem.prompt, *problem.columns.values()):
+            if isinstance(value, str | int | float):
+                characters.update(str(value))
+    return (*TAGS, *sorted(characters))

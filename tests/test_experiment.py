@@ -1,0 +1,51 @@
+import json
+
+import pytest
+from chat_tokenizer import save
+from transformers import AutoTokenizer
+
+from grpo_jax.config import UsageError, defaults, resolve
+from grpo_jax.experiment import build
+from grpo_jax.rollout.collect import encode_batch
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Chat messages in JSON lines, and the tokenizer of a Hugging Face directory."""
+    save(tmp_path)
+    question = lambda i: [{"role": "user", "content": f"What is {i} + 34?"}]  # noqa: E731
+    lines = [json.dumps({"prompt": question(i), "answer": str(i + 34)}) for i in range(50)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines))
+    config = defaults()
+    config.task = {"name": "jsonl", "path": str(tmp_path / "problems.jsonl")}
+    config.tokenizer, config.prompt_length = str(tmp_path), 64
+    return config
+
+
+def test_chat_problems_are_laid_out_and_end_as_the_directory_says(config):
+    ex = build(resolve(config))
+    theirs = AutoTokenizer.from_pretrained(config.tokenizer)
+    problems = [ex.task.train[0], ex.task.train[1]]
+    prompts = encode_batch(ex.tokenizer, problems, config.prompt_length, 1)
+    for problem, tokens, mask in zip(problems, prompts.tokens, prompts.mask, strict=True):
+        ids = theirs.apply_chat_template(
+            problem.prompt, add_generation_prompt=True, return_dict=False
+        )
+        assert tokens[mask].tolist() == ids
+    assert ex.sampling().stop == (theirs.eos_token_id,)
+    assert ex.model.config.vocab_size == len(theirs)
+
+
+def test_over_long_chats_are_dropped_where_they_are_to_be(config):
+    config.overlong_prompts, config.prompt_length = "drop", 8
+    ex = build(resolve(config))
+    assert not ex.fits(ex.task.train[0])
+
+
+def test_a_directory_without_a_tokenizer_is_named(config, tmp_path):
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"config\.tokenizer: .*tokenizer\.json: no such file"):
+        build(resolve(config))
+    config.tokenizer = "char"
+    with pytest.raises(ValueError, match="needs a task with known symbols"):
+        build(resolve(config))
