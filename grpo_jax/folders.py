@@ -25,7 +25,12 @@ def replacing(out: Path) -> Iterator[Path]:
         old = made.with_name(f"{made.name}.old")
         if out.exists():
             os.rename(out, old)
-        os.rename(made, out)
+        try:
+            os.rename(made, out)
+        except OSError:
+            if old.exists():
+                os.rename(old, out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -55,8 +55,9 @@ def balance_loss(e: Experts, ids: jax.Array, scores: jax.Array, valid: jax.Array
 def expert_outputs(x, weights, ids, gate, up, down, act) -> jax.Array:
     """Sum over a token's experts of weight * down(act(gate x) * up x), [N, C].
 
-    x [N, C]; weights, ids [N, A]; gate, up [E, C, F]; down [E, F, C]. Every product touches
-    each row once: rows are sorted by expert, and the product is ragged.
+    x [N, C]; weights, ids [N, A]; gate, up [E, C, F]; down [E, F, C]. Rows are sorted by expert,
+    and the product is ragged: each row meets its own expert alone. (XLA for CPUs has no such
+    product, and computes every expert on every row.)
     """
     N, A = ids.shape
     order = jnp.argsort(ids.reshape(-1), stable=True)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.models.decoder import Decoder, init_cache, prefill
+from grpo_jax.models.lora import merge_adapters
 from grpo_jax.rollout.filters import Sampling, draw
 from grpo_jax.rollout.speculative import check_drafts, speculate
 from grpo_jax.types import Prompts, Rollouts
@@ -25,6 +26,7 @@ def sample(
     """
     if sampling.speculative:
         check_drafts(model)
+    params = merge_adapters(model.config, params)  # once, not at every token
     P, G, T = prompts.tokens.shape[0], group, sampling.max_tokens
     hidden, prefix, lengths = prefill(model, params, prompts)
     logits: Any = model.apply({"params": params}, hidden[:, :, -1:], method=Decoder.logits)
