@@ -19,6 +19,7 @@ GROUP = flags.DEFINE_integer("group", 16, "G, completions a prompt", lower_bound
 PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 512, "S, tokens", lower_bound=1)
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "T, tokens", lower_bound=1)
 PARTS = flags.DEFINE_integer("accumulation", 1, "micro-batches an update", lower_bound=1)
+BASE = flags.DEFINE_enum("base", "none", ["none", "int8", "int4", "nf4"], "what adapters lie on")
 LORA = flags.DEFINE_integer("lora", 0, "rank of adapters; 0 = train all", lower_bound=0)
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation")
 PARAM_DTYPE = flags.DEFINE_string("param_dtype", "bfloat16", "of the parameters and Adam's moments")
@@ -65,7 +66,7 @@ def _config():
         param_dtype=PARAM_DTYPE.value,
         remat=REMAT.value,
         scan_layers=True,
-        lora=Lora(rank=LORA.value),
+        lora=Lora(rank=LORA.value, base=BASE.value),
     )
 
 
@@ -76,6 +77,7 @@ def _compiled(model):
 
     from grpo_jax import algorithms, learner
     from grpo_jax.config import defaults
+    from grpo_jax.models.quantized import quantize_kernels
     from grpo_jax.rollout.filters import Sampling
     from grpo_jax.rollout.sampler import sample
     from grpo_jax.sharding import make_mesh
@@ -94,6 +96,10 @@ def _compiled(model):
     )
     optimizer = learner.make_optimizer(defaults().optimizer, 100)
     state = learner.abstract_state(model, optimizer, make_mesh(), reference=False)
+    if BASE.value != "none":
+        state = state.replace(
+            base=jax.eval_shape(lambda b: quantize_kernels(b, BASE.value), state.base)
+        )
     sampling = Sampling(T, stop=(0,))
     sampled = sample.lower(
         model, state.policy, prompts, state.rng, sampling=sampling, group=G

@@ -285,6 +285,8 @@ def _check_adapters(config: dict[str, Any]) -> None:
         return
     if not config["model"]["path"]:
         raise UsageError("config.model.lora.rank: adapters need the model of config.model.path")
+    if config["model"]["lora"]["base"] != "none" and max(config["mesh"].values()) > 1:
+        raise UsageError("config.model.lora.base: a quantized base lies on one device; valid: none")
     if config["algorithm"]["reference_refresh"]:
         raise UsageError(
             "config.algorithm.reference_refresh: with config.model.lora.rank the reference is the "

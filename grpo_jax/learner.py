@@ -19,6 +19,7 @@ from grpo_jax.algorithms import Algorithm
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps, token_logps
 from grpo_jax.models.lora import ADAPTERS
+from grpo_jax.models.quantized import is_quantized
 from grpo_jax.models.score import Routing, draft_hidden, score
 from grpo_jax.sharding import shardings, unbox
 from grpo_jax.types import Batch, Rollouts, TrainState, merged
@@ -97,7 +98,10 @@ def init_state(
     like = unbox(jax.eval_shape(init, rng)).policy
     flat, given = (flax.traverse_util.flatten_dict(tree) for tree in (like, params))
     where = flax.traverse_util.flatten_dict(place.policy)
-    put = {k: jax.device_put(x.astype(flat[k].dtype), where[k]) for k, x in given.items()}
+    put = {
+        k: x if is_quantized(x) else jax.device_put(x.astype(flat[k].dtype), where[k])
+        for k, x in given.items()
+    }
     lacking = {k: sharding for k, sharding in where.items() if k not in given}
 
     def draw(key):

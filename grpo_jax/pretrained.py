@@ -1,5 +1,6 @@
 """Parameters that a run does not learn from nothing: those of a Hugging Face directory."""
 
+from functools import partial
 from typing import Any
 
 import flax
@@ -11,6 +12,7 @@ from grpo_jax.experiment import Experiment
 from grpo_jax.learner import split_params
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import ADAPTERS
+from grpo_jax.models.quantized import quantize_leaf
 from grpo_jax.models.weights import load_weights
 from grpo_jax.sharding import shardings, unbox
 from grpo_jax.types import TrainState, merged
@@ -34,11 +36,15 @@ def abstract_params(model: Decoder, mesh: Mesh) -> Any:
 def pretrained(ex: Experiment) -> Any:
     """The parameters in config.model.path on the mesh, adapters apart; None without a path.
 
+    Under adapters with config.model.lora.base, kernels are quantized as they are read.
+
     ValueError names a tensor that is missing, too many or misshapen.
     """
     if ex.source is None:
         return None
-    return load_weights(ex.source, ex.model.config, abstract_params(ex.model, ex.mesh))
+    c = ex.model.config
+    then = None if c.lora.base == "none" else partial(quantize_leaf, kind=c.lora.base)
+    return load_weights(ex.source, c, abstract_params(ex.model, ex.mesh), then)
 
 
 def with_base(ex: Experiment, state: TrainState) -> TrainState:

@@ -17,7 +17,7 @@ from grpo_jax.config import defaults, resolve
 from grpo_jax.experiment import build
 from grpo_jax.learner import init_state, make_optimizer, prepare, update
 from grpo_jax.models.config_json import read_config_file
-from grpo_jax.models.lora import merge_adapters
+from grpo_jax.models.lora import ADAPTERS, merge_adapters
 from grpo_jax.models.weights import save_model
 from grpo_jax.pretrained import pretrained
 from grpo_jax.rollout.sampler import sample
@@ -179,3 +179,13 @@ def test_a_run_with_adapters_goes_on_where_it_stopped(qwen, tmp_path):
 def test_a_config_at_odds_with_its_model_is_refused(qwen, changes, message):
     with pytest.raises(ValueError, match=message):
         build(config_of(qwen, **changes))
+
+
+def test_adapters_train_on_a_base_in_eight_bits(qwen, tmp_path):
+    pytest.importorskip("qwix", reason="the extra grpo_jax[quantized] is not installed")
+    config = config_of(qwen, **{"model.lora.rank": 2, "model.lora.base": "int8", "steps": 1})
+    train(config, tmp_path / "run")
+    params, _ = checkpoints.restore_params(tmp_path / "run" / "checkpoints")
+    assert all(path[-1].key in ADAPTERS for path, _ in jax.tree.leaves_with_path(params))
+    base = pretrained(build(config))
+    assert base["layer_0"]["ff"]["gate"]["kernel"].qvalue.dtype == jnp.int8

@@ -10,6 +10,7 @@ ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 ACTIVATIONS = ("silu", "gelu")
 SCORES = ("softmax", "sigmoid")
 GROUP_SCORES = ("max", "top2")
+LORA_BASES = ("none", "int8", "int4", "nf4")
 
 
 def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> None:
@@ -146,14 +147,19 @@ class Lora:
 
     `targets` is a regular expression, searched for in a layer's path, such as
     "layer_0/attention/q" or "layers/ff/gate"; it selects among all linear layers but the head.
+    `base` keeps the frozen kernels under them in few bits (QLoRA): none | int8 | int4 | nf4.
     """
 
     rank: int = 0
     alpha: float = 16.0
     targets: str = "attention/|ff/"
+    base: str = "none"
 
     def __post_init__(self):
         _not_negative("model.lora", self)
+        _one_of("model.lora.base", self.base, LORA_BASES)
+        if self.base != "none" and not self.rank:
+            raise ValueError(f"model.lora.base={self.base!r} needs adapters: model.lora.rank")
         if self.rank and not self.alpha > 0:
             raise ValueError(f"model.lora.alpha={self.alpha} must be above 0")
         try:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.quantized import dense
 
 # Up to this many rows (decoding), XLA for CPUs multiplies kernel @ x.T faster than its transpose.
 FEW_ROWS = 64
@@ -60,7 +61,8 @@ class Linear(nn.Module):
 
     def _param(self, name, init, shape, axes, kept):
         init = nn.with_logical_partitioning(init, axes)
-        return jnp.asarray(self.param(name, init, shape, kept), self.config.dtype)
+        value: Any = self.param(name, init, shape, kept)
+        return jnp.asarray(dense(value), self.config.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] -> [..., width]."""

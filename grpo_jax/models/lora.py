@@ -13,13 +13,14 @@ from safetensors.numpy import save_file
 from grpo_jax.folders import replacing
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.names import parts
+from grpo_jax.models.quantized import dense
 
 ADAPTERS = ("lora_a", "lora_b")
 PEFT_NAMES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
 
 def merge_adapters(c: ModelConfig, params: Any) -> Any:
-    """Parameters without adapters: every adapted kernel becomes W + alpha / rank B A."""
+    """Parameters without adapters, none quantized: adapted kernels become W + alpha / rank B A."""
     flat = flax.traverse_util.flatten_dict(params)
     scale = c.lora.alpha / c.lora.rank if c.lora.rank else 0.0
     whole = {}
@@ -29,8 +30,8 @@ def merge_adapters(c: ModelConfig, params: Any) -> Any:
         a, b = (flat.get((*path[:-1], name)) for name in ADAPTERS)
         if path[-1] == "kernel" and a is not None:
             delta = scale * jnp.matmul(b, a, preferred_element_type=jnp.float32)
-            leaf = (leaf + delta).astype(leaf.dtype)
-        whole[path] = leaf
+            leaf = (dense(leaf) + delta).astype(c.param_dtype)
+        whole[path] = dense(leaf)
     return flax.traverse_util.unflatten_dict(whole)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,13 @@ SCALE = "_scale_inv"
 IGNORED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints hold
 
 
-def load_weights(directory: Path, c: ModelConfig, abstract: Any) -> Any:
+def load_weights(
+    directory: Path, c: ModelConfig, abstract: Any, then: Callable[[Any, Any], Any] | None = None
+) -> Any:
     """The parameters in a Hugging Face directory, each put where `abstract` says, in its dtype.
 
     abstract  nested dict of ShapeDtypeStructs with shardings, without adapters
+    then      (path, parameter) -> what is kept of it
 
     Tensors are read one at a time, and of each the part that a device holds. FP8 weights with
     block scales are multiplied out. ValueError names a tensor that is missing, too many or of
@@ -45,7 +48,10 @@ def load_weights(directory: Path, c: ModelConfig, abstract: Any) -> Any:
     names = {part.name for ps in wanted.values() for part in ps}
     _check_names(directory, c, names, set(files))
     with _Reader(directory, files) as reader:
-        params = {path: _load(reader, wanted[path], leaf) for path, leaf in leaves.items()}
+        params = {}
+        for path, leaf in leaves.items():
+            loaded = _load(reader, wanted[path], leaf)
+            params[path] = then(path, loaded) if then else loaded
     return flax.traverse_util.unflatten_dict(params)
 
 

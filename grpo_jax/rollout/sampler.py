@@ -26,7 +26,8 @@ def sample(
     """
     if sampling.speculative:
         check_drafts(model)
-    params = merge_adapters(model.config, params)  # once, not at every token
+    if model.config.lora.base == "none":
+        params = merge_adapters(model.config, params)  # once, not at every token
     P, G, T = prompts.tokens.shape[0], group, sampling.max_tokens
     hidden, prefix, lengths = prefill(model, params, prompts)
     logits: Any = model.apply({"params": params}, hidden[:, :, -1:], method=Decoder.logits)
