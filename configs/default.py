@@ -31,7 +31,7 @@ def get_config():
     config.sft.steps = 200
     config.sft.stop_accuracy = 0.4
     config.sft.learning_rate = 2e-3
-    config.steps = 120
+    config.steps = 140
     config.algorithm.beta = 0.0
     config.algorithm.dynamic_sampling_rounds = 2
     config.optimizer.learning_rate = 7e-4
