@@ -9,9 +9,9 @@ problems, 95% intervals, one run a seed on 2 cores; seconds of `make train` with
 apart, where nothing else ran on the machine:
 
     seed   after the cold start   after GRPO              seconds
-    0      0.512 [0.468, 0.555]   1.000 [0.993, 1.000]    -
-    1      0.566 [0.523, 0.609]   0.984 [0.969, 0.992]    200
-    2      0.445 [0.403, 0.489]   1.000 [0.993, 1.000]    -
+    0      0.533 [0.490, 0.576]   0.982 [0.967, 0.991]    196
+    1      0.539 [0.496, 0.582]   0.988 [0.975, 0.995]    199
+    2      0.447 [0.405, 0.491]   1.000 [0.993, 1.000]    190
 """
 
 from grpo_jax.config import defaults
