@@ -1,11 +1,13 @@
 """What every test shares; it runs before JAX is imported, and child processes inherit it."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+MAPPINGS = 25_000
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes most of the tests' time; a second run finds its programs here.
@@ -21,3 +23,16 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"golden data and weights are not at {path}")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Drop compiled programs before their memory mappings run out (65,530 a process on Linux):
+    XLA's come to hundreds a program, and the next one would crash the interpreter."""
+    yield
+    import jax  # after the environment is set
+
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
