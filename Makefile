@@ -47,7 +47,7 @@ notebook: $(VENV)/notebook.stamp
 
 reasoning_gym: $(VENV)/reasoning_gym.stamp
 
-smollm2: $(VENV)/train.stamp $(SMOLLM2)/config.json
+smollm2: $(VENV)/gguf.stamp $(SMOLLM2)/config.json
 	$(BIN)/python -m experiments.train --config=configs/smollm2.py $(ARGS)
 
 smollm2-model: $(SMOLLM2)/config.json

@@ -8,6 +8,7 @@ DIR is a Hugging Face directory with a chat template, such as models/SmolLM2-135
 (make smollm2-model); DATA a folder with GSM8K's train.jsonl and test.jsonl as published
 (https://github.com/openai/grade-school-math). At the end, all 1,319 test problems, greedy and
 maj@8: python -m experiments.evaluate --workdir=runs/gsm8k --problems=1319 --samples=8
+Not yet run.
 """
 
 from grpo_jax.config import defaults

@@ -6,7 +6,7 @@
 
 DIR is the Hugging Face directory of Qwen2.5-0.5B (the base model); DATA a folder with GSM8K's
 train.jsonl and test.jsonl as published. R1-Zero's template, no cold start, Dr. GRPO; rewards for
-the right answer and for the format.
+the right answer and for the format. Not yet run.
 """
 
 from grpo_jax.config import defaults

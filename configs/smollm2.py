@@ -3,7 +3,7 @@
     make smollm2
     python -m experiments.train --config=configs/smollm2.py --config.seed=1 --workdir=runs/smol1
 
-The published weights and chat template, no cold start; see README.md for the result.
+The published weights and chat template, no cold start. Not yet trained to the end.
 """
 
 from grpo_jax.config import defaults

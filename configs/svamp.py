@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/svamp.py --config.task.path=DIR/SVAMP.json
 
 SVAMP.json as published (https://github.com/arkilpatel/SVAMP). Held out are chal-701 to chal-1000;
-variants of one problem are scattered over the file, so that any split leaks a little.
+variants of one problem are scattered over the file, so that any split leaks a little. Not yet run.
 """
 
 from grpo_jax.config import defaults

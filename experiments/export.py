@@ -1,7 +1,7 @@
 """Export: python -m experiments.export --workdir=RUN --out=DIR [--adapters].
 
 Writes a run's newest checkpoint as a Hugging Face directory, adapters merged, that Transformers
-and vLLM load; or, with --adapters, as PEFT keeps adapters.
+loads; or, with --adapters, as PEFT keeps adapters.
 """
 
 from pathlib import Path
