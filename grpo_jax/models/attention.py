@@ -15,7 +15,7 @@ from flax import struct
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.linear import Linear, RMSNorm
-from grpo_jax.models.rope import frequencies, query_scale, rotate
+from grpo_jax.models.rope import query_scale, rotate
 
 MASKED = -1e30
 EVERYTHING = 2**30  # a window as wide as any text
@@ -42,6 +42,7 @@ class Context(struct.PyTreeNode):
     """What a forward pass tells every layer.
 
     positions         i32[P, G or 1, T]
+    turns             cos and sin of every kind of `rope.kinds`, f32[kinds, P, G or 1, T, D/2]
     own               bool, broadcastable to [P, K, G, T, U]; the own keys a query may see
     distance          i32, broadcastable to the same; from a query back to an own key
     prefix_mask       bool[P, S] or None
@@ -51,6 +52,7 @@ class Context(struct.PyTreeNode):
     """
 
     positions: jax.Array
+    turns: tuple[jax.Array, jax.Array]
     own: jax.Array
     distance: jax.Array
     prefix_mask: jax.Array | None = None
@@ -58,29 +60,23 @@ class Context(struct.PyTreeNode):
     index: Any = None
     valid: jax.Array | None = None
 
+    def turn(self, local: "Local") -> tuple[jax.Array, jax.Array]:
+        """cos and sin of a layer's rotation, [P, G or 1, T, D/2]."""
+        return jax.tree.map(lambda part: part[local.turn], self.turns)
+
 
 class Local(NamedTuple):
-    """What differs from layer to layer: its window (None = all), and its rotary frequencies."""
+    """What differs from layer to layer: its window (None = all), and which of Context.turns."""
 
     window: Any
-    frequency: Any
-    factor: Any
+    turn: Any
 
 
 def locals_of(c: ModelConfig, start: int, stop: int) -> list[Local]:
     """The Locals of layers start .. stop - 1."""
-    out = []
-    for i in range(start, stop):
-        frequency, factor = frequencies(c, local=c.window(i) > 0)
-        wide = np.int32(c.window(i) or EVERYTHING)
-        out.append(
-            Local(
-                wide if any(c.windows[start:stop]) else None,
-                frequency,
-                np.float32(factor) if c.rope_scaling.kind == "yarn" else None,
-            )
-        )
-    return out
+    windows = [c.window(i) for i in range(start, stop)]
+    wide = lambda window: np.int32(window or EVERYTHING) if any(windows) else None  # noqa: E731
+    return [Local(wide(w), np.int32(w > 0 and c.rope_local_theta > 0)) for w in windows]
 
 
 def visible(context: Context, window) -> tuple[jax.Array, jax.Array | None]:
@@ -179,8 +175,9 @@ class Attention(nn.Module):
         q, k, v = heads("q", c.heads, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
         if c.qk_norm:
             q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
-        turn = (context.positions, local.frequency, local.factor, c.rope_interleaved)
-        q, k = rotate(q, *turn) * query_scale(c), rotate(k, *turn)
+        turn = context.turn(local)
+        q = rotate(q, turn, c.rope_interleaved) * query_scale(c)
+        k = rotate(k, turn, c.rope_interleaved)
         q = q.reshape(P, G, T, K, R, D).transpose(0, 3, 1, 4, 2, 5)
         own = Cache(k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4))
         if cache is not None:

@@ -19,6 +19,7 @@ from grpo_jax.models.experts import ROUTING, MixtureOfExperts
 from grpo_jax.models.feed_forward import FeedForward
 from grpo_jax.models.latent import LatentAttention
 from grpo_jax.models.linear import Linear, RMSNorm, project
+from grpo_jax.models.rope import turns
 from grpo_jax.types import Prompts
 
 CHECKPOINTS = {
@@ -147,7 +148,7 @@ class Decoder(nn.Module):
         Returns hidden [P, G, T, C], ready for `logits`, and the layers' Caches.
         """
         c = self.config
-        context = _context(tokens.shape[-1], positions, mask, prefix_mask, cache, index, valid)
+        context = _context(c, positions, mask, prefix_mask, cache, index, valid)
         # Tokens in one flat axis: what XLA multiplies fastest, forward and backward.
         x = self._embed(tokens.reshape(-1))
         if c.scan_layers:
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
         """
         names = ("mask", "prefix_mask", "index", "valid")
         chosen = {name: context.get(name) for name in names}
-        made = _context(following.shape[-1], positions, cache=cache, **chosen)
+        made = _context(self.config, positions, cache=cache, **chosen)
         flat = hidden.reshape(-1, hidden.shape[-1])
         x, kv = self.mtp(flat, self._embed(following.reshape(-1)), prefix, cache, made)
         return x.reshape(hidden.shape), kv
@@ -198,21 +199,23 @@ class Decoder(nn.Module):
         return self.logits(hidden)
 
 
-def _context(length, positions, mask=None, prefix_mask=None, cache=None, index=None, valid=None):
+def _context(c, positions, mask=None, prefix_mask=None, cache=None, index=None, valid=None):
     """What every layer is told: who sees whom, and where."""
-    size, queries = length, jnp.arange(length)
+    size = length = positions.shape[-1]
+    entries = jnp.arange(length)
     if cache is not None:
         size = jax.tree.leaves(cache)[0].shape[-1]
         index = jnp.asarray(index)
-        queries = index[..., None] + queries  # [T], or [P, G, T]
-    distance = queries[..., None] - jnp.arange(size)
+        entries = index[..., None] + entries  # [T], or [P, G, T]
+    distance = entries[..., None] - jnp.arange(size)
     distance = distance[None, None, None] if distance.ndim == 2 else distance[:, None]
     own = distance >= 0
     if mask is not None:
         # A padded query sees only itself, so that its softmax is defined.
         own = own & (mask[:, None, None, None] | jnp.eye(length, dtype=bool))
     prefix_positions = None if prefix_mask is None else jnp.cumsum(prefix_mask, -1) - 1
-    return Context(positions, own, distance, prefix_mask, prefix_positions, index, valid)
+    angles = turns(c, positions)
+    return Context(positions, angles, own, distance, prefix_mask, prefix_positions, index, valid)
 
 
 def _stacked(layers):

@@ -44,12 +44,13 @@ class LatentAttention(nn.Module):
         c, a = self.config, self.config.latent
         P, T = context.positions.shape[0], context.positions.shape[2]
         G = x.shape[0] // (P * T)
-        turn = (context.positions, local.frequency, local.factor, c.rope_interleaved)
+        turn = context.turn(local)
         q = self.q_b(self.q_a_norm(self.q_a(x))) if a.q_rank else self.q(x)
         q = q.reshape(P, G, T, c.heads, -1) * query_scale(c)
-        q_nope, q_rope = q[..., : a.nope_dim], rotate(q[..., a.nope_dim :], *turn)
+        q_nope, q_rope = q[..., : a.nope_dim], q[..., a.nope_dim :]
+        q_rope = rotate(q_rope, turn, c.rope_interleaved)
         latent = self.kv_a(x).reshape(P, G, T, 1, -1)
-        key = rotate(latent[..., a.kv_rank :], *turn)
+        key = rotate(latent[..., a.kv_rank :], turn, c.rope_interleaved)
         latent = jnp.concatenate([self.kv_a_norm(latent[..., : a.kv_rank]), key], -1)
         own = Cache(latent.transpose(0, 3, 1, 4, 2), None)
         if cache is not None:

@@ -75,23 +75,24 @@ def query_scale(c: ModelConfig) -> float:
     return scale
 
 
-def rotate(
-    x: jax.Array,
-    positions: jax.Array,
-    frequency: jax.Array,
-    factor: jax.Array | float | None = None,
-    interleaved: bool = False,
-) -> jax.Array:
-    """Turn each pair of x [P, G, T, N, D] by position times frequency, f32[D/2].
+def turns(c: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of positions i32[...] times the frequencies, f32[kinds, ..., D/2].
 
-    positions i32[P, G or 1, T]; a pair is (i, i + D/2), or neighbours where `interleaved`, which
-    come out as halves.
+    kinds: every layer's, and then that of layers with a window, where the config has a base for
+    them. Once for all layers: XLA would compute the cosines anew for every head of each.
     """
-    angle = positions[..., None, None].astype(jnp.float32) * frequency  # [P, G, T, 1, D/2]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    if factor is not None:
-        cos, sin = cos * factor, sin * factor
-    cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
+    kinds = [frequencies(c, local) for local in (False, True)[: 1 + (c.rope_local_theta > 0)]]
+    angle = jnp.stack([positions[..., None].astype(jnp.float32) * f for f, _ in kinds])
+    factor = jnp.array([f for _, f in kinds]).reshape(-1, *[1] * (angle.ndim - 1))
+    return jax.lax.optimization_barrier((jnp.cos(angle) * factor, jnp.sin(angle) * factor))
+
+
+def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array], interleaved: bool = False) -> jax.Array:
+    """Turn each pair of x [P, G, T, N, D] by the angle with this cos and sin, [P, G or 1, T, D/2].
+
+    A pair is (i, i + D/2), or neighbours where `interleaved`, which come out as halves.
+    """
+    cos, sin = (part[..., None, :].astype(x.dtype) for part in turn)
     half = x.shape[-1] // 2
     a, b = (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

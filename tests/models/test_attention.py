@@ -66,8 +66,9 @@ def test_without_a_prefix_it_is_plain_attention():
 
 def test_rotation_depends_on_distance_alone():
     x, y = normal(1, 1, 1, 1, D), normal(1, 1, 1, 1, D)
-    turns = np.array([1.0, 50.0**-0.5], np.float32)
-    at = lambda x, position: rotate(x, np.full((1, 1, 1), position), turns)  # noqa: E731
+    frequency = np.array([1.0, 50.0**-0.5], np.float32)
+    turn = lambda i: tuple(f(i * frequency)[None, None, None] for f in (np.cos, np.sin))  # noqa: E731
+    at = lambda x, i: rotate(x, turn(i))  # noqa: E731
     dot = lambda i, j: float((at(x, i) * at(y, j)).sum())  # noqa: E731
     np.testing.assert_allclose(dot(3, 1), dot(9, 7), atol=1e-5)
     np.testing.assert_allclose(at(x, 0), x)

@@ -88,7 +88,6 @@ def test_deepseeks_temperature_scales_the_queries_of_latent_attention_alone():
 def test_pairs_are_halves_or_neighbours(interleaved):
     x = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
     halves = np.concatenate([x[:, ::2], x[:, 1::2]], -1) if interleaved else x
-    frequency = (50.0 ** (-np.arange(0, 8, 2) / 8)).astype(np.float32)
-    positions = np.arange(9)[None, None]
-    got = rotate(x[None, None, :, None], positions, frequency, 0.5, interleaved)
+    angle = np.arange(9)[None, None, :, None] * 50.0 ** (-np.arange(0, 8, 2) / 8)
+    got = rotate(x[None, None, :, None], (0.5 * np.cos(angle), 0.5 * np.sin(angle)), interleaved)
     np.testing.assert_allclose(got[0, 0, :, 0], 0.5 * rope(halves, 50.0), atol=1e-5)
