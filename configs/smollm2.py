@@ -19,12 +19,16 @@ def get_config():
     config.prompt_length = 80
     config.rollout.prompts = 16
     config.rollout.group = 8
-    config.rollout.max_tokens = 24
-    config.steps = 40
+    config.rollout.max_tokens = 16
+    config.rollout.prompt_bucket = 64
+    config.steps = 56
     config.algorithm.beta = 0.0
-    config.optimizer.learning_rate = 2e-5
+    config.algorithm.dynamic_sampling_rounds = 1
+    config.optimizer.learning_rate = 3e-5
+    config.optimizer.schedule = "linear"
+    config.optimizer.end_factor = 0.1
     config.optimizer.warmup_steps = 3
-    config.eval.every = 10
+    config.eval.every = 14
     config.eval.problems = 256
-    config.checkpoint.every = 10
+    config.checkpoint.every = 14
     return config

@@ -1,7 +1,8 @@
 """Benchmark: python -m experiments.benchmark --workload=short [--beside="PYTHON DRIVER.py"].
 
 Times one GRPO step: sample P x G completions of exactly T tokens for prompts of exactly S tokens,
-a trivial reward, one update; random fp32 weights, vocabulary untied, no stop token can be drawn.
+a trivial reward, one update; no stop token can be drawn. Weights are fp32: random ones of the
+workload's model, head and embedding apart, or with --model those of a Hugging Face directory.
 Prints one JSON line. With --beside, another project's driver and this one take turns, each in a
 process of its own with the same sizes, and the medians of the rounds' ratios are printed.
 
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from grpo_jax.command_line import keep_freed_memory
 
@@ -44,13 +46,15 @@ WORKLOADS: dict[str, dict[str, float]] = {
         **{"prompts": 4, "prompt_len": 64, "completion_len": 128},
         **{"hidden": 512, "layers": 8, "heads": 8, "ff": 2048},
     },
+    "real": {"prompt_len": 80, "completion_len": 32},  # for --model
 }
+MODEL_SIZES = ("hidden", "layers", "heads", "kv_heads", "ff")
 COMPARED = ("s_per_step_median", "generation_s", "update_s", "peak_rss_mb")
 FP32 = 4  # bytes
 
 
 def matmul_parameters(a):
-    """Parameters of the layers' matrices, and of the head; the embedding multiplies nothing."""
+    """Parameters of the layers' matrices, and of the head; an embedding multiplies nothing."""
     head_dim = a.hidden // a.heads
     attention = 2 * a.hidden * head_dim * (a.heads + a.kv_heads)
     return a.layers * (attention + 3 * a.hidden * a.ff), a.hidden * a.vocab
@@ -138,13 +142,21 @@ def run_steps(a):
     import numpy as np
 
     from grpo_jax.learner import init_state
+    from grpo_jax.models.weights import load_weights
+    from grpo_jax.pretrained import abstract_params
     from grpo_jax.sharding import make_mesh, using
 
     mesh = make_mesh()
     model, algorithm, optimizer = make_learner(a)
     rng = np.random.default_rng(0)
     with using(mesh):
-        state = init_state(model, optimizer, jax.random.key(0), mesh, reference=algorithm.beta > 0)
+        params = (
+            load_weights(a.model, model.config, abstract_params(model, mesh)) if a.model else None
+        )
+        reference = algorithm.beta > 0
+        key = jax.random.key(0)
+        state = init_state(model, optimizer, key, mesh, reference=reference, params=params)
+        del params
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         seconds = []
         for number in range(a.steps):
@@ -166,10 +178,12 @@ def make_learner(a):
     from grpo_jax.config import defaults
     from grpo_jax.learner import make_optimizer
     from grpo_jax.models.config import ModelConfig
+    from grpo_jax.models.config_json import read_config_file
     from grpo_jax.models.decoder import Decoder
 
-    sizes = {name: getattr(a, name) for name in ("hidden", "layers", "heads", "kv_heads", "ff")}
-    model = Decoder(ModelConfig(vocab_size=a.vocab, tied=False, **sizes))
+    sizes = {name: getattr(a, name) for name in MODEL_SIZES}
+    own = ModelConfig(vocab_size=a.vocab, tied=False, **sizes)
+    model = Decoder(read_config_file(a.model) if a.model else own)
     algorithm = dataclasses.replace(PRESETS["grpo"], beta=a.beta)
     config = defaults().optimizer
     config.learning_rate = 1e-5
@@ -243,6 +257,7 @@ def peak_rss_mb():
 def compare(a):
     """Let ours and every --beside command take turns; return each one's results and the ratios."""
     sizes = [f"--{name}={getattr(a, name)}" for name in SIZES]
+    sizes += [f"--model={a.model}"] * bool(a.model)
     ours = [sys.executable, "-m", "experiments.benchmark"]
     commands = {"grpo_jax": ours} | {text: shlex.split(text) for text in a.beside}
     results: dict[str, list] = {name: [] for name in commands}
@@ -320,6 +335,7 @@ def parse(argv=None):
         usage="%(prog)s [--workload=NAME] [--<size>=N ...] [--beside=COMMAND --rounds=N]",
     )
     parser.add_argument("--workload", choices=WORKLOADS, default="short")
+    parser.add_argument("--model", type=Path, help="a Hugging Face directory, which has the sizes")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=type(value), help=f"in 'short': {value}")
     parser.add_argument(
@@ -330,6 +346,8 @@ def parse(argv=None):
     for name, value in (SIZES | WORKLOADS[a.workload]).items():
         if getattr(a, name) is None:
             setattr(a, name, value)
+    if a.model:
+        read_sizes(a, parser)
     for name in (*SIZES, "rounds"):
         low = 0 if name in ("beta", "warmup") else 2 if name == "group" else 1
         if getattr(a, name) < low:
@@ -341,6 +359,19 @@ def parse(argv=None):
             f"--heads={a.heads} must divide --hidden={a.hidden}, --kv_heads={a.kv_heads} the heads"
         )
     return a
+
+
+def read_sizes(a, parser):
+    """Set the sizes of the model in the directory a.model."""
+    from grpo_jax.models.config_json import read_config_file
+
+    try:
+        found = read_config_file(a.model)
+    except (OSError, ValueError) as error:
+        parser.error(f"--model={a.model}: {error}")
+    for name in MODEL_SIZES:
+        setattr(a, name, getattr(found, name))
+    a.vocab = found.vocab_size
 
 
 def main(argv=None):

@@ -1,14 +1,18 @@
 """Evaluate: python -m experiments.evaluate --workdir=DIR [--problems=N] [--samples=K].
 
 Scores the newest checkpoint of a run on held-out problems, and prints a table and one JSON line.
+With --config=FILE, on that config's problems; without a --workdir, the model in config.model.path.
 """
 
 import json
+from pathlib import Path
 
 from absl import flags
+from ml_collections import FrozenConfigDict
 
 from grpo_jax.command_line import run_main
 
+WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder")
 PROBLEMS = flags.DEFINE_integer(
     "problems", None, "held-out problems (default: the run's own eval.problems)", lower_bound=1
 )
@@ -17,19 +21,41 @@ SAMPLES = flags.DEFINE_integer(
 )
 
 
-def main(workdir):
-    from experiments.checkpoint import load  # imports JAX, which --help and bad flags need not
-    from grpo_jax.evaluation import evaluate
+def main():
+    from grpo_jax.evaluation import evaluate  # imports JAX, which --help and bad flags need not
     from grpo_jax.sharding import using
 
-    ex, params, step = load(workdir)
+    ex, params, step = _examined()
     problems = ex.config.eval.problems if PROBLEMS.value is None else PROBLEMS.value
     samples = ex.config.eval.samples if SAMPLES.value is None else SAMPLES.value
     with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
         metrics = evaluate(ex, params, rewarder, problems, samples)
-    print_table(f"{workdir}, step {step}", metrics)
+    print_table(f"{WORKDIR.value or ex.source}, step {step}: {ex.task.name}", metrics)
     shown = {name: None if value != value else value for name, value in metrics.items()}  # NaN
     print(json.dumps({"step": step, "samples": samples, **shown}))
+
+
+def _examined():
+    """(experiment, params, step): the run's own, with the problems of --config if there is one."""
+    from experiments.checkpoint import load
+    from grpo_jax.config import UsageError, resolve
+    from grpo_jax.experiment import build
+    from grpo_jax.pretrained import pretrained
+
+    config = flags.FLAGS.config and resolve(flags.FLAGS.config).to_dict()
+    if WORKDIR.value is None:
+        if not (config and config["model"]["path"]):
+            raise UsageError(
+                "--workdir=DIR is needed, the folder of a run, or --config=FILE with a model.path"
+            )
+        ex = build(FrozenConfigDict(config))
+        return ex, pretrained(ex), 0
+    ex, params, step = load(Path(WORKDIR.value))
+    if config:
+        own = ex.config.to_dict()
+        kept = {name: own[name] for name in ("model", "tokenizer", "mesh")}
+        ex = build(FrozenConfigDict(config | kept))
+    return ex, params, step
 
 
 def print_table(title, metrics):
@@ -53,4 +79,4 @@ def print_table(title, metrics):
 
 
 if __name__ == "__main__":
-    run_main(main, with_config=False)
+    run_main(main, with_workdir=False)

@@ -87,6 +87,7 @@ def test_sample_prints_a_line_for_each_completion(run):
         ("sample", ["--workdir={run}"], "--prompt"),
         ("evaluate", ["--workdir={nothing}"], "holds no run"),
         ("evaluate", [], "--workdir=DIR is needed"),
+        ("evaluate", ["--config=configs/quick.py"], "--config=FILE with a model.path"),
         ("evaluate", ["--workdir={run}", "--samples=-1"], "--samples=-1"),
     ],
 )
@@ -118,6 +119,16 @@ def test_evaluate_prints_a_table_and_then_json(run):
     assert result["accuracy/low"] <= result["accuracy"] <= result["accuracy/high"]
     assert {"pass@1", "pass@2", "pass@2/low"} <= result.keys()
     assert any("pass@2" in line and " to " in line for line in table)
+
+
+def test_evaluate_asks_a_run_the_problems_of_another_config(run):
+    other = ("--config=configs/quick.py", "--config.task.digits=1", "--config.task.heldout_size=8")
+    small = ("--config.prompt_length=8", "--problems=3")
+    done = program("evaluate", f"--workdir={run}", *other, *small)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["n"], result["step"]) == (3, 2)
+    assert "completions/mean_length" in result and "addition" in done.stdout
 
 
 SMALL = ["--prompts=4", "--group=4", "--prompt_len=32", "--completion_len=16", "--hidden=64"]

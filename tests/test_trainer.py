@@ -21,13 +21,12 @@ from grpo_jax.runs import open_run
 from grpo_jax.types import Batch, Rollouts, TrainState
 
 STEPS = 24
-LEARNS = tiny_config(
-    **{
-        **{"steps": STEPS, "rewards": {"tiny:sevens": 1.0}, "task.digits": 1},
-        **{"rollout.max_tokens": 6, "rollout.prompts": 4, "optimizer.learning_rate": 3e-2},
-        **{"algorithm.beta": 0.001, "algorithm.reference_refresh": STEPS, "checkpoint.every": 0},
-    }
-)
+EASY = {
+    **{"steps": STEPS, "rewards": {"tiny:sevens": 1.0}, "task.digits": 1},
+    **{"rollout.max_tokens": 6, "rollout.prompts": 4, "optimizer.learning_rate": 3e-2},
+    **{"algorithm.beta": 0.001, "algorithm.reference_refresh": STEPS, "checkpoint.every": 0},
+}
+LEARNS = tiny_config(**EASY)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +101,20 @@ def test_metrics_of_a_rollout():
 def test_speculative_decoding_needs_a_layer_that_drafts():
     with pytest.raises(ValueError, match=r"rollout.speculative=True .*: model.mtp=1, not 0"):
         build(tiny_config(**{"rollout.speculative": True}))
+
+
+def test_a_drafting_model_learns_from_what_it_sampled_by_its_drafts(tmp_path):
+    """Speculative decoding in the whole loop: the learner's log-probs are the sampler's."""
+    trainer.train(tiny_config(**EASY, **{"model.mtp": 1, "rollout.speculative": True}), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rewards = [r["reward"] for r in records]
+    assert np.mean(rewards[:4]) < 0.25 and np.mean(rewards[-4:]) > 0.75
+    assert max(r["sampling/sampling_logp_difference/mean"] for r in records) < 1e-4
+    for r in records:
+        assert 0 <= r["speculative/acceptance_rate"] <= 1 <= r["speculative/tokens_per_step"] <= 2
+    # Where all completions come to be alike, drafts come to be right.
+    accepted = [r["speculative/acceptance_rate"] for r in records]
+    assert np.mean(accepted[-4:]) > max(0.5, np.mean(accepted[:4]))
 
 
 def test_dropped_prompts_are_counted_and_the_position_holds():
