@@ -14,7 +14,10 @@ REWARDS: dict[str, Reward] = {
     "last_number": last_number,
 }
 # Imported when asked for: name -> its import path, and the extra that it needs.
-EXTRAS = {"math_verify": ("grpo_jax.rewards.math:math_verify", "math")}
+EXTRAS = {
+    "math_verify": ("grpo_jax.rewards.math:math_verify", "math"),
+    "code": ("grpo_jax.rewards.code:code", "code"),
+}
 
 
 def resolve(name: str, accuracy: Reward | None = None) -> Reward:
