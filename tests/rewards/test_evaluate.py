@@ -216,7 +216,8 @@ def test_a_signal_to_all_leaves_no_process_and_an_unguarded_script_works(tmp_pat
             """
             import multiprocessing, signal, time
             print("main", flush=True)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves one ignored
+                signal.signal(number, signal.default_int_handler)
             from grpo_jax.rewards import Rewarder
             from grpo_jax.tasks import Problem
             rewarder = Rewarder({"slow": lambda completions: time.sleep(60)}, workers=1)
