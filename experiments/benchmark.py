@@ -54,7 +54,7 @@ FP32 = 4  # bytes
 
 
 def matmul_parameters(a):
-    """Parameters of the layers' matrices, and of the head; an embedding multiplies nothing."""
+    """Parameters of the layers' matrices, and of the head; the embedding multiplies nothing."""
     head_dim = a.hidden // a.heads
     attention = 2 * a.hidden * head_dim * (a.heads + a.kv_heads)
     return a.layers * (attention + 3 * a.hidden * a.ff), a.hidden * a.vocab
@@ -369,6 +369,8 @@ def read_sizes(a, parser):
         found = read_config_file(a.model)
     except (OSError, ValueError) as error:
         parser.error(f"--model={a.model}: {error}")
+    if found.experts.count or found.latent.kv_rank or found.head_dim * found.heads != found.hidden:
+        parser.error(f"--model={a.model}: FLOPs are counted for plain heads and layers alone")
     for name in MODEL_SIZES:
         setattr(a, name, getattr(found, name))
     a.vocab = found.vocab_size

@@ -2,14 +2,11 @@
 
 What GRPO on a model takes on one device, from the compiler's own analysis: nothing is loaded and
 nothing runs. --model is a published checkpoint's name (grpo_jax/models/sizes.py) or a Hugging Face
-directory. Prints a table and one JSON line; sizes in GiB. --topology=v5p:2x2x1 compiles for such a
-TPU without one, which takes the package libtpu; a CPU's own analysis of bfloat16 counts weights
-twice, as it multiplies copies in float32.
+directory. Prints a table and one JSON line; sizes in GiB.
 """
 
 import dataclasses
 import json
-from functools import partial
 from typing import Any
 
 from absl import flags
@@ -27,7 +24,6 @@ LORA = flags.DEFINE_integer("lora", 0, "rank of adapters; 0 = train all", lower_
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation")
 PARAM_DTYPE = flags.DEFINE_string("param_dtype", "bfloat16", "of the parameters and Adam's moments")
 REMAT = flags.DEFINE_string("remat", "full", "what the backward pass recomputes")
-TOPOLOGY = flags.DEFINE_string("topology", None, "a TPU to compile for; default: what is here")
 GIB = 2**30
 
 
@@ -48,8 +44,7 @@ def main():
     # The optimizer's state stays while completions are sampled.
     sizes["peak"] = max(sizes["update/total"], sizes["sample/total"] + sizes["optimizer"])
     count = sum(x.size for x in jax.tree.leaves(state.policy))
-    device = jax.tree.leaves(state.policy)[0].sharding.mesh.devices.flat[0].device_kind
-    result = {"model": MODEL.value, "device": device, "count": count}
+    result = {"model": MODEL.value, "device": jax.devices()[0].device_kind, "count": count}
     result |= {name: round(value / GIB, 3) for name, value in sizes.items()}
     for name, value in result.items():
         print(f"{name:20} {value}")
@@ -79,7 +74,6 @@ def _compiled(model):
     """The compiled sampler and update, and the state's shapes."""
     import jax
     import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec
 
     from grpo_jax import algorithms, learner
     from grpo_jax.config import defaults
@@ -90,9 +84,7 @@ def _compiled(model):
     from grpo_jax.types import Batch, Prompts
 
     P, G, S, T = PROMPTS.value, GROUP.value, PROMPT_LENGTH.value, MAX_TOKENS.value
-    mesh = make_mesh(devices=_devices())
-    whole = NamedSharding(mesh, PartitionSpec())
-    shape: Any = partial(jax.ShapeDtypeStruct, sharding=whole)
+    shape: Any = jax.ShapeDtypeStruct
     prompts = Prompts(shape((P, S), jnp.int32), shape((P, S), bool))
     numbers = shape((P, G, T), jnp.float32)
     batch = Batch(
@@ -103,7 +95,7 @@ def _compiled(model):
         numbers,
     )
     optimizer = learner.make_optimizer(defaults().optimizer, 100)
-    state = learner.abstract_state(model, optimizer, mesh, reference=False)
+    state = learner.abstract_state(model, optimizer, make_mesh(), reference=False)
     if BASE.value != "none":
         state = state.replace(
             base=jax.eval_shape(lambda b: quantize_kernels(b, BASE.value), state.base)
@@ -121,15 +113,6 @@ def _compiled(model):
         accumulation=PARTS.value,
     ).compile()
     return sampled, updated, state
-
-
-def _devices():
-    """Those of --topology, which need not exist; None for the machine's own."""
-    from jax.experimental import topologies
-
-    if TOPOLOGY.value is None:
-        return None
-    return topologies.get_topology_desc(TOPOLOGY.value, "tpu").devices
 
 
 def _analysis(compiled):

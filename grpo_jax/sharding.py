@@ -26,16 +26,16 @@ RULES = (
 )
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
-    """A mesh of data x fsdp x tensor of `devices` (None: the machine's); ValueError for too few."""
-    devices, size = devices or jax.devices(), data * fsdp * tensor
-    if size > len(devices):
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of data x fsdp x tensor devices; ValueError if there are fewer devices."""
+    size = data * fsdp * tensor
+    if size > len(jax.devices()):
         raise ValueError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {size} devices; "
-            f"there are {len(devices)}"
+            f"there are {len(jax.devices())}"
         )
-    auto = (AxisType.Auto,) * 3
-    return jax.make_mesh((data, fsdp, tensor), AXES, auto, devices=devices[:size])
+    devices = jax.devices()[:size]
+    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 @contextlib.contextmanager

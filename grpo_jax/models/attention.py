@@ -42,7 +42,7 @@ class Context(struct.PyTreeNode):
     """What a forward pass tells every layer.
 
     positions         i32[P, G or 1, T]
-    turns             cos and sin of every kind of `rope.kinds`, f32[kinds, P, G or 1, T, D/2]
+    turns             cos and sin, as `rope.turns` returns them, f32[kinds, P, G or 1, T, D/2]
     own               bool, broadcastable to [P, K, G, T, U]; the own keys a query may see
     distance          i32, broadcastable to the same; from a query back to an own key
     prefix_mask       bool[P, S] or None

@@ -66,26 +66,26 @@ def run(script: str, stdin: bytes, limits: Limits) -> Run:
     """
     check()
     with (
-        _file(script.encode()) as code,
+        _file(script.encode(errors="replace")) as code,
         _file(_filter()) as rules,
         _file(stdin) as given,
         _file(b"") as output,
     ):
         gone, held = os.pipe()
         try:
-            process = subprocess.Popen(
-                _command(limits, code, rules, held),
-                stdin=given,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(code, rules, held),
-                env={},
-            )
-            os.close(held)
+            try:
+                process = subprocess.Popen(
+                    _command(limits, code, rules, held),
+                    stdin=given,
+                    stdout=output,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(code, rules, held),
+                    env={},
+                )
+            finally:
+                os.close(held)
             status = _wait(process, limits.wall_s)
-            os.read(
-                gone, 1
-            )  # ends with the sandbox's first process, and the kernel ends the others
+            os.read(gone, 1)  # until the sandbox's first process ends, and so the kernel the others
         finally:
             os.close(gone)
         if status is None:
