@@ -18,6 +18,7 @@ from grpo_jax.config import defaults
 def get_config():
     config = defaults()
     config.model.path = "models/SmolLM2-135M-Instruct"
+    config.model.dtype = "bfloat16"
     config.task.name = "word_problems"
     config.task.template = "chat"
     config.task.heldout_size = 256
@@ -27,14 +28,14 @@ def get_config():
     config.rollout.group = 8
     config.rollout.max_tokens = 16
     config.rollout.prompt_bucket = 64
-    config.steps = 56
+    config.steps = 72
     config.algorithm.beta = 0.0
     config.algorithm.dynamic_sampling_rounds = 1
     config.optimizer.learning_rate = 3e-5
     config.optimizer.schedule = "linear"
     config.optimizer.end_factor = 0.1
     config.optimizer.warmup_steps = 3
-    config.eval.every = 28
+    config.eval.every = 36
     config.eval.problems = 256
-    config.checkpoint.every = 28
+    config.checkpoint.every = 36
     return config

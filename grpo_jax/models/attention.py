@@ -15,6 +15,7 @@ from flax import struct
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.linear import Linear, RMSNorm
+from grpo_jax.models.products import matmul
 from grpo_jax.models.rope import query_scale, rotate
 
 MASKED = -1e30
@@ -123,7 +124,7 @@ def attend(
     P, K, G, R, T, D = q.shape
     U, E = own.v.shape[3:]
     chex.assert_shape([own.k, own.v], [(P, K, G, D, U), (P, K, G, U, E)])
-    logits = _capped(_products(q.reshape(P, K, G, R * T, D), own.k), softcap)
+    logits = _capped(matmul(q.reshape(P, K, G, R * T, D), own.k), softcap)
     logits = logits.reshape(P, K, G, R, T, U)
     logits = jnp.where(own_mask[:, :, :, None], logits, MASKED)
     top = logits.max(-1)
@@ -131,24 +132,20 @@ def attend(
         assert prefix_mask is not None, "a prefix comes with its mask"
         S = prefix.v.shape[2]
         chex.assert_shape([prefix.k, prefix.v], [(P, K, D, S), (P, K, S, E)])
-        pre = _capped(_products(q.reshape(P, K, G * R * T, D), prefix.k), softcap)
+        pre = _capped(matmul(q.reshape(P, K, G * R * T, D), prefix.k), softcap)
         pre = jnp.where(prefix_mask, pre.reshape(P, K, G, R, T, S), MASKED)
         top = jnp.maximum(top, pre.max(-1))
     top = jax.lax.stop_gradient(top)  # the softmax does not depend on the shift
     weight = jnp.exp(logits - top[..., None])
     total = weight.sum(-1)
-    out = _products(weight.reshape(P, K, G, R * T, U).astype(q.dtype), own.v)
+    out = matmul(weight.reshape(P, K, G, R * T, U).astype(q.dtype), own.v)
     out = out.reshape(P, K, G, R, T, E)
     if prefix is not None:
         weight = jnp.exp(pre - top[..., None])
         total += weight.sum(-1)
         weight = weight.reshape(P, K, G * R * T, S).astype(q.dtype)
-        out += _products(weight, prefix.v).reshape(P, K, G, R, T, E)
+        out += matmul(weight, prefix.v).reshape(P, K, G, R, T, E)
     return (out / total[..., None]).astype(q.dtype)
-
-
-def _products(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _capped(logits: jax.Array, cap: float) -> jax.Array:

@@ -18,7 +18,8 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.experts import ROUTING, MixtureOfExperts
 from grpo_jax.models.feed_forward import FeedForward
 from grpo_jax.models.latent import LatentAttention
-from grpo_jax.models.linear import Linear, RMSNorm, project
+from grpo_jax.models.linear import Linear, RMSNorm
+from grpo_jax.models.products import project
 from grpo_jax.models.rope import turns
 from grpo_jax.types import Prompts
 
@@ -187,7 +188,7 @@ class Decoder(nn.Module):
         """hidden [..., C] -> f32 logits [..., V]."""
         c = self.config
         kernel = self.embed.embedding if c.tied else self.head
-        out = project(hidden, jnp.asarray(kernel, c.dtype))
+        out = project(hidden, kernel)
         return c.logit_softcap * jnp.tanh(out / c.logit_softcap) if c.logit_softcap else out
 
     def initialise(self, tokens):

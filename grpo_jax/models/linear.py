@@ -8,19 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.products import project
 from grpo_jax.models.quantized import dense
-
-# Up to this many rows (decoding), XLA for CPUs multiplies kernel @ x.T faster than its transpose.
-FEW_ROWS = 64
-
-
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] times kernel [out, in], transposed -> f32 [..., out]."""
-    if x.ndim == 2 and x.shape[0] <= FEW_ROWS:
-        out = jnp.matmul(kernel, x.T, preferred_element_type=jnp.float32)
-        return jax.lax.optimization_barrier(out).T  # without it, XLA turns the product around again
-    contract = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, kernel, contract, preferred_element_type=jnp.float32)
 
 
 class Linear(nn.Module):
@@ -62,7 +51,7 @@ class Linear(nn.Module):
     def _param(self, name, init, shape, axes, kept):
         init = nn.with_logical_partitioning(init, axes)
         value: Any = self.param(name, init, shape, kept)
-        return jnp.asarray(dense(value), self.config.dtype)
+        return dense(value)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] -> [..., width]."""
@@ -77,7 +66,7 @@ class Linear(nn.Module):
     def weight(self) -> jax.Array:
         """The kernel [width, in] with its adapters merged in."""
         if not self.adapted:
-            return self.kernel
+            return self.kernel.astype(self.config.dtype)
         delta = jnp.matmul(self.lora_b, self.lora_a, preferred_element_type=jnp.float32)
         return (self.kernel + self.scale * delta).astype(self.config.dtype)
 
