@@ -3,6 +3,7 @@
 N tokens, E experts, A active experts a token, C hidden width, F an expert's width.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -63,10 +64,7 @@ def expert_outputs(x, weights, ids, gate, up, down, act) -> jax.Array:
     order = jnp.argsort(ids.reshape(-1), stable=True)
     sizes = jnp.bincount(ids.reshape(-1), length=gate.shape[0]).astype(jnp.int32)
 
-    def product(rows, kernel):
-        out = jax.lax.ragged_dot(rows, kernel, sizes, preferred_element_type=jnp.float32)
-        return out.astype(x.dtype)
-
+    product = partial(jax.lax.ragged_dot, group_sizes=sizes)
     rows = x[order // A]
     out = product(act(product(rows, gate)) * product(rows, up), down)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(N * A))  # the inverse permutation
