@@ -141,10 +141,10 @@ def run_steps(a):
     import jax
     import numpy as np
 
-    from grpo_jax.learner import init_state
     from grpo_jax.models.weights import load_weights
     from grpo_jax.pretrained import abstract_params
     from grpo_jax.sharding import make_mesh, using
+    from grpo_jax.train_state import init_state
 
     mesh = make_mesh()
     model, algorithm, optimizer = make_learner(a)

@@ -75,7 +75,7 @@ def _compiled(model):
     import jax
     import jax.numpy as jnp
 
-    from grpo_jax import algorithms, learner
+    from grpo_jax import algorithms, learner, train_state
     from grpo_jax.config import defaults
     from grpo_jax.models.quantized import quantize_kernels
     from grpo_jax.rollout.filters import Sampling
@@ -95,7 +95,7 @@ def _compiled(model):
         numbers,
     )
     optimizer = learner.make_optimizer(defaults().optimizer, 100)
-    state = learner.abstract_state(model, optimizer, make_mesh(), reference=False)
+    state = train_state.abstract_state(model, optimizer, make_mesh(), reference=False)
     if BASE.value != "none":
         state = state.replace(
             base=jax.eval_shape(lambda b: quantize_kernels(b, BASE.value), state.base)

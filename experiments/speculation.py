@@ -58,10 +58,11 @@ def fine_tune(ex):
     """The parameters after supervised fine-tuning, the drafting layer with the decoder."""
     import jax
 
-    from grpo_jax.learner import init_state, make_optimizer, update
+    from grpo_jax.learner import make_optimizer, update
     from grpo_jax.sft import LIKELIHOOD, Solved, optimizer_config, supervised_batch
     from grpo_jax.sharding import put_batch
     from grpo_jax.tasks.loader import batches
+    from grpo_jax.train_state import init_state
 
     c = ex.config
     optimizer = make_optimizer(optimizer_config(c), STEPS.value)

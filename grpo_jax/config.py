@@ -107,6 +107,7 @@ def _learning() -> dict[str, Any]:
     return {
         "optimizer": {
             "learning_rate": 2e-4,
+            "critic_learning_rate": 0.0,  # of PPO's critic; 0 = the same
             "schedule": "constant",  # or 'cosine', 'linear'
             "warmup_steps": 0,
             "end_factor": 0.0,  # last learning rate / learning_rate
@@ -303,12 +304,11 @@ def _check_batch(config: dict[str, Any]) -> None:
         algorithms.validate(algorithm, config["rollout"]["group"])
     except ValueError as error:
         raise UsageError(f"config.algorithm: {error}") from error
-    for name, lacks in (("gae", "a critic"), ("process", "rewards of single steps")):
-        if algorithm.advantage == name:
-            raise UsageError(
-                f"config.algorithm.advantage={name!r} (preset {config['algorithm']['preset']!r}) "
-                f"needs {lacks}, which the trainer does not have"
-            )
+    if algorithm.advantage == "process":
+        raise UsageError(
+            f"config.algorithm.advantage='process' (preset {config['algorithm']['preset']!r}) "
+            "needs rewards of single steps, which the trainer does not have"
+        )
     rollout, mesh = config["rollout"], config["mesh"]
     devices = mesh["data"] * mesh["fsdp"]
     _divides("rollout.prompts", rollout["prompts"], "algorithm.minibatches", algorithm.minibatches)

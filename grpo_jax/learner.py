@@ -3,11 +3,10 @@
 P prompts, G group, T completion length; N micro-batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +15,14 @@ from jax.sharding import Mesh
 
 from grpo_jax import algorithms
 from grpo_jax.algorithms import Algorithm
+from grpo_jax.models.critic import critic_values
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps, token_logps
-from grpo_jax.models.lora import ADAPTERS
-from grpo_jax.models.quantized import is_quantized
 from grpo_jax.models.score import Routing, draft_hidden, score
-from grpo_jax.sharding import shardings, unbox
-from grpo_jax.types import Batch, Rollouts, TrainState, merged
+from grpo_jax.train_state import Critic, abstract_state
+from grpo_jax.types import Batch, CriticState, Rollouts, TrainState, merged
 
 NEVER = 2**30
-BIAS = "router_bias"
 
 
 def make_optimizer(config, updates: int) -> optax.GradientTransformation:
@@ -62,87 +59,6 @@ def _decayed(params):
     return jax.tree.map_with_path(lambda path, _: not exempt(path), params)
 
 
-def split_params(params: Any) -> tuple[Any, Any, Any]:
-    """A policy's parameters as TrainState keeps them: (params, router, base); see there."""
-    flat = flax.traverse_util.flatten_dict(params)
-    adapters = any(path[-1] in ADAPTERS for path in flat)
-
-    def part(chosen: Callable[[str], bool]) -> Any:
-        leaves = {path: x for path, x in flat.items() if chosen(path[-1])}
-        return flax.traverse_util.unflatten_dict(leaves) if leaves else None
-
-    if adapters:  # what routes the frozen experts is frozen too
-        return part(ADAPTERS.__contains__), None, part(lambda name: name not in ADAPTERS)
-    return part(lambda name: name != BIAS), part(lambda name: name == BIAS), None
-
-
-def init_state(
-    model: Decoder,
-    optimizer: optax.GradientTransformation,
-    rng: jax.Array,
-    mesh: Mesh,
-    *,
-    reference: bool,
-    params: Any = None,
-) -> TrainState:
-    """A TrainState on the mesh, sharded as the parameters' logical axes say.
-
-    params     parameters to start from, which the state takes over (an update donates them); what
-               they lack (adapters), or all, is drawn from rng
-    reference  keep a copy of the parameters as the reference policy, unless the base serves
-    """
-    init = _initialiser(model, optimizer, reference)
-    place = shardings(jax.eval_shape(init, rng), mesh)
-    if params is None:
-        return jax.jit(lambda key: unbox(init(key)), out_shardings=place)(rng)
-    like = unbox(jax.eval_shape(init, rng)).policy
-    flat, given = (flax.traverse_util.flatten_dict(tree) for tree in (like, params))
-    where = flax.traverse_util.flatten_dict(place.policy)
-    put = {
-        k: x if is_quantized(x) else jax.device_put(x.astype(flat[k].dtype), where[k])
-        for k, x in given.items()
-    }
-    lacking = {k: sharding for k, sharding in where.items() if k not in given}
-
-    def draw(key):
-        drawn = flax.traverse_util.flatten_dict(unbox(init(key)).policy)
-        return {k: drawn[k] for k in lacking}
-
-    put |= jax.jit(draw, out_shardings=lacking)(rng) if lacking else {}
-    policy = flax.traverse_util.unflatten_dict(put)
-    trained, router, base = split_params(policy)
-    opt_state = jax.jit(optimizer.init, out_shardings=place.opt_state)(trained)
-    ref = jax.tree.map(jnp.copy, policy) if reference and base is None else None
-    return TrainState(jnp.int32(0), trained, opt_state, ref, rng, router, base)
-
-
-def abstract_state(
-    model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh, *, reference: bool
-) -> TrainState:
-    """The shapes and shardings of `init_state`, to restore a checkpoint into."""
-    init = _initialiser(model, optimizer, reference)
-    boxed = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        unbox(boxed),
-        shardings(boxed, mesh),
-    )
-
-
-def _initialiser(model, optimizer, reference):
-    def init(rng):
-        tokens = jnp.zeros((1, 1, 2), jnp.int32)
-        policy = model.init(rng, tokens, method=Decoder.initialise)["params"]
-        trained, router, base = split_params(policy)
-        lora = model.config.lora
-        if lora.rank and base is None:
-            raise ValueError(f"model.lora.targets={lora.targets!r} matches no linear layer")
-        ref = jax.tree.map(jnp.copy, policy) if reference and base is None else None
-        return TrainState(jnp.int32(0), trained, optimizer.init(trained), ref, rng, router, base)
-
-    return init
-
-
 @partial(jax.jit, static_argnames=("model", "algorithm", "temperature"))
 def prepare(
     state: TrainState,
@@ -156,7 +72,8 @@ def prepare(
     """Rollouts and rewards f32[P, G] -> a Batch: advantages, and the log-probs they need.
 
     A completion whose reward is NaN (abstained) leaves the loss. Reference log-probs are
-    computed when beta > 0, old ones when a rollout is used in several updates.
+    computed when beta > 0, old ones when a rollout is used in several updates, values and returns
+    when the state has a critic.
     """
     r, mask = rollouts, rollouts.mask
 
@@ -172,7 +89,11 @@ def prepare(
     kl = None
     if logp_ref is not None and algorithm.kl_in == "reward":
         kl = algorithms.KLS[algorithm.kl](r.logp, logp_ref, mask)
-    advantages = algorithms.compute_advantages(algorithm, rewards, mask, kl=kl)
+    values = returns = None
+    if state.critic is not None:
+        values = _values(model, state, r.prompts, r.tokens)
+        returns = algorithms.compute_returns(algorithm, rewards, mask, values, kl=kl)
+    advantages = algorithms.compute_advantages(algorithm, rewards, mask, kl=kl, values=values)
     mask = mask & ~jnp.isnan(rewards)[..., None]
     if algorithm.mask_truncated:
         mask = algorithms.drop_truncated(mask, r.finished)
@@ -190,16 +111,25 @@ def prepare(
             entropy=r.entropy,
             rng=jax.random.fold_in(state.rng, state.step),
         )
+    nats = (r.logp, logp_old, logp_ref)
     return Batch(
-        r.prompts, r.tokens, mask, advantages, r.logp, logp_old, logp_ref, correction, selection
+        r.prompts, r.tokens, mask, advantages, *nats, correction, selection, values, returns
     )
+
+
+def _values(model, state, prompts, tokens):
+    """The critic's values f32[P, G, T] of whole completions."""
+    critic, hidden = state.critic.params, None
+    if "body" not in critic:
+        hidden = score(model, state.policy, prompts, tokens).hidden
+    return critic_values(model, critic, state.frozen, prompts, tokens, hidden)
 
 
 @partial(
     jax.jit,
     static_argnames=(
         *("model", "optimizer", "algorithm", "temperature", "accumulation", "mesh"),
-        "joint_mtp",
+        *("joint_mtp", "critic"),
     ),
     donate_argnames=("state",),
 )
@@ -214,6 +144,7 @@ def update(
     accumulation: int = 1,
     mesh: Mesh | None = None,
     joint_mtp: bool = False,
+    critic: Critic | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a minibatch, and its metrics, f32[].
 
@@ -222,6 +153,7 @@ def update(
     donated; with its `mesh` given, the new one lies exactly as the old one did, which XLA alone
     does not promise. Non-finite gradients leave the parameters as they were. `joint_mtp` lets the
     loss of a multi-token prediction layer reach the decoder; else it trains that layer alone.
+    A state with a critic needs `critic`, as `init_state` had it.
     """
     weights = algorithms.token_weights(batch.mask, algorithm.aggregation, batch.mask.shape[-1])
     share = algorithms.token_weights(batch.mask, "token_mean")
@@ -235,25 +167,34 @@ def update(
         joint_mtp=joint_mtp,
     )
     parts = (batch, weights, share)
-    gradient, (metrics, load) = _gradient(loss, state.params, parts, accumulation)
+    trained = state.params, None if state.critic is None else state.critic.params
+    (gradient, slope), (metrics, load) = _gradient(loss, trained, parts, accumulation)
     steps, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, steps)
     metrics |= load_metrics(load)
     metrics["grad_norm"] = optax.tree.norm(gradient)
     metrics["learning_rate"] = optax.tree_utils.tree_get(opt_state, "hyperparams")["learning_rate"]
     metrics["skipped_updates"] = opt_state.total_notfinite
-    metrics["skipped_in_a_row"] = opt_state.notfinite_count
-    router = state.router
-    if router is not None:
-        rate = jnp.where(opt_state.last_finite, model.config.experts.bias_rate, 0.0)
-        router = jax.tree.map(partial(_balanced, rate), router, load)
-    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, router=router)
+    moved, skipped = _moved_critic(critic, state.critic, slope)
+    metrics["skipped_in_a_row"] = jnp.maximum(opt_state.notfinite_count, skipped)
+    rate = jnp.where(opt_state.last_finite, model.config.experts.bias_rate, 0.0)
+    router = state.router and jax.tree.map(partial(_balanced, rate), state.router, load)
+    new = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, router=router, critic=moved
+    )
     if mesh is not None and mesh.size > 1:
         reference = state.ref_params is not None
-        like = abstract_state(model, optimizer, mesh, reference=reference)
-        place = jax.tree.map(lambda x: x.sharding, like)
-        new = jax.lax.with_sharding_constraint(new, place)
+        like = abstract_state(model, optimizer, mesh, reference=reference, critic=critic)
+        new = jax.lax.with_sharding_constraint(new, jax.tree.map(lambda x: x.sharding, like))
     return new, metrics
+
+
+def _moved_critic(critic: Critic | None, old: CriticState | None, gradient):
+    """The critic after a step of its optimizer, and how many in a row were skipped."""
+    if critic is None or old is None:
+        return None, 0
+    steps, opt_state = critic.optimizer.update(gradient, old.opt_state, old.params)
+    return CriticState(optax.apply_updates(old.params, steps), opt_state), opt_state.notfinite_count
 
 
 def _gradient(loss, params, parts, accumulation: int):
@@ -274,8 +215,12 @@ def _gradient(loss, params, parts, accumulation: int):
     return jax.lax.scan(micro, zeros, parts)[0]
 
 
-def _loss(state, params, batch: Batch, weights, share, *, model, algorithm, temperature, **mtp):
-    """The loss of a part of a minibatch, and (its metrics, its experts' load)."""
+def _loss(state, trained, batch: Batch, weights, share, *, model, algorithm, temperature, **mtp):
+    """The loss of a part of a minibatch, and (its metrics, its experts' load).
+
+    trained  the policy's parameters and the critic's, None without one
+    """
+    params, critic = trained
     policy = merged(state.base, state.router, params)
     scored = score(model, policy, batch.prompts, batch.tokens, batch.mask)
     logp, entropy = token_logps(model, policy, scored.hidden, batch.tokens, temperature)
@@ -296,8 +241,23 @@ def _loss(state, params, batch: Batch, weights, share, *, model, algorithm, temp
     extra, load = _model_loss(model, policy, batch, scored, share, metrics, **mtp)
     gap = jnp.where(batch.mask, jnp.abs(jax.lax.stop_gradient(logp) - batch.logp_rollout), 0.0)
     loss += extra
+    if critic is not None:
+        frozen, hidden = state.frozen, scored.hidden
+        values = critic_values(model, critic, frozen, batch.prompts, batch.tokens, hidden)
+        extra, more = _value_loss(algorithm, batch, values, weights)
+        loss += extra
+        metrics |= more | {"val/mean": (share * values).sum()}
     metrics |= {"loss": loss, "sampling/sampling_logp_difference/mean": (share * gap).sum()}
     return loss, (metrics, load)
+
+
+def _value_loss(algorithm: Algorithm, batch: Batch, values: jax.Array, weights: jax.Array):
+    """The critic's part of the loss, and its metrics."""
+    assert batch.values is not None and batch.returns is not None, "prepare() had no critic"
+    arrays = values, batch.values, batch.returns, batch.mask, weights
+    clip, coefficient = algorithm.value_clip, algorithm.value_coef
+    loss, metrics = algorithms.value_loss(*arrays, value_clip=clip, value_coef=coefficient)
+    return loss, metrics | {"val/loss": loss}
 
 
 def _model_loss(model, policy, batch, scored, share, metrics, *, rows: int, joint_mtp: bool):

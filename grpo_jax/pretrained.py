@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grpo_jax.experiment import Experiment
-from grpo_jax.learner import split_params
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import ADAPTERS
 from grpo_jax.models.quantized import quantize_leaf
 from grpo_jax.models.weights import load_weights
 from grpo_jax.sharding import shardings, unbox
+from grpo_jax.train_state import split_params
 from grpo_jax.types import TrainState, merged
 
 

@@ -13,7 +13,7 @@ from grpo_jax import checkpoints
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.evaluation import attempts, first_problems
 from grpo_jax.experiment import Experiment
-from grpo_jax.learner import abstract_state, init_state, make_optimizer, update
+from grpo_jax.learner import make_optimizer, update
 from grpo_jax.loop import Step, run_steps
 from grpo_jax.pretrained import pretrained, with_base
 from grpo_jax.rewards.evaluate import Rewarder
@@ -23,6 +23,7 @@ from grpo_jax.sharding import put_batch
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
 from grpo_jax.tokenizers import encode
+from grpo_jax.train_state import abstract_state, init_state
 from grpo_jax.types import Batch, TrainState
 
 # -A logp with A = 1, averaged over tokens, is the negative log-likelihood.

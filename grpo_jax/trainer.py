@@ -10,19 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from grpo_jax import algorithms, checkpoints
 from grpo_jax.evaluation import evaluate
 from grpo_jax.experiment import Experiment, build
-from grpo_jax.learner import (
-    abstract_state,
-    init_state,
-    make_optimizer,
-    minibatches,
-    prepare,
-    refresh_reference,
-    update,
-)
+from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.pretrained import pretrained, with_base
 from grpo_jax.rewards.evaluate import Rewarder
@@ -33,7 +26,8 @@ from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks.loader import batches
-from grpo_jax.types import TrainState
+from grpo_jax.train_state import Critic, abstract_state, init_state
+from grpo_jax.types import Batch, TrainState
 
 
 def train(config: Any, workdir: Path) -> None:
@@ -55,8 +49,8 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
     c = ex.config
     problems = Problems(ex)
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
-    optimizer = make_optimizer(c.optimizer, updates)
-    done, state = _start(ex, run, optimizer, problems, rewarder)
+    learners = make_optimizer(c.optimizer, updates), make_critic(ex, updates)
+    done, state = _start(ex, run, *learners, problems, rewarder)
     if done == c.steps:
         print(f"{run.folder} is finished: all {c.steps} steps are done")
         return
@@ -69,22 +63,33 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
         c,
         (done, state),
         c.steps,
-        partial(iteration, ex, optimizer, rewarder, problems),
+        partial(iteration, ex, *learners, rewarder, problems),
         problems.get_state,
         held_out if c.eval.every else None,
     )
+
+
+def make_critic(ex: Experiment, updates: int) -> Critic | None:
+    """The critic that the algorithm asks for, with its optimizer; None without one."""
+    if ex.algorithm.critic == "none":
+        return None
+    chosen = ConfigDict(ex.config.optimizer.to_dict())
+    chosen.learning_rate = chosen.critic_learning_rate or chosen.learning_rate
+    return Critic(ex.algorithm.critic, make_optimizer(chosen, updates))
 
 
 def _start(
     ex: Experiment,
     run: Run,
     optimizer: optax.GradientTransformation,
+    critic: Critic | None,
     problems: "Problems",
     rewarder: Rewarder,
 ) -> tuple[int | None, TrainState]:
     """The newest checkpoint's step and state, or None and what the cold start leads to."""
-    c, reference = ex.config, ex.algorithm.beta > 0
-    abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=reference)
+    c = ex.config
+    options: Any = {"reference": ex.algorithm.beta > 0, "critic": critic}
+    abstract = abstract_state(ex.model, optimizer, ex.mesh, **options)
     restored = checkpoints.restore_latest(run.checkpoints, abstract.replace(base=None))
     if restored is not None:
         state, position = restored
@@ -93,13 +98,13 @@ def _start(
     cold = run.folder / "cold_start"
     params = cold_start(ex, rewarder, cold) if c.sft.steps else pretrained(ex)
     key = jax.random.key(c.seed)
-    state = init_state(ex.model, optimizer, key, ex.mesh, reference=reference, params=params)
-    return None, state
+    return None, init_state(ex.model, optimizer, key, ex.mesh, params=params, **options)
 
 
 def iteration(
     ex: Experiment,
     optimizer: optax.GradientTransformation,
+    critic: Critic | None,
     rewarder: Rewarder,
     problems: "Problems",
     state: TrainState,
@@ -125,9 +130,10 @@ def iteration(
         temperature=c.rollout.temperature,
     )
     advantages = np.asarray(batch.advantages[..., 0])
-    state, metrics = _learn(ex, optimizer, state, batch, number)
+    explained = explained_variance(batch)
+    state, metrics = _learn(ex, optimizer, critic, state, batch, number)
     now = time.monotonic()
-    metrics |= rollout_metrics(rollout)
+    metrics |= rollout_metrics(rollout) | explained
     metrics |= {
         "data/dropped_prompts": problems.dropped,
         "time/step": now - began,
@@ -195,7 +201,7 @@ def _score(ex: Experiment, rewarder: Rewarder, problems, completions):
     return np.asarray(rewards), scores.parts, scores.timeouts
 
 
-def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
+def _learn(ex: Experiment, optimizer, critic, state: TrainState, batch, number: int):
     """Every minibatch's update, and the mean of their metrics."""
     c, algorithm = ex.config, ex.algorithm
     history = []
@@ -209,6 +215,7 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
             temperature=c.rollout.temperature,
             accumulation=c.optimizer.accumulation,
             mesh=ex.mesh,
+            critic=critic,
         )
         history.append(metrics)
         if algorithm.kl_stop is not None and float(metrics["approx_kl"]) > algorithm.kl_stop:
@@ -221,6 +228,16 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch, number: int):
     for name in ("skipped_updates", "skipped_in_a_row"):
         metrics[name] = history[-1][name]
     return state, metrics
+
+
+def explained_variance(batch: Batch) -> dict[str, float]:
+    """1 - var(returns - values) / var(returns) over tokens: 1 for a critic that knows, 0 for one
+    that knows the mean; nothing without a critic."""
+    if batch.values is None:
+        return {}
+    values, returns, mask = jax.device_get((batch.values, batch.returns, batch.mask))
+    spread = np.var(returns[mask])
+    return {"val/explained_variance": 1 - np.var((returns - values)[mask]) / max(spread, 1e-9)}
 
 
 def rollout_metrics(rollout: Collected) -> dict[str, float]:

@@ -50,6 +50,8 @@ class Batch(struct.PyTreeNode):
     logp_ref      f32[P, G, T] of the reference policy, or None when nothing needs it
     correction    f32[P, G, T], weight for the drift between sampler and learner, or None
     selection     f32[P, G, T], the algorithm's token selection, or None
+    values        f32[P, G, T], the critic's before the first update on this batch, or None
+    returns       f32[P, G, T], what the critic is to learn, or None
     """
 
     prompts: Prompts
@@ -61,6 +63,15 @@ class Batch(struct.PyTreeNode):
     logp_ref: jax.Array | None = None
     correction: jax.Array | None = None
     selection: jax.Array | None = None
+    values: jax.Array | None = None
+    returns: jax.Array | None = None
+
+
+class CriticState(struct.PyTreeNode):
+    """A critic's parameters, as `models.critic` has them, and its optimizer's state."""
+
+    params: Any
+    opt_state: Any
 
 
 class TrainState(struct.PyTreeNode):
@@ -74,6 +85,7 @@ class TrainState(struct.PyTreeNode):
     rng         PRNG key of the run; every use folds its own step in
     router      experts' auxiliary-loss-free biases, which no optimizer touches, or None
     base        the parameters that stay as they are, and are not saved, or None
+    critic      a CriticState, or None
     """
 
     step: jax.Array
@@ -83,6 +95,12 @@ class TrainState(struct.PyTreeNode):
     rng: jax.Array
     router: Any = None
     base: Any = None
+    critic: CriticState | None = None
+
+    @property
+    def frozen(self) -> Any:
+        """The policy's parameters that the optimizer does not move; may be an empty dict."""
+        return merged(self.base, self.router)
 
     @property
     def policy(self) -> Any:

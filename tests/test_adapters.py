@@ -11,12 +11,13 @@ import pytest
 from tiny import compile_fast, reference  # noqa: F401
 
 from grpo_jax.algorithms import Algorithm
-from grpo_jax.learner import init_state, prepare, update
+from grpo_jax.learner import prepare, update
 from grpo_jax.models.config import Lora
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps
 from grpo_jax.sft import LIKELIHOOD
 from grpo_jax.sharding import make_mesh
+from grpo_jax.train_state import init_state
 from grpo_jax.types import Batch, Rollouts, merged
 
 LORA = Lora(rank=3, alpha=5.0, targets="attention/(q_b|kv_b|o)|ff/(shared/)?gate")

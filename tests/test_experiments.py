@@ -18,11 +18,12 @@ from grpo_jax import algorithms, tasks
 from grpo_jax.command_line import load_config_file
 from grpo_jax.config import defaults, flatten, resolve
 from grpo_jax.experiment import build
-from grpo_jax.learner import abstract_state, update
+from grpo_jax.learner import update
 from grpo_jax.rewards import Rewarder
 from grpo_jax.rewards import resolve as resolve_reward
 from grpo_jax.sharding import make_mesh, using
 from grpo_jax.tokenizers import encode
+from grpo_jax.train_state import abstract_state
 from grpo_jax.trainer import train
 from grpo_jax.types import Batch, Prompts
 

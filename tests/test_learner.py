@@ -12,16 +12,10 @@ import pytest
 from tiny import compile_fast, reference  # noqa: F401
 
 from grpo_jax.algorithms import Algorithm
-from grpo_jax.learner import (
-    init_state,
-    make_optimizer,
-    minibatches,
-    prepare,
-    refresh_reference,
-    update,
-)
+from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.sharding import make_mesh
+from grpo_jax.train_state import init_state
 from grpo_jax.types import Batch, Rollouts
 
 C = dataclasses.replace(reference.TINY, layers=1)

@@ -15,7 +15,7 @@ from tiny import compile_fast  # noqa: F401
 from grpo_jax import algorithms, checkpoints
 from grpo_jax.config import defaults, resolve
 from grpo_jax.experiment import build
-from grpo_jax.learner import init_state, make_optimizer, prepare, update
+from grpo_jax.learner import make_optimizer, prepare, update
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.lora import ADAPTERS, merge_adapters
 from grpo_jax.models.weights import save_model
@@ -23,6 +23,7 @@ from grpo_jax.pretrained import pretrained
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.tasks.addition import SYMBOLS
 from grpo_jax.tokenizers import char_tokenizer, load_tokenizer, save_tokenizer
+from grpo_jax.train_state import init_state
 from grpo_jax.trainer import train
 from grpo_jax.types import Prompts, merged
 

@@ -9,10 +9,11 @@ import pytest
 from tiny import compile_fast, reference, tiny_config  # noqa: F401
 
 from grpo_jax.experiment import build
-from grpo_jax.learner import init_state, make_optimizer, update
+from grpo_jax.learner import make_optimizer, update
 from grpo_jax.sft import LIKELIHOOD, Solved, cold_start, optimizer_config, supervised_batch
 from grpo_jax.sharding import using
 from grpo_jax.tokenizers import encode
+from grpo_jax.train_state import init_state
 
 STEPS = 30
 CONFIG = tiny_config(

@@ -1,4 +1,4 @@
-"""Eight virtual devices in one child process: latents, experts, adapters and the prediction layer
+"""Eight virtual devices in one child process: latents, experts, adapters, critic, prediction layer
 give on a mesh what they give on one device, from weights that were read straight to their place.
 """
 
@@ -22,7 +22,8 @@ from pathlib import Path
 import flax, jax, jax.numpy as jnp, numpy as np, optax
 from hugging_face import abstract
 from reference import SPARSE, make_prompts
-from grpo_jax.learner import abstract_state, init_state, update
+from grpo_jax.learner import update
+from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.models import weights
 from grpo_jax.models.config import Lora
 from grpo_jax.models.decoder import Decoder
@@ -37,7 +38,8 @@ mask = np.arange(4) < rng.integers(1, 5, (8, 2))[..., None]
 tokens = rng.integers(1, SPARSE.vocab_size, mask.shape).astype(np.int32)
 prompts = make_prompts([5, 2, 5, 3, 1, 4, 2, 5], 5, SPARSE.vocab_size)
 ones, zeros = np.ones((8, 2, 1), np.float32), np.zeros(mask.shape, np.float32)
-batch = Batch(prompts, tokens, mask, ones, zeros)
+batch = Batch(prompts, tokens, mask, ones, zeros, values=zeros, returns=zeros + 1)
+critic = Critic("network", SGD)
 experts = dataclasses.replace(SPARSE.experts, bias_rate=0.01, balance=0.5)
 read, sizes = weights._Reader.read, []
 lies_as = lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim)
@@ -75,15 +77,20 @@ def told(shape):
         for name, lora in {"whole": Lora(), "lora": Lora(rank=2)}.items():
             model = Decoder(dataclasses.replace(c, lora=lora))
             start = jax.tree.map(jnp.copy, params)  # for an update gives its state away
-            state = init_state(model, SGD, jax.random.key(0), mesh, reference=False, params=start)
-            like = abstract_state(model, SGD, mesh, reference=False)
-            before = jax.device_get(state.params)
+            kept = dict(reference=False, critic=critic)
+            state = init_state(model, SGD, jax.random.key(0), mesh, params=start, **kept)
+            like = abstract_state(model, SGD, mesh, **kept)
+            begun = state.critic.params
+            begun = begun | {"value": begun["value"] + 0.1}  # at 0 its body would learn nothing
+            state = state.replace(critic=state.critic.replace(params=begun))
+            before = jax.device_get((state.params, state.critic.params))
             options = dict(model=model, optimizer=SGD, algorithm=LIKELIHOOD, mesh=mesh)
-            state, metrics = update(state, put_batch(batch, mesh), **options)
+            state, metrics = update(state, put_batch(batch, mesh), critic=critic, **options)
             assert all(jax.tree.leaves(jax.tree.map(lies_as, state, like))), name
-            change = jax.tree.map(np.subtract, before, jax.device_get(state.params))
-            flat = flax.traverse_util.flatten_dict(change, sep="/")
-            names = ("loss", "mtp/loss", "moe/balance", "moe/load_max")
+            after = jax.device_get((state.params, state.critic.params))
+            policy, moved = jax.tree.map(np.subtract, before, after)
+            flat = flax.traverse_util.flatten_dict({**policy, "critic": moved}, sep="/")
+            names = ("loss", "val/loss", "mtp/loss", "moe/balance", "moe/load_max")
             out[name] = {
                 "metrics": {k: float(metrics[k]) for k in names},
                 "gradient": {k: x.tolist() for k, x in flat.items()},

@@ -16,7 +16,8 @@ CHILD = """
 import json, sys
 import jax, numpy as np, optax
 from grpo_jax.algorithms import Algorithm
-from grpo_jax.learner import abstract_state, init_state, prepare, update
+from grpo_jax.learner import prepare, update
+from grpo_jax.train_state import abstract_state, init_state
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rollout.filters import Sampling

@@ -11,11 +11,12 @@ import optax
 import pytest
 from tiny import compile_fast, reference  # noqa: F401
 
-from grpo_jax.learner import make_optimizer, split_params, update
+from grpo_jax.learner import make_optimizer, update
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import token_logps
 from grpo_jax.models.score import score
 from grpo_jax.sft import LIKELIHOOD
+from grpo_jax.train_state import split_params
 from grpo_jax.types import Batch, TrainState
 
 GAMMA, ALPHA = 0.01, 0.7

@@ -15,9 +15,10 @@ from tiny import compile_fast, tiny_config  # noqa: F401
 from grpo_jax import checkpoints, loop, trainer
 from grpo_jax.config import UsageError
 from grpo_jax.experiment import build
-from grpo_jax.learner import abstract_state, make_optimizer
+from grpo_jax.learner import make_optimizer
 from grpo_jax.rollout.collect import Collected
 from grpo_jax.runs import open_run
+from grpo_jax.train_state import abstract_state
 from grpo_jax.types import Batch, Rollouts, TrainState
 
 STEPS = 24

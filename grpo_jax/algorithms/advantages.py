@@ -114,6 +114,13 @@ def global_whiten_baseline(rewards: jax.Array, mask: jax.Array) -> jax.Array:
     return whiten(jnp.broadcast_to(centred[..., None], mask.shape), mask & valid[..., None])
 
 
+def accepted(rewards: jax.Array, mask: jax.Array, *, accept_reward: float) -> jax.Array:
+    """1 where r_i >= accept_reward, else 0, [P, G, 1]: online rejection sampling fine-tuning
+    (DeepSeekMath, 2402.03300, eq. 12)."""
+    _check("accepted", rewards, mask)
+    return (rewards >= accept_reward).astype(jnp.float32)[..., None]
+
+
 def process(
     rewards: jax.Array,
     mask: jax.Array,
@@ -243,6 +250,7 @@ ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
         length_weighted,
         global_whiten,
         global_whiten_baseline,
+        accepted,
         process,
         gae,
     )

@@ -15,6 +15,7 @@ from grpo_jax.algorithms.ratios import RATIOS
 from grpo_jax.algorithms.selection import SELECTIONS
 from grpo_jax.algorithms.shaping import COMBINATIONS
 from grpo_jax.algorithms.surrogates import SURROGATES
+from grpo_jax.algorithms.values import CRITICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Algorithm:
     advantage: str = "group_norm"  # ADVANTAGES
     std_ddof: int = 1
     std_eps: float = 1e-6
+    accept_reward: float = 1.0  # a completion of at least this much is imitated (accepted)
     gamma: float = 1.0
     lam: float = 0.95
 
@@ -76,7 +78,8 @@ class Algorithm:
     minibatches: int = 1
     kl_stop: float | None = None  # skip what is left of a rollout once approx_kl exceeds this
 
-    # Critic
+    # Critic, which advantage gae needs
+    critic: str = "none"  # CRITICS: a network of its own, or a head on the policy
     value_clip: float | None = 0.2
     value_coef: float = 1.0
 
@@ -128,6 +131,7 @@ def validate(algorithm: Algorithm, group: int) -> None:
         "kl_in": ("loss", "reward"),
         "token_selection": ("none", *SELECTIONS),
         "tis_mode": ("none", *CORRECTIONS),
+        "critic": ("none", *CRITICS),
     }
     for field, names in choices.items():
         _check_choice(field, getattr(algorithm, field), names)
@@ -173,6 +177,11 @@ def _check_choice(field: str, value: str, names: Collection[str]) -> None:
 def _check_pairs(algorithm: Algorithm, group: int) -> None:
     """Raises ValueError on fields that are valid alone but not together."""
     a = algorithm
+    if (a.advantage == "gae") != (a.critic != "none"):
+        raise ValueError(
+            f"critic must be {' or '.join(CRITICS)} with advantage 'gae', and 'none' without; got "
+            f"critic {a.critic!r} with advantage {a.advantage!r}"
+        )
     if a.surrogate == "gmpo" and a.ratio != "token":
         raise ValueError(f"ratio must be 'token' with surrogate 'gmpo', got {a.ratio!r}")
     if a.ratio_cap is not None and a.ratio_cap <= 1 + a.clip_high:

@@ -60,7 +60,12 @@ PRESETS: dict[str, Algorithm] = {
         beta=0.05,
         aggregation="token_mean",
         minibatches=4,
+        critic="network",
         value_clip=0.2,
+    ),
+    # Expert iteration: DeepSeekMath's online rejection sampling fine-tuning, 2402.03300, A.1.2.
+    "online_rft": Algorithm(
+        advantage="accepted", surrogate="reinforce", aggregation="sequence_mean"
     ),
     # 2508.08221
     "lite_ppo": replace(_NO_KL, advantage="batch_norm", aggregation="token_mean"),

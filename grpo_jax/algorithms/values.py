@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+CRITICS = ("network", "head")  # the kinds that models.critic builds
+
 
 def value_loss(
     values: jax.Array,

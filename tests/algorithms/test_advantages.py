@@ -50,6 +50,8 @@ def expected(name, rewards, mask, values):
     rewards, values = rewards.astype(np.float64), values.astype(np.float64)
     out = np.zeros(mask.shape)
     valid = ~np.isnan(rewards)
+    if name == "accepted":
+        return np.broadcast_to((np.nan_to_num(rewards) >= 1.0)[..., None], mask.shape)
     if name in ("gae", "global_whiten"):
         values, lam = (values, LAM) if name == "gae" else (np.zeros_like(values), 1.0)
         walked = backwards(rewards, mask, values, GAMMA, lam)

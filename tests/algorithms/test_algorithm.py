@@ -39,6 +39,7 @@ def test_presets_follow_the_papers():
         "gmpo": ("group_norm", "token", "gmpo", "sequence_mean", "k3", "loss", 0.0),
         "sapo": ("group_norm", "token", "sapo", "sequence_mean", "k3", "loss", 0.0),
         "ppo": ("gae", "token", "clip", "token_mean", "k1", "reward", 0.05),
+        "online_rft": ("accepted", "token", "reinforce", "sequence_mean", "k3", "loss", 0.0),
         "lite_ppo": ("batch_norm", "token", "clip", "token_mean", "k3", "loss", 0.0),
         "opo": ("length_weighted", "token", "reinforce", "token_mean", "k3", "loss", 0.0),
     }
@@ -91,7 +92,7 @@ def test_validate_names_the_field(fields, message):
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_validate_a_group_of_one(name):
-    algorithm = Algorithm(advantage=name)
+    algorithm = Algorithm(advantage=name, critic="head" if name == "gae" else "none")
     if name not in GROUP_RELATIVE:
         validate(algorithm, group=1)
         return
@@ -101,8 +102,8 @@ def test_validate_a_group_of_one(name):
 
 def test_validate_the_group_itself():
     with pytest.raises(ValueError, match="group must be at least 1, got 0"):
-        validate(Algorithm(advantage="gae"), group=0)
-    resampling = Algorithm(advantage="gae", dynamic_sampling_rounds=2)
+        validate(Algorithm(), group=0)
+    resampling = Algorithm(advantage="gae", critic="head", dynamic_sampling_rounds=2)
     with pytest.raises(ValueError, match="dynamic_sampling_rounds must be 0 with group 1"):
         validate(resampling, group=1)
 

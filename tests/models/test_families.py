@@ -19,7 +19,7 @@ from hugging_face import (
 )
 from reference import make_prompts
 
-from grpo_jax.learner import split_params, update
+from grpo_jax.learner import update
 from grpo_jax.models.config_json import architecture, read_config, write_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.names import parts
@@ -27,6 +27,7 @@ from grpo_jax.models.weights import SINGLE, save_model
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.sft import LIKELIHOOD
+from grpo_jax.train_state import split_params
 from grpo_jax.types import Batch, TrainState
 
 S, T, G = 12, 64, 2

@@ -10,10 +10,10 @@ import pytest
 from reference import SAMPLING, SPARSE, G, P, S, T, make_prompts, random_params, stack_layers
 from test_decoder import assert_same_gradients, full_rows
 
-from grpo_jax.learner import split_params
 from grpo_jax.models.decoder import Decoder, init_cache, prefill
 from grpo_jax.models.logps import completion_logps
 from grpo_jax.rollout.sampler import sample
+from grpo_jax.train_state import split_params
 
 C = dataclasses.replace(SPARSE, layers=2, mtp=0)
 PARAMS = random_params(C)
