@@ -1,0 +1,202 @@
+"""Compare variants: python -m experiments.compare --config=configs/grpo_vs_ppo.py --seeds=5.
+
+The config file's VARIANTS names what its get_config(name) gives. Every variant runs with every
+seed, in turns, each run in a process and a folder of its own, DIR/<variant>/seed<n>: one that is
+there is gone on with, so a comparison can be stopped and resumed, and given more seeds. Writes
+DIR/comparison.md, the tables, DIR/comparison.png, accuracy against updates and seconds, and
+DIR/comparison.json. --workdir is runs/<config name> by default.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from grpo_jax.command_line import default_workdir, load_config_file, run_main
+
+CONFIG = flags.DEFINE_string("config", None, "a Python file with VARIANTS and get_config(name)")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs; default runs/<config name>")
+SEEDS = flags.DEFINE_integer(
+    "seeds", 5, "runs of each variant, with seeds 0, 1, ...", lower_bound=2
+)
+TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
+
+
+def main():
+    from grpo_jax.config import UsageError
+    from grpo_jax.runs import write_atomically
+
+    if CONFIG.value is None:
+        raise UsageError("--config=configs/<name>.py is needed: the variants to compare")
+    names = variants(CONFIG.value)
+    folder = Path(WORKDIR.value or default_workdir(CONFIG.value))
+    for seed in range(SEEDS.value):
+        for name in names:
+            run(name, seed, folder)
+    curves = {name: [curve(path(folder, name, s)) for s in range(SEEDS.value)] for name in names}
+    costs = {name: cost(name) for name in names}
+    text = "\n".join([*learning_table(curves, TARGET.value), "", *cost_table(costs)])
+    print(text)
+    write_atomically(folder / "comparison.md", (text + "\n").encode())
+    write_atomically(folder / "comparison.png", picture(curves))
+    kept = {"seeds": SEEDS.value, "costs": costs, "learning": summary(curves, TARGET.value)}
+    write_atomically(folder / "comparison.json", json.dumps(kept, indent=1).encode())
+    return 0
+
+
+def variants(file: str) -> tuple[str, ...]:
+    """The names of a config file's variants; UsageError without any."""
+    import importlib.util
+
+    from grpo_jax.config import UsageError
+
+    load_config_file(file)  # says what is wrong with the file, if anything is
+    spec = importlib.util.spec_from_file_location("comparison", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names = tuple(getattr(module, "VARIANTS", ()))
+    if len(names) < 2:
+        raise UsageError(f"config file {file}: VARIANTS must name two variants or more: {names!r}")
+    return names
+
+
+def path(folder: Path, name: str, seed: int) -> Path:
+    """The folder of one run."""
+    return folder / name / f"seed{seed}"
+
+
+def run(name: str, seed: int, folder: Path) -> None:
+    """One run to its end, in a process of its own. UsageError where it fails."""
+    from grpo_jax.config import UsageError
+
+    print(f"--- {name}, seed {seed}", flush=True)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.train", f"--config={CONFIG.value}:{name}"),
+            *(f"--config.seed={seed}", f"--workdir={path(folder, name, seed)}"),
+        ],
+        check=False,
+    )
+    if done.returncode:
+        raise UsageError(f"{name}, seed {seed}: training ended with status {done.returncode}")
+
+
+def curve(folder: Path) -> dict[str, list[float]]:
+    """Held-out accuracy after each evaluation of a run, with the updates' steps and seconds.
+
+    Seconds are those of steps, compilation left out; evaluations are not counted.
+    """
+    from grpo_jax.runs import read_lines
+
+    steps = read_lines(folder / "metrics.jsonl")
+    spent = np.cumsum([0.0, *(r["time/step"] - r["time/compile"] for r in steps)])
+    evals = read_lines(folder / "eval.jsonl")
+    return {
+        "step": [e["step"] for e in evals],
+        "seconds": [round(float(spent[e["step"]]), 2) for e in evals],
+        "accuracy": [e["accuracy"] for e in evals],
+        "step_seconds": [float(np.median([r["time/step"] for r in steps[1:]]))],
+    }
+
+
+def summary(curves: dict, target: float) -> dict:
+    """For each variant: values a seed, and the first variant's lead over it, seed by seed."""
+    first = next(iter(curves))
+    out = {}
+    for name, runs in curves.items():
+        last = [r["accuracy"][-1] for r in runs]
+        reached = [first_at(r, "seconds", target) for r in runs]
+        lead = [a["accuracy"][-1] - b for a, b in zip(curves[first], last, strict=True)]
+        out[name] = {
+            "before": [r["accuracy"][0] for r in runs],
+            "after": last,
+            "lead": lead,
+            "step_seconds": [r["step_seconds"][0] for r in runs],
+            "seconds_to_target": reached,
+            "steps_to_target": [first_at(r, "step", target) for r in runs],
+        }
+    return out
+
+
+def first_at(run: dict, axis: str, target: float) -> float | None:
+    """Where on `axis` a run was first evaluated at `target` or above; None if never."""
+    hits = [x for x, a in zip(run[axis], run["accuracy"], strict=True) if a >= target]
+    return hits[0] if hits else None
+
+
+def learning_table(curves: dict, target: float) -> list[str]:
+    """A Markdown table of what was learnt; 95% t intervals over seeds."""
+    first = next(iter(curves))
+    rows = [
+        f"| variant | accuracy before | after | {first}'s lead | s / step | s to {target:.0%} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, values in summary(curves, target).items():
+        lead = "" if name == first else interval(values["lead"])
+        reached = [s for s in values["seconds_to_target"] if s is not None]
+        told = f"{np.median(reached):.0f}" if reached else "never"
+        if 0 < len(reached) < len(values["after"]):
+            told += f" ({len(reached)} of {len(values['after'])} seeds)"
+        cells = [interval(values["before"]), interval(values["after"]), lead]
+        cells += [interval(values["step_seconds"], 2), told]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def interval(values: list[float], digits: int = 3) -> str:
+    """Mean and 95% t interval over seeds."""
+    from grpo_jax.statistics import seed_interval
+
+    mean, low, high = seed_interval(values)
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def cost(name: str) -> dict[str, float]:
+    """What a variant's learner holds and computes a step, from the compiler's own analysis."""
+    from experiments.costs import learner_cost
+    from grpo_jax.config import resolve
+
+    return learner_cost(resolve(load_config_file(f"{CONFIG.value}:{name}")))
+
+
+def cost_table(costs: dict) -> list[str]:
+    """A Markdown table of the learner's costs."""
+    units = {"parameters": 2**20, "optimizer": 2**20, "peak": 2**20, "flop": 1e9}
+    heads = ["parameters, MiB", "optimizer, MiB", "peak, MiB", "GFLOP a step"]
+    rows = [f"| learner | {' | '.join(heads)} |", "|---" * 5 + "|"]
+    for name, values in costs.items():
+        cells = [f"{values[key] / unit:.1f}" for key, unit in units.items()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def picture(curves: dict) -> bytes:
+    """Accuracy against updates and against seconds as a PNG; a thin line a seed, a thick mean."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), dpi=200, layout="constrained")
+    for index, (axis, label) in enumerate((("step", "step"), ("seconds", "seconds of steps")), 1):
+        axes = figure.add_subplot(1, 2, index)
+        for color, (name, runs) in enumerate(curves.items()):
+            for r in runs:
+                axes.plot(r[axis], r["accuracy"], color=f"C{color}", alpha=0.3, linewidth=0.7)
+            mean = [np.mean([r[key] for r in runs], axis=0) for key in (axis, "accuracy")]
+            axes.plot(*mean, color=f"C{color}", linewidth=1.8, label=name)
+        axes.set_xlabel(label)
+        axes.set_ylabel("held-out accuracy")
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.legend(frameon=False)
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    run_main(main, with_config=False, with_workdir=False)

@@ -1,0 +1,62 @@
+"""What a learner holds and computes, from the compiler's own analysis; nothing runs."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.experiment import build
+from grpo_jax.learner import make_optimizer, prepare, update
+from grpo_jax.train_state import abstract_state
+from grpo_jax.trainer import make_critic
+from grpo_jax.types import Prompts, Rollouts
+
+
+def learner_cost(config: Any) -> dict[str, float]:
+    """Bytes of parameters (critic and reference included), of optimizers and at the peak, and FLOPs
+    of a step's preparation and updates, of a resolved config. Sampling is apart."""
+    ex = build(config)
+    optimizer, critic = make_optimizer(config.optimizer, 1), make_critic(ex, 1)
+    reference = ex.algorithm.beta > 0
+    state = abstract_state(ex.model, optimizer, ex.mesh, reference=reference, critic=critic)
+    P, G, T = config.rollout.prompts, config.rollout.group, config.rollout.max_tokens
+    S, shape = config.prompt_length, _shape
+    prompts = Prompts(shape((P, S), jnp.int32), shape((P, S), bool))
+    numbers, flags = shape((P, G, T), jnp.float32), shape((P, G, T), bool)
+    tokens, finished = shape((P, G, T), jnp.int32), shape((P, G), bool)
+    rollouts = Rollouts(prompts, tokens, flags, numbers, numbers, finished)
+    rewards = shape((P, G), jnp.float32)
+    fixed = {"model": ex.model, "algorithm": ex.algorithm}
+    before = partial(prepare, temperature=config.rollout.temperature, **fixed)
+    prepared = jax.jit(before).lower(state, rollouts, rewards)
+    parts = ex.algorithm.minibatches
+    cut = lambda x: shape((x.shape[0] // parts, *x.shape[1:]), x.dtype)  # noqa: E731
+    batch = jax.tree.map(cut, jax.eval_shape(before, state, rollouts, rewards))
+    options = {"accumulation": config.optimizer.accumulation, "critic": critic}
+    updated = update.lower(state, batch, optimizer=optimizer, **fixed, **options)
+    held, moments = [state.params, state.ref_params, state.base], [state.opt_state]
+    if state.critic is not None:
+        held, moments = [*held, state.critic.params], [*moments, state.critic.opt_state]
+    flop = _flop(prepared) + parts * ex.algorithm.inner_epochs * _flop(updated)
+    peak = max(_peak(lowered.compile()) for lowered in (prepared, updated))
+    return {"parameters": _size(held), "optimizer": _size(moments), "peak": peak, "flop": flop}
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _flop(lowered: Any) -> float:
+    return float(lowered.cost_analysis()["flops"])
+
+
+def _peak(compiled: Any) -> int:
+    """Bytes of arguments and of all that is alive besides; donated arguments count once."""
+    m = compiled.memory_analysis()
+    beside = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    return m.argument_size_in_bytes + beside
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

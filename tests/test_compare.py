@@ -1,0 +1,114 @@
+"""Comparisons: which runs are made, what is read out of them, and what learners cost."""
+
+import json
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from scipy import stats
+from tiny import compile_fast, tiny_config  # noqa: F401
+
+from experiments import compare
+from experiments.costs import learner_cost
+from grpo_jax.config import UsageError
+
+VARIANTS = """
+from grpo_jax.config import defaults
+
+VARIANTS = ("grpo", "ppo")
+
+
+def get_config(variant="grpo"):
+    config = defaults()
+    config.algorithm.preset, config.algorithm.beta = variant, 0.0
+    config.model.update(layers=1, hidden=16, heads=2, kv_heads=1, ff=16)
+    return config
+"""
+ACCURACY = {("grpo", 0): [0.1, 0.7, 0.95], ("grpo", 1): [0.2, 0.5, 0.85]}
+ACCURACY |= {("ppo", 0): [0.1, 0.4, 0.6], ("ppo", 1): [0.2, 0.3, 0.9]}
+
+
+@pytest.fixture
+def file(tmp_path):
+    flags.FLAGS.mark_as_parsed()
+    path = tmp_path / "pair.py"
+    path.write_text(VARIANTS)
+    with flagsaver.flagsaver(config=str(path), workdir=str(tmp_path / "runs"), seeds=2):
+        yield path
+
+
+def write_run(folder, accuracy):
+    """Four steps of 2 s, the first of which compiled for 6 s more; evaluated after 0, 2 and 4."""
+    folder.mkdir(parents=True)
+    steps = [{"step": i, "time/step": 2.0, "time/compile": 0.0} for i in range(1, 5)]
+    steps[0] = {"step": 1, "time/step": 8.0, "time/compile": 6.0}
+    evals = [{"step": s, "accuracy": a} for s, a in zip((0, 2, 4), accuracy, strict=True)]
+    for name, records in (("metrics", steps), ("eval", evals)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def test_every_variant_runs_with_every_seed_and_is_told_of(file, tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def train(command, check):
+        commands.append(command[2:])
+        name, seed = command[3].split(":")[1], int(command[4].split("=")[1])
+        write_run(compare.path(tmp_path / "runs", name, seed), ACCURACY[name, seed])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(compare.subprocess, "run", train)
+    assert compare.main() == 0
+    told = [(c[1].split(":")[1], c[2]) for c in commands]
+    assert told == [(n, f"--config.seed={s}") for s in (0, 1) for n in ("grpo", "ppo")]
+    found = json.loads((tmp_path / "runs/comparison.json").read_text())
+    ppo = found["learning"]["ppo"]
+    np.testing.assert_allclose(ppo["lead"], [0.35, -0.05])
+    assert found["learning"]["grpo"]["seconds_to_target"] == [8.0, None]
+    assert found["learning"]["ppo"]["steps_to_target"] == [None, 4]
+    assert ppo["step_seconds"] == [2.0, 2.0]
+    lead = stats.ttest_1samp([0.35, -0.05], 0).confidence_interval()
+    assert f"0.150 [{lead.low:.3f}, {lead.high:.3f}]" in capsys.readouterr().out
+    table = (tmp_path / "runs/comparison.md").read_text()
+    assert "| s to 90% |" in table and "8 (1 of 2 seeds)" in table
+    assert (tmp_path / "runs/comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_fails_ends_the_comparison(file, monkeypatch):
+    failed = lambda command, check: subprocess.CompletedProcess(command, 2)  # noqa: E731
+    monkeypatch.setattr(compare.subprocess, "run", failed)
+    with pytest.raises(UsageError, match="grpo, seed 0: training ended with status 2"):
+        compare.main()
+
+
+def test_a_file_without_variants_is_refused(file):
+    file.write_text(VARIANTS.replace('VARIANTS = ("grpo", "ppo")', 'VARIANTS = ("grpo",)'))
+    with pytest.raises(UsageError, match="VARIANTS must name two variants or more"):
+        compare.main()
+
+
+def test_a_critic_costs_a_second_network():
+    plain = {"algorithm.preset": "grpo", "algorithm.beta": 0.0}
+    critic = {"algorithm.preset": "ppo", "algorithm.beta": 0.0, "algorithm.minibatches": 1}
+    grpo, ppo = (learner_cost(tiny_config(**c)) for c in (plain, critic))
+    head = learner_cost(tiny_config(**critic, **{"algorithm.critic": "head"}))
+    width, vocabulary = 16, plain_vocabulary()
+    # The critic has no head over the vocabulary, but one value a hidden unit.
+    assert ppo["parameters"] == 2 * grpo["parameters"] - 4 * width * (vocabulary - 1)
+    assert head["parameters"] == grpo["parameters"] + 4 * width
+    assert ppo["optimizer"] > 1.5 * grpo["optimizer"] and ppo["peak"] > grpo["peak"]
+    # A critic is forwarded once before the update, and once with its gradient in it: 4 to 3.
+    assert 1.5 < ppo["flop"] / grpo["flop"] < 7 / 3
+    assert grpo["flop"] < head["flop"] < ppo["flop"]
+
+
+def plain_vocabulary():
+    from grpo_jax.experiment import build
+    from grpo_jax.models.decoder import Decoder
+
+    model = build(tiny_config()).model
+    tokens = jax.numpy.zeros((1, 1, 2), jax.numpy.int32)
+    init = lambda key: model.init(key, tokens, method=Decoder.initialise)  # noqa: E731
+    return jax.eval_shape(init, jax.random.key(0))["params"]["head"].value.shape[0]
