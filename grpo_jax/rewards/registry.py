@@ -5,18 +5,22 @@ import importlib
 from collections.abc import Iterable
 
 from grpo_jax.rewards.numbers import last_number
-from grpo_jax.rewards.text import Reward, exact_answer, format_tags, numeric_answer
+from grpo_jax.rewards.style import repetition
+from grpo_jax.rewards.text import Reward, choice, exact_answer, format_tags, numeric_answer
 
 REWARDS: dict[str, Reward] = {
     "format": format_tags,
     "exact_answer": exact_answer,
     "numeric_answer": numeric_answer(),
     "last_number": last_number,
+    "choice": choice,
+    "repetition": repetition(),
 }
 # Imported when asked for: name -> its import path, and the extra that it needs.
 EXTRAS = {
     "math_verify": ("grpo_jax.rewards.math:math_verify", "math"),
     "code": ("grpo_jax.rewards.code:code", "code"),
+    "language": ("grpo_jax.rewards.language:language", "language"),
 }
 
 

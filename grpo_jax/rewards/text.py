@@ -16,6 +16,9 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 _BRACE = re.compile(r"(?P<opening>(?:\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<closing>\})", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^{}$\s][^{}$\n]*)(?=\$)")
+_ALONE = re.compile(r"\(?([A-Z])\)?[.:]?")
+_OPENING = re.compile(r"\(?([A-Z])\)?(?![\w'])")
+_SAID = re.compile(r"\b[Aa]nswer(?: is|:)\s*\(?([A-Z])\)?(?![\w'])")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -78,6 +81,42 @@ def exact_answer(
         None if a is None else float(extract_answer(c) == str(a).strip())
         for c, a in zip(completions, answer, strict=True)
     ]
+
+
+def choice(
+    prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
+) -> list[float | None]:
+    r"""1.0 where the letter that a completion chooses is the column `answer`, else 0.0.
+
+    The one letter of what <answer>…</answer> or \boxed{…} holds ("(B)", "B. Paris"); else of the
+    last "answer is B" or "Answer: (B)", or of a last line that is nothing else. Abstains (None)
+    where the column holds None; ValueError where that is no single letter.
+    """
+    return [
+        None if a is None else float(_chosen(c) == _letter(a))
+        for c, a in zip(completions, answer, strict=True)
+    ]
+
+
+def _letter(answer: Any) -> str:
+    match = _ALONE.fullmatch(str(answer).strip())
+    if match is None:
+        raise ValueError(f"column answer: {answer!r} is not a choice; valid: one letter, such as B")
+    return match[1]
+
+
+def _chosen(completion: Completion) -> str | None:
+    whole = completion_text(completion)
+    held = extract_answer(completion)
+    boxed = extract_boxed(held)
+    if boxed is not None or held != whole.strip():
+        match = _OPENING.match((held if boxed is None else boxed).strip())
+        return match[1] if match else None
+    said = _SAID.findall(whole)
+    if said:
+        return said[-1]
+    match = _ALONE.fullmatch(held.splitlines()[-1].strip()) if held else None
+    return match[1] if match else None
 
 
 def numeric_answer(tolerance: float = 1e-6) -> Reward:

@@ -1,0 +1,30 @@
+"""Rewards of form: what a completion repeats."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_jax.rewards.text import Completion, Reward, completion_text
+
+EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Han, Hangul
+_WORD = re.compile(f"[{EAST_ASIAN}]|[^\\W{EAST_ASIAN}]+")
+
+
+def repetition(n: int = 4) -> Reward:
+    """A penalty in [-1, 0]: minus the share of a completion's n-grams that were there before.
+
+    Of words, whatever their case; a Chinese, Japanese or Korean character is a word. 0 for a
+    completion of fewer than n + 1 words.
+    """
+
+    def repeated(
+        prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[float]:
+        return [-_share(_WORD.findall(completion_text(c).lower()), n) for c in completions]
+
+    return repeated
+
+
+def _share(words: list[str], n: int) -> float:
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
