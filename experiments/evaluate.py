@@ -2,6 +2,8 @@
 
 Scores the newest checkpoint of a run on held-out problems, and prints a table and one JSON line.
 With --config=FILE, on that config's problems; without a --workdir, the model in config.model.path.
+--against=DIR,DIR asks other runs or Hugging Face directories the same, and compares them with it
+problem by problem.
 """
 
 import json
@@ -19,20 +21,39 @@ PROBLEMS = flags.DEFINE_integer(
 SAMPLES = flags.DEFINE_integer(
     "samples", None, "samples a problem for pass@k and maj@k (default: eval.samples)", lower_bound=0
 )
+AGAINST = flags.DEFINE_list("against", [], "runs or Hugging Face directories to compare it with")
 
 
 def main():
     from grpo_jax.evaluation import evaluate  # imports JAX, which --help and bad flags need not
     from grpo_jax.sharding import using
+    from grpo_jax.statistics import paired
 
     ex, params, step = _examined()
     problems = ex.config.eval.problems if PROBLEMS.value is None else PROBLEMS.value
     samples = ex.config.eval.samples if SAMPLES.value is None else SAMPLES.value
-    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
-        metrics = evaluate(ex, params, rewarder, problems, samples)
-    print_table(f"{WORKDIR.value or ex.source}, step {step}: {ex.task.name}", metrics)
-    shown = {name: None if value != value else value for name, value in metrics.items()}  # NaN
-    print(json.dumps({"step": step, "samples": samples, **shown}))
+    told, first = [], None
+    for folder in [None, *AGAINST.value]:
+        if folder is not None:
+            ex, params, step = _asked_the_same(Path(folder), ex.config)
+        marks: list[bool] = []
+        with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
+            metrics = evaluate(ex, params, rewarder, problems, samples, marks)
+        name = str(folder or WORKDIR.value or ex.source)
+        print_table(f"{name}, step {step}: {ex.task.name}", metrics)
+        first = first or marks
+        told.append({"model": name, "step": step, **metrics, "paired": paired(first, marks)})
+    if AGAINST.value:
+        print_comparison(told)
+    own, *others = [{k: _json(v) for k, v in one.items() if k != "paired"} for one in told]
+    del own["model"]
+    pairs = [one["paired"] for one in told[1:]]
+    beside = [other | {"lead": pair} for other, pair in zip(others, pairs, strict=True)]
+    print(json.dumps({"samples": samples, **own} | ({"against": beside} if beside else {})))
+
+
+def _json(value):
+    return None if value != value else value  # NaN
 
 
 def _examined():
@@ -50,12 +71,45 @@ def _examined():
             )
         ex = build(FrozenConfigDict(config))
         return ex, pretrained(ex), 0
-    ex, params, step = load(Path(WORKDIR.value))
-    if config:
-        own = ex.config.to_dict()
-        kept = {name: own[name] for name in ("model", "tokenizer", "mesh")}
-        ex = build(FrozenConfigDict(config | kept))
-    return ex, params, step
+    if not config:
+        return load(Path(WORKDIR.value))
+    return _asked_the_same(Path(WORKDIR.value), config)
+
+
+def _asked_the_same(folder, config):
+    """(experiment, params, step) of a run or Hugging Face directory, on a config's problems."""
+    from experiments.checkpoint import load
+    from grpo_jax.config import defaults, resolve
+    from grpo_jax.experiment import build
+    from grpo_jax.pretrained import pretrained
+
+    plain = dict(config if isinstance(config, dict) else config.to_dict())
+    if (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
+        own, params, step = load(folder)
+        kept = own.config.to_dict()
+    else:
+        asked = defaults()
+        asked.model.path = str(folder)
+        kept, params, step = resolve(asked).to_dict(), None, 0
+    plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
+    ex = build(FrozenConfigDict(plain))
+    return ex, pretrained(ex) if params is None else params, step
+
+
+def print_comparison(told):
+    """Print what the first model leads each other by, on the same problems, greedily."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="greedy accuracy, problem by problem", title_justify="left")
+    for name in ("model", "accuracy", "the first's lead", "95% interval", "McNemar's p"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for one in told:
+        pair = one["paired"]
+        cells = [f"{pair['difference']:+.4f}", f"{pair['low']:+.4f} to {pair['high']:+.4f}"]
+        cells = [*cells, f"{pair['p']:.2g}"] if one is not told[0] else ["", "", ""]
+        table.add_row(one["model"], f"{one['accuracy']:.4f}", *cells)
+    Console().print(table)
 
 
 def print_table(title, metrics):

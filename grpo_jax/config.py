@@ -31,9 +31,17 @@ _AT_LEAST_ONE = (
 )
 _ABOVE_ZERO = (
     *("reward_timeout", "model.rope_theta", "model.norm_eps", "rollout.temperature"),
-    *("rollout.top_p", "eval.temperature", "optimizer.eps", "optimizer.max_grad_norm"),
+    *(
+        "rollout.top_p",
+        "eval.temperature",
+        "eval.top_p",
+        "optimizer.eps",
+        "optimizer.max_grad_norm",
+    ),
 )
-_AT_MOST_ONE = ("rollout.top_p", "rollout.min_p", "optimizer.end_factor", "sft.stop_accuracy")
+_AT_MOST_ONE = (
+    *("rollout.top_p", "rollout.min_p", "optimizer.end_factor", "sft.stop_accuracy", "eval.top_p"),
+)
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
 _FREE = ("task", "rewards", "algorithm")
@@ -133,7 +141,8 @@ def _learning() -> dict[str, Any]:
             "every": 20,  # steps; 0 = never
             "problems": 512,
             "samples": 0,  # k of pass@k and maj@k; 0 = greedy only
-            "temperature": 1.0,
+            "temperature": 1.0,  # of the samples; DeepSeek-R1's were 0.6, and top_p 0.95
+            "top_p": 1.0,
         },
         "checkpoint": {"every": 20, "keep": 2},  # steps, 0 = at the end only
         "log": {"samples": 4},  # completions shown and stored a step

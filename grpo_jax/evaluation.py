@@ -20,19 +20,27 @@ ROWS = 512  # completions decoded together
 
 
 def evaluate(
-    ex: Experiment, params: Any, rewarder: Rewarder, problems: int, samples: int = 0
+    ex: Experiment,
+    params: Any,
+    rewarder: Rewarder,
+    problems: int,
+    samples: int = 0,
+    marks: list[bool] | None = None,
 ) -> dict[str, float]:
     """Score held-out problems with the task's own accuracy.
 
     problems  how many, from the first; at most as many as are held out, over-long ones apart
               where they are dropped
     samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
+    marks     a list that takes whether the greedy completion of each problem is right
 
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
     score 1; pass@k (2107.03374) and maj@k are means over problems with Student's t intervals.
     """
     chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
     _, right, lengths, finished = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
+    if marks is not None:
+        marks += right[:, 0].tolist()
     n, hits = len(chosen), int(right.sum())
     low, high = wilson_interval(hits, n)
     result = {
@@ -44,8 +52,8 @@ def evaluate(
         "completions/finished": float(finished.mean()),
     }
     if samples:
-        temperature = ex.config.eval.temperature
-        answers, right, *_ = attempts(ex, params, rewarder, chosen, samples, temperature)
+        drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
+        answers, right, *_ = attempts(ex, params, rewarder, chosen, samples, **drawn)
         result |= sampled_metrics(answers, right)
     return result
 
@@ -82,12 +90,20 @@ def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, fl
     return result
 
 
-def attempts(ex, params, rewarder, problems: list[Problem], group: int, temperature: float):
+def attempts(
+    ex,
+    params,
+    rewarder,
+    problems: list[Problem],
+    group: int,
+    temperature: float,
+    top_p: float = 1.0,
+):
     """Answers [n][G], right bool[n, G], lengths and finished [n, G] of `group` attempts at each."""
     size = max(1, min(len(problems), ROWS // group))
     rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
     size = -(-size // rows) * rows
-    sampling = ex.sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
+    sampling = ex.sampling(temperature=temperature, top_k=0, top_p=top_p, min_p=0.0)
     completions, lengths, finished = [], [], []
     for start in range(0, len(problems), size):
         part = problems[start : start + size]

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+from scipy import special, stats
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> np.ndarray:
@@ -94,6 +94,25 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float,
         return mean, np.nan, np.nan
     half = special.stdtrit(n - 1, (1 + level) / 2) * means.std(ddof=1) / np.sqrt(n)
     return mean, float(mean - half), float(mean + half)
+
+
+def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> dict[str, float]:
+    """How much oftener a is right than b on the same problems; marks bool[problems] both.
+
+    difference, low, high  mean of a - b, and Student's t interval over problems
+    p  McNemar's exact test (1947): how likely a difference as large is, two-sided, where each
+       problem that one alone got right had been either's with equal chance; 1 where none was
+
+    Raises ValueError unless both have one mark a problem.
+    """
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"expected marks [problems] twice, got {a.shape} and {b.shape}")
+    mean, low, high = mean_interval(a.astype(float) - b, level)
+    mine, theirs = int((a & ~b).sum()), int((b & ~a).sum())
+    n = mine + theirs
+    p = float(stats.binomtest(mine, n, 0.5).pvalue) if n else 1.0
+    return {"difference": mean, "low": low, "high": high, "p": p}
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:

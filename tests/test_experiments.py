@@ -122,6 +122,16 @@ def test_evaluate_prints_a_table_and_then_json(run):
     assert any("pass@2" in line and " to " in line for line in table)
 
 
+def test_evaluate_compares_models_on_the_same_problems(run):
+    done = program("evaluate", f"--workdir={run}", "--problems=4", f"--against={run},{run}")
+    assert "greedy accuracy, problem by problem" in done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["against"]) == 2
+    for other in found["against"]:
+        assert other["model"] == str(run) and other["accuracy"] == found["accuracy"]
+        assert other["lead"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
 def test_evaluate_asks_a_run_the_problems_of_another_config(run):
     other = ("--config=configs/quick.py", "--config.task.digits=1", "--config.task.heldout_size=8")
     small = ("--config.prompt_length=8", "--problems=3")

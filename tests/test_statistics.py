@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from grpo_jax import statistics
 
@@ -96,3 +97,23 @@ def test_one_value_has_no_interval_and_none_is_refused():
         statistics.mean_interval([])
     with pytest.raises(ValueError, match="one value a seed"):
         statistics.seed_interval([[1.0, 2.0]])
+
+
+@pytest.mark.parametrize(("mine", "theirs", "both"), [(0, 0, 5), (1, 0, 3), (6, 1, 2), (4, 4, 0)])
+def test_paired_is_mcnemars_exact_test(mine, theirs, both):
+    a = [True] * mine + [False] * theirs + [True] * both + [False] * 3
+    b = [False] * mine + [True] * theirs + [True] * both + [False] * 3
+    found = statistics.paired(a, b)
+    # Every way that the problems which one alone got right could have fallen.
+    n, far = mine + theirs, abs(mine - theirs)
+    ways = [abs(2 * sum(way) - n) >= far for way in itertools.product((0, 1), repeat=n)]
+    assert found["p"] == pytest.approx(np.mean(ways))
+    apart = np.array(a, float) - np.array(b, float)
+    assert found["difference"] == pytest.approx(apart.mean())
+    low, high = stats.ttest_1samp(apart, 0).confidence_interval() if n else (0, 0)
+    assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_paired_needs_the_same_problems():
+    with pytest.raises(ValueError, match=r"expected marks \[problems\] twice"):
+        statistics.paired([True], [True, False])
