@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,23 +38,23 @@ def evaluate(
     score 1; pass@k (2107.03374) and maj@k are means over problems with Student's t intervals.
     """
     chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
-    _, right, lengths, finished = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
+    greedy = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
     if marks is not None:
-        marks += right[:, 0].tolist()
-    n, hits = len(chosen), int(right.sum())
+        marks += greedy.right[:, 0].tolist()
+    n, hits = len(chosen), int(greedy.right.sum())
     low, high = wilson_interval(hits, n)
     result = {
         "accuracy": hits / n,
         "accuracy/low": float(low),
         "accuracy/high": float(high),
         "n": n,
-        "completions/mean_length": float(lengths.mean()),
-        "completions/finished": float(finished.mean()),
+        "completions/mean_length": float(greedy.lengths.mean()),
+        "completions/finished": float(greedy.finished.mean()),
     }
     if samples:
         drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
-        answers, right, *_ = attempts(ex, params, rewarder, chosen, samples, **drawn)
-        result |= sampled_metrics(answers, right)
+        sampled = attempts(ex, params, rewarder, chosen, samples, **drawn)
+        result |= sampled_metrics(sampled.answers, sampled.right)
     return result
 
 
@@ -90,16 +90,27 @@ def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, fl
     return result
 
 
+class Attempts(NamedTuple):
+    """`group` attempts at each of n problems: completions and answers [n][G], the rest [n, G]."""
+
+    completions: list[list[str]]
+    answers: list[list[Any]]
+    right: np.ndarray
+    lengths: np.ndarray
+    finished: np.ndarray
+
+
 def attempts(
-    ex,
-    params,
-    rewarder,
+    ex: Experiment,
+    params: Any,
+    rewarder: Rewarder,
     problems: list[Problem],
     group: int,
     temperature: float,
     top_p: float = 1.0,
-):
-    """Answers [n][G], right bool[n, G], lengths and finished [n, G] of `group` attempts at each."""
+    first: int = 0,
+) -> Attempts:
+    """Sample and judge; `first` is the first problem's place in a longer list, for its noise."""
     size = max(1, min(len(problems), ROWS // group))
     rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
     size = -(-size // rows) * rows
@@ -111,7 +122,7 @@ def attempts(
         filled = part + [part[0]] * (size - len(part))
         c = ex.config
         prompts = encode_batch(ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket)
-        key = jax.random.fold_in(jax.random.key(c.seed + 1), start)
+        key = jax.random.fold_in(jax.random.key(c.seed + 1), first + start)
         out = jax.device_get(
             sample(
                 ex.model, params, put_batch(prompts, ex.mesh), key, sampling=sampling, group=group
@@ -122,4 +133,5 @@ def attempts(
         finished.append(out.finished[: len(part)])
     scores = rewarder(problems, completions).parts["accuracy"]
     answers = [[vote(text) for text in group] for group in completions]
-    return answers, scores >= 1.0, np.concatenate(lengths), np.concatenate(finished)
+    counted = map(np.concatenate, (lengths, finished))
+    return Attempts(completions, answers, scores >= 1.0, *counted)

@@ -151,4 +151,4 @@ def _train_accuracy(ex: Experiment, params: Any, rewarder: Rewarder) -> float:
     problems = first_problems(
         ex, source, reversed(range(len(source))), ex.config.sft.check_problems
     )
-    return float(attempts(ex, params, rewarder, problems, 1, temperature=0.0)[1].mean())
+    return float(attempts(ex, params, rewarder, problems, 1, temperature=0.0).right.mean())

@@ -41,6 +41,11 @@ def sevens(prompts, completions, **columns):
     return [c.count("7") / max(len(c), 1) for c in completions]
 
 
+def even(prompts, completions, **columns):
+    """1 for a completion of an even number of characters."""
+    return [float(len(c) % 2 == 0) for c in completions]
+
+
 def sometimes(prompts, completions, **columns):
     """Abstains on everything but a first completion."""
     return [1.0] + [None] * (len(completions) - 1)

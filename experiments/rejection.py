@@ -1,0 +1,35 @@
+"""Rejection sampling: python -m experiments.rejection --workdir=RUN --out=DIR --samples=4.
+
+Samples a run's newest checkpoint on training problems and keeps what is right: DIR/kept.jsonl is
+a data set for the task jsonl, DIR/dropped.jsonl says which filter dropped each other sample. The
+same command goes on where it was cut off.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from grpo_jax.command_line import run_main
+
+OUT = flags.DEFINE_string("out", None, "the folder to write", required=True)
+PROBLEMS = flags.DEFINE_integer("problems", 256, "training problems, from the first", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", 4, "completions of each", lower_bound=1)
+KEEP = flags.DEFINE_integer("keep", 1, "at most so many of a problem are kept", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "that they are drawn at", lower_bound=0.0)
+LANGUAGE = flags.DEFINE_string("language", "", "keep thoughts in this language alone, such as en")
+
+
+def main(workdir):
+    from experiments.checkpoint import load  # imports JAX, which --help and bad flags need not
+    from grpo_jax.rejection import Rule, reject
+    from grpo_jax.sharding import using
+
+    ex, params, step = load(workdir)
+    rule = Rule(PROBLEMS.value, SAMPLES.value, KEEP.value, TEMPERATURE.value, LANGUAGE.value)
+    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
+        counts = reject(ex, params, rewarder, rule, Path(OUT.value), f"{workdir}, step {step}")
+    print(", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
+
+
+if __name__ == "__main__":
+    run_main(main, with_config=False)

@@ -1,0 +1,119 @@
+"""Rejection sampling (DeepSeek-R1, 2501.12948, 2.3.3): what a policy gets right, to learn from."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_jax.config import UsageError, config_diff
+from grpo_jax.evaluation import ROWS, attempts, first_problems
+from grpo_jax.experiment import Experiment
+from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.runs import append_line, read_lines, write_atomically
+
+KEPT = "kept"
+
+
+class Rule(NamedTuple):
+    """How samples are drawn and which are kept.
+
+    problems     training problems, from the first
+    samples      completions of each
+    keep         at most so many of a problem are kept
+    temperature  that they are drawn at
+    language     "" or an ISO 639-1 code: all words of a kept thought are in it (extra `language`)
+    """
+
+    problems: int
+    samples: int
+    keep: int
+    temperature: float
+    language: str = ""
+
+
+def verdicts(rule: Rule, completions: Sequence[str], right: Any, finished: Any) -> list[str]:
+    """For each completion of one problem, 'kept' or the first filter that dropped it.
+
+    wrong  cut (at the limit of tokens)  language  repeated (kept before)  surplus (keep are kept)
+    """
+    found: list[str] = []
+    kept: set[str] = set()
+    for text, is_right, is_finished in zip(completions, right, finished, strict=True):
+        checks = (
+            ("wrong", not is_right),
+            ("cut", not is_finished),
+            ("language", bool(rule.language) and not _pure(text, rule.language)),
+            ("repeated", text in kept),
+            ("surplus", len(kept) >= rule.keep),
+        )
+        found.append(next((name for name, dropped in checks if dropped), KEPT))
+        if found[-1] == KEPT:
+            kept.add(text)
+    return found
+
+
+def _pure(text: str, language: str) -> bool:
+    from grpo_jax.rewards.language import language as reward
+
+    return reward([None], [text], language=[language])[0] in (None, 1.0)
+
+
+def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path, origin: str):
+    """Sample, judge and filter into the folder `out`; goes on where it was cut off.
+
+    samples.jsonl  a line a problem: its completions and what became of each
+    kept.jsonl     a line for each that is kept, its text in the column `solution`: task jsonl
+    dropped.jsonl  a line for each that is not, with its `filter`
+
+    Returns how many samples had which verdict. UsageError where `out` was begun with another rule.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _same_rule(out / "rule.json", {"origin": origin, **rule._asdict()})
+    journal = out / "samples.jsonl"
+    problems = first_problems(ex, ex.task.train, range(len(ex.task.train)), rule.problems)
+    size = max(1, ROWS // rule.samples)
+    done = read_lines(journal)
+    if len(done) < len(problems):
+        done = done[: len(done) // size * size]  # whole batches, so that their noise is the same
+    write_atomically(journal, _lines(done))
+    for start in range(len(done), len(problems), size):
+        part = problems[start : start + size]
+        a = attempts(ex, params, rewarder, part, rule.samples, rule.temperature, first=start)
+        for i, problem in enumerate(part):
+            told = verdicts(rule, a.completions[i], a.right[i], a.finished[i])
+            record = {**problem.columns, "prompt": problem.prompt, "problem": start + i}
+            append_line(journal, record | {"completions": a.completions[i], "verdicts": told})
+        kept = sum(KEPT in r["verdicts"] for r in read_lines(journal))
+        print(
+            f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True
+        )
+    return _divide(out, read_lines(journal))
+
+
+def _same_rule(path: Path, rule: dict[str, Any]) -> None:
+    if not path.exists():
+        write_atomically(path, json.dumps(rule).encode())
+        return
+    changed = config_diff(json.loads(path.read_bytes()), rule)
+    if changed:
+        raise UsageError(f"{path.parent} was begun with another rule: {'; '.join(changed)}")
+
+
+def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    kept, dropped = [], []
+    for record in records:
+        columns = {k: v for k, v in record.items() if k not in ("completions", "verdicts")}
+        for text, verdict in zip(record["completions"], record["verdicts"], strict=True):
+            counts[verdict] = counts.get(verdict, 0) + 1
+            if verdict == KEPT:
+                kept.append(columns | {"solution": text})
+            else:
+                dropped.append(columns | {"completion": text, "filter": verdict})
+    write_atomically(out / "kept.jsonl", _lines(kept))
+    write_atomically(out / "dropped.jsonl", _lines(dropped))
+    return counts
+
+
+def _lines(records: list[dict[str, Any]]) -> bytes:
+    return "".join(f"{json.dumps(record)}\n" for record in records).encode()

@@ -1,0 +1,105 @@
+"""Rejection sampling: what is kept, what drops the rest, and going on where it was cut off."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+import tiny
+from tiny import compile_fast, tiny_config  # noqa: F401
+
+from grpo_jax import rejection
+from grpo_jax.config import UsageError
+from grpo_jax.experiment import build
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.rejection import Rule, reject, verdicts
+from grpo_jax.sharding import unbox, using
+from grpo_jax.tasks import make_task
+
+RULE = Rule(problems=10, samples=4, keep=2, temperature=1.0)
+FILES = ("rule.json", "samples.jsonl", "kept.jsonl", "dropped.jsonl")
+
+
+def test_each_sample_is_kept_or_has_the_filter_that_dropped_it():
+    texts = ["a", "b", "b", "a", "c", "d", "e"]
+    right = [True, False, True, True, True, True, True]
+    finished = [True, True, True, True, False, True, True]
+    told = ["kept", "wrong", "kept", "repeated", "cut", "surplus", "surplus"]
+    assert verdicts(RULE, texts, right, finished) == told
+    one = verdicts(RULE._replace(keep=1), texts, right, finished)
+    assert one == ["kept", "wrong", "surplus", "repeated", "cut", "surplus", "surplus"]
+
+
+def test_thoughts_in_another_language_are_dropped():
+    pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
+    texts = [
+        "<think>We add both numbers.</think>7",
+        "<think>We add 两个数相加.</think>7",
+        "3 + 4 = 7",
+    ]
+    rule = RULE._replace(language="en", keep=9)
+    assert verdicts(rule, texts, [True] * 3, [True] * 3) == ["kept", "language", "kept"]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    ex = build(tiny_config(**{"rollout.max_tokens": 8}))
+    ex = dataclasses.replace(ex, task=dataclasses.replace(ex.task, accuracy=tiny.even))
+    tokens = jax.numpy.zeros((1, 1, 2), jax.numpy.int32)
+    params = ex.model.init(jax.random.key(3), tokens, method=Decoder.initialise)["params"]
+    return ex, unbox(params)
+
+
+def run(policy, out, rule=RULE):
+    ex, params = policy
+    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
+        return reject(ex, params, rewarder, rule, out, "run, step 3")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(rejection, "ROWS", 12)  # three problems
+
+
+@pytest.fixture(scope="module")
+def whole(policy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rejection, "ROWS", 12)
+        return out, run(policy, out)
+
+
+def test_every_sample_is_in_one_of_two_files(whole):
+    out, counts = whole
+    kept, dropped = (
+        [json.loads(x) for x in (out / f"{n}.jsonl").open()] for n in ("kept", "dropped")
+    )
+    assert counts["kept"] == len(kept) > 0 and sum(counts.values()) == 40
+    assert all(len(record["solution"]) % 2 == 0 for record in kept)
+    assert {r["filter"] for r in dropped} == counts.keys() - {"kept"} >= {"wrong"}
+    assert all(len(r["completion"]) % 2 for r in dropped if r["filter"] == "wrong")
+    assert max([r["problem"] for r in kept].count(i) for i in range(10)) <= 2
+
+
+def test_what_is_kept_is_a_task_with_solutions(whole):
+    out, _ = whole
+    task = make_task("jsonl", path=str(out / "kept.jsonl"), heldout_fraction=0.3)
+    records = [json.loads(line) for line in (out / "kept.jsonl").open()]
+    solved = {(p.prompt, task.solve(p)) for p in (*task.train, *task.heldout)}
+    assert solved == {(r["prompt"], r["solution"]) for r in records}
+
+
+@pytest.mark.parametrize("lines", [0, 2, 5, 9, 10])
+def test_a_cut_off_run_ends_as_a_whole_one(policy, whole, tmp_path, lines):
+    out = tmp_path / "set"
+    out.mkdir()
+    done = (whole[0] / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "samples.jsonl").write_bytes(b"".join(done[:lines]) + b'{"torn": ')
+    assert run(policy, out) == whole[1]
+    for name in FILES:
+        assert (out / name).read_bytes() == (whole[0] / name).read_bytes(), name
+
+
+def test_another_rule_is_refused(policy, whole):
+    with pytest.raises(UsageError, match="begun with another rule: keep: 2 -> 3"):
+        run(policy, whole[0], RULE._replace(keep=3))
