@@ -61,6 +61,7 @@ def defaults() -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,
+            "start": "",  # a run's folder, whose newest parameters this one starts from
             "steps": 60,  # of reinforcement learning
             "task": {"name": "addition"},
             "prompt_length": 32,  # tokens

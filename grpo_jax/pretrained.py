@@ -1,6 +1,7 @@
-"""Parameters that a run does not learn from nothing: those of a Hugging Face directory."""
+"""Parameters that a run does not learn from nothing: a Hugging Face directory's, or a run's."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from grpo_jax import checkpoints
+from grpo_jax.config import UsageError
 from grpo_jax.experiment import Experiment
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import ADAPTERS
@@ -45,6 +48,39 @@ def pretrained(ex: Experiment) -> Any:
     c = ex.model.config
     then = None if c.lora.base == "none" else partial(quantize_leaf, kind=c.lora.base)
     return load_weights(ex.source, c, abstract_params(ex.model, ex.mesh), then)
+
+
+def beginning(ex: Experiment) -> Any:
+    """The parameters to train from: of the run in config.start, else `pretrained`.
+
+    UsageError where there is no such run, or its model is another.
+    """
+    given = pretrained(ex)
+    if not ex.config.start:
+        return given
+    folder = Path(ex.config.start).expanduser()
+    if not (folder / "checkpoints").is_dir():
+        raise UsageError(f"config.start: {folder} holds no run: there is no checkpoints/ in it")
+    learnt, _ = checkpoints.restore_params(folder / "checkpoints")
+    tokens = jnp.zeros((1, 1, 2), jnp.int32)
+    init = lambda key: ex.model.init(key, tokens, method=Decoder.initialise)["params"]  # noqa: E731
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    place = flax.traverse_util.flatten_dict(shardings(boxed, ex.mesh))
+    wanted = flax.traverse_util.flatten_dict(unbox(boxed))
+    if ex.model.config.lora.rank:  # a run saves its adapters alone
+        wanted = {path: leaf for path, leaf in wanted.items() if path[-1] in ADAPTERS}
+    found = flax.traverse_util.flatten_dict(learnt)
+    for path in sorted(wanted.keys() | found.keys()):
+        shapes = [str(tree[path].shape) if path in tree else "none" for tree in (wanted, found)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"config.start: the run in {folder} has another model: {'/'.join(path)} has shape "
+                f"{shapes[1]}, this config's {shapes[0]}"
+            )
+    put = {path: jax.device_put(leaf, place[path]) for path, leaf in found.items()}
+    return merged(
+        given if ex.model.config.lora.rank else None, flax.traverse_util.unflatten_dict(put)
+    )
 
 
 def with_base(ex: Experiment, state: TrainState) -> TrainState:

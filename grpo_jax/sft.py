@@ -15,7 +15,7 @@ from grpo_jax.evaluation import attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.learner import make_optimizer, update
 from grpo_jax.loop import Step, run_steps
-from grpo_jax.pretrained import pretrained, with_base
+from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import open_run
@@ -108,7 +108,7 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
         if restored is None:
             key = jax.random.key(c.seed)
             done, ended = None, False
-            start = pretrained(ex)
+            start = beginning(ex)
             state = init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=start)
         else:
             state, position = restored

@@ -17,7 +17,7 @@ from grpo_jax.evaluation import evaluate
 from grpo_jax.experiment import Experiment, build
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
-from grpo_jax.pretrained import pretrained, with_base
+from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
 from grpo_jax.rollout.sampler import sample
@@ -96,7 +96,7 @@ def _start(
         problems.set_state(position)
         return position["step"], with_base(ex, state)
     cold = run.folder / "cold_start"
-    params = cold_start(ex, rewarder, cold) if c.sft.steps else pretrained(ex)
+    params = cold_start(ex, rewarder, cold) if c.sft.steps else beginning(ex)
     key = jax.random.key(c.seed)
     return None, init_state(ex.model, optimizer, key, ex.mesh, params=params, **options)
 

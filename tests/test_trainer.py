@@ -13,6 +13,7 @@ import pytest
 from tiny import compile_fast, tiny_config  # noqa: F401
 
 from grpo_jax import checkpoints, loop, trainer
+from grpo_jax.checkpoints import restore_params
 from grpo_jax.config import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer
@@ -259,3 +260,25 @@ def test_a_signal_between_the_steps_leaves_with_a_word(capsys):
     with pytest.raises(loop.Interrupted), loop.leaving_on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_another(learnt, tmp_path):
+    config = tiny_config(
+        **EASY | {"steps": 1, "optimizer.learning_rate": 0.0, "start": str(learnt)}
+    )
+    trainer.train(config, tmp_path / "next")
+    before, after = (restore_params(f / "checkpoints")[0] for f in (learnt, tmp_path / "next"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    cold = {"sft.steps": 1, "sft.learning_rate": 0.0, "rollout.max_tokens": 18}
+    config = tiny_config(**EASY | cold | {"steps": 0, "start": str(learnt)})
+    trainer.train(config, tmp_path / "cold")
+    after = restore_params(tmp_path / "cold/cold_start/checkpoints")[0]
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_a_start_of_another_model_or_of_none_is_refused(learnt, tmp_path):
+    config = tiny_config(**EASY | {"start": str(learnt), "model.hidden": 32})
+    with pytest.raises(UsageError, match=r"another model: embed/embedding has shape \(\d+, 16\), "):
+        trainer.train(config, tmp_path / "wide")
+    with pytest.raises(UsageError, match=r"config.start: .*nothing holds no run"):
+        trainer.train(tiny_config(**EASY | {"start": str(tmp_path / "nothing")}), tmp_path / "none")
