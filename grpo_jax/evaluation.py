@@ -15,6 +15,7 @@ from grpo_jax.rollout.sampler import sample
 from grpo_jax.sharding import put_batch
 from grpo_jax.statistics import maj_at_k, mean_interval, pass_at_k, wilson_interval
 from grpo_jax.tasks import Problem, Source
+from grpo_jax.tasks.mixture import KIND
 
 ROWS = 512  # completions decoded together
 
@@ -35,7 +36,8 @@ def evaluate(
     marks     a list that takes whether the greedy completion of each problem is right
 
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
-    score 1; pass@k (2107.03374) and maj@k are means over problems with Student's t intervals.
+    score 1, and <kind>/accuracy those of each kind of a mixture; pass@k (2107.03374) and maj@k are
+    means over problems with Student's t intervals.
     """
     chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
     greedy = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
@@ -51,6 +53,9 @@ def evaluate(
         "completions/mean_length": float(greedy.lengths.mean()),
         "completions/finished": float(greedy.finished.mean()),
     }
+    kinds = np.array([str(p.columns.get(KIND, "")) for p in chosen])
+    for kind in sorted(set(kinds) - {""}):
+        result[f"{kind}/accuracy"] = float(greedy.right[kinds == kind].mean())
     if samples:
         drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
         sampled = attempts(ex, params, rewarder, chosen, samples, **drawn)

@@ -10,6 +10,7 @@ from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.math import math
+from grpo_jax.tasks.mixture import mixture
 from grpo_jax.tasks.problem import Problem, Source, Task
 from grpo_jax.tasks.reasoning_gym import reasoning_gym
 from grpo_jax.tasks.svamp import svamp
@@ -23,6 +24,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": gsm8k,
     "jsonl": jsonl,
     "math": math,
+    "mixture": mixture,
     "reasoning_gym": reasoning_gym,
     "svamp": svamp,
     "word_problems": word_problems,

@@ -1,0 +1,91 @@
+"""Several tasks as one, for a policy that learns them together."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_jax.rewards.text import Completion
+from grpo_jax.tasks.problem import Problem, Source, Task
+
+KIND = "kind"  # the column that says which part a problem is of
+
+
+class Mixed:
+    """Problems of several sources in turn, each as often as its share; short ones begin anew."""
+
+    def __init__(self, sources: Mapping[str, Source], shares: Mapping[str, int]):
+        """Take the sources of parts by name, and how many problems of each one round has."""
+        self.sources, self.shares = sources, shares
+        self.turns = [(kind, i) for kind, share in shares.items() for i in range(share)]
+        self.rounds = max(-(-len(s) // shares[kind]) for kind, s in sources.items())
+
+    def __len__(self) -> int:
+        return self.rounds * len(self.turns)
+
+    def __getitem__(self, index: int) -> Problem:
+        if not 0 <= index < len(self):
+            raise IndexError(f"problem {index} of {len(self)}")
+        number, place = divmod(index, len(self.turns))
+        kind, i = self.turns[place]
+        source = self.sources[kind]
+        return _of_kind(source[(number * self.shares[kind] + i) % len(source)], kind)
+
+
+def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
+    """The problems of several tasks in turn, each with its part's name in the column `kind`.
+
+    parts  by name, the options of each: its task's `name` (else the part's own name is meant),
+           its `share` of problems (1 by default), and what the task takes
+
+    Each part judges and solves its own. Held out are all parts' problems, in turn. ValueError for
+    fewer than two parts or a share below 1; the parts' own errors name what they do.
+    """
+    from grpo_jax.tasks import make_task
+
+    if len(parts) < 2:
+        raise ValueError(f"parts={list(parts)}: valid: two tasks or more, by name")
+    tasks: dict[str, Task] = {}
+    shares: dict[str, int] = {}
+    for kind, given in parts.items():
+        options = {"name": kind, "share": 1, **given}
+        shares[kind] = options.pop("share")
+        if not isinstance(shares[kind], int) or shares[kind] < 1:
+            raise ValueError(
+                f"parts.{kind}.share={shares[kind]!r}: valid: an integer of at least 1"
+            )
+        tasks[kind] = make_task(**options)
+
+    def accuracy(
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        kind: Sequence[str],
+        **columns: Any,
+    ) -> Sequence[float | None]:
+        (one,) = set(kind)  # a reward is asked about one problem at a time
+        return tasks[one].accuracy(prompts, completions, **columns)
+
+    def solve(problem: Problem) -> str:
+        own = tasks[problem.columns[KIND]].solve
+        assert own is not None
+        return own(problem)
+
+    heldout = [
+        [_of_kind(task.heldout[i], kind) for i in range(len(task.heldout))]
+        for kind, task in tasks.items()
+    ]
+    symbols = [task.symbols for task in tasks.values()]
+    known = [s for s in symbols if s is not None]
+    return Task(
+        "mixture",
+        Mixed({kind: task.train for kind, task in tasks.items()}, shares),
+        [p for row in itertools.zip_longest(*heldout) for p in row if p is not None],
+        accuracy,
+        solve if all(task.solve for task in tasks.values()) else None,
+        tuple(dict.fromkeys(itertools.chain(*known))) if len(known) == len(symbols) else None,
+        sum(task.overlap for task in tasks.values()),
+    )
+
+
+def _of_kind(problem: Problem, kind: str) -> Problem:
+    return dataclasses.replace(problem, columns={**problem.columns, KIND: kind})

@@ -1,0 +1,64 @@
+"""Several tasks as one: whose problems come when, and who judges and solves them."""
+
+from collections import Counter
+
+import pytest
+
+from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.tasks import make_task
+
+ADDITION = {"digits": 1, "heldout_size": 6, "train_size": 50}
+PARTS = {
+    "sums": {"name": "addition", **ADDITION},
+    "word_problems": {"share": 2, "heldout_size": 3, "train_size": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task("mixture", parts=PARTS)
+
+
+def test_problems_come_in_turn_and_short_parts_begin_anew(task):
+    alone = {
+        "sums": make_task("addition", **ADDITION),
+        "word_problems": make_task("word_problems", heldout_size=3, train_size=40),
+    }
+    assert len(task.train) == 150  # 50 rounds of one sum and two word problems
+    found = [task.train[i] for i in range(150)]
+    assert Counter(p.columns["kind"] for p in found) == {"sums": 50, "word_problems": 100}
+    for kind, problems in alone.items():
+        mine = [p.prompt for p in found if p.columns["kind"] == kind]
+        size = len(problems.train)
+        assert mine == [problems.train[i % size].prompt for i in range(len(mine))]
+    with pytest.raises(IndexError, match="problem 150 of 150"):
+        task.train[150]
+
+
+def test_held_out_are_all_parts_in_turn(task):
+    kinds = [p.columns["kind"] for p in task.heldout]
+    assert kinds == ["sums", "word_problems"] * 3 + ["sums"] * 3
+    trained = {p.prompt for p in (task.train[i] for i in range(len(task.train)))}
+    assert not trained & {p.prompt for p in task.heldout}
+
+
+def test_each_part_judges_and_solves_its_own(task):
+    problems = list(task.heldout[:4])
+    completions = [[task.solve(p), "no"] for p in problems]
+    with Rewarder({"accuracy": task.accuracy}, workers=1, timeout_s=20) as rewarder:
+        scores = rewarder(problems, completions).parts["accuracy"]
+    assert scores.tolist() == [[1.0, 0.0]] * 4
+    assert {*"0123456789+=", "<think>"} <= set(task.symbols)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"addition": {}}, "valid: two tasks or more"),
+        ({"addition": {"share": 0}, "countdown": {}}, r"parts.addition.share=0: valid"),
+        ({"addition": {}, "sums": {}}, "unknown task 'sums'"),
+    ],
+)
+def test_bad_parts_are_refused(parts, told):
+    with pytest.raises(ValueError, match=told):
+        make_task("mixture", parts=parts)
