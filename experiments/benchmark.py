@@ -50,7 +50,7 @@ WORKLOADS: dict[str, dict[str, float]] = {
 }
 MODEL_SIZES = ("hidden", "layers", "heads", "kv_heads", "ff")
 COMPARED = ("s_per_step_median", "generation_s", "update_s", "peak_rss_mb")
-FP32 = 4  # bytes
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def matmul_parameters(a):
@@ -96,7 +96,7 @@ def generation_bytes(a):
     steps, length = a.completion_len - 1, a.completion_len
     own = a.group * steps * length / 2  # 1 + 2 + ... + (T - 1) keys a completion
     keys = a.prompts * row * (steps * a.prompt_len + own)
-    return FP32 * (steps * sum(matmul_parameters(a)) + keys)
+    return BYTES[a.dtype] * (steps * sum(matmul_parameters(a)) + keys)
 
 
 def measure(a):
@@ -117,6 +117,7 @@ def measure(a):
         "project": "grpo_jax",
         **environment(),
         "device": jax.devices()[0].device_kind,
+        "dtype": a.dtype,
         "model_params": parameters,
         **{name: getattr(a, name) for name in SIZES},
         "s_per_step_median": round(step, 4),
@@ -183,7 +184,8 @@ def make_learner(a):
 
     sizes = {name: getattr(a, name) for name in MODEL_SIZES}
     own = ModelConfig(vocab_size=a.vocab, tied=False, **sizes)
-    model = Decoder(read_config_file(a.model) if a.model else own)
+    chosen = read_config_file(a.model) if a.model else own
+    model = Decoder(dataclasses.replace(chosen, dtype=a.dtype))
     algorithm = dataclasses.replace(PRESETS["grpo"], beta=a.beta)
     config = defaults().optimizer
     config.learning_rate = 1e-5
@@ -258,7 +260,7 @@ def compare(a):
     """Let ours and every --beside command take turns; return each one's results and the ratios."""
     sizes = [f"--{name}={getattr(a, name)}" for name in SIZES]
     sizes += [f"--model={a.model}"] * bool(a.model)
-    ours = [sys.executable, "-m", "experiments.benchmark"]
+    ours = [sys.executable, "-m", "experiments.benchmark", f"--dtype={a.dtype}"]
     commands = {"grpo_jax": ours} | {text: shlex.split(text) for text in a.beside}
     results: dict[str, list] = {name: [] for name in commands}
     for number in range(a.rounds):
@@ -336,6 +338,7 @@ def parse(argv=None):
     )
     parser.add_argument("--workload", choices=WORKLOADS, default="short")
     parser.add_argument("--model", type=Path, help="a Hugging Face directory, which has the sizes")
+    parser.add_argument("--dtype", choices=BYTES, default="float32", help="of our computation")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=type(value), help=f"in 'short': {value}")
     parser.add_argument(
