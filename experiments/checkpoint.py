@@ -38,6 +38,8 @@ def load(workdir: Path) -> tuple[Experiment, Any, int]:
     plain = load_config(workdir).to_dict()
     plain["mesh"] = dict.fromkeys(plain["mesh"], 1)
     params, step = checkpoints.restore_params(workdir / "checkpoints")
+    if "value" in params:
+        raise UsageError(f"{workdir} holds a reward model, which scores and does not write")
     ex = build(FrozenConfigDict(plain))
     if ex.model.config.lora.rank:
         params = merged(pretrained(ex), params)

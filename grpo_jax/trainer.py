@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from grpo_jax.experiment import Experiment, build
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.pretrained import beginning, with_base
-from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.reward_model import PREFIX, with_judges
+from grpo_jax.rewards.evaluate import Rewarder, Scores
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.rollout.speculative import speculation_metrics
@@ -37,7 +39,8 @@ def train(config: Any, workdir: Path) -> None:
     """
     ex = build(config)
     run = open_run(workdir, config)
-    names = tuple(dict.fromkeys([*config.rewards, "accuracy"]))
+    called = [name for name in config.rewards if not name.startswith(PREFIX)]
+    names = tuple(dict.fromkeys([*called, "accuracy"]))
     try:
         with leaving_on_signals(), ex.rewarder(names) as rewarder, using(ex.mesh):
             _train(ex, run, rewarder)
@@ -48,6 +51,7 @@ def train(config: Any, workdir: Path) -> None:
 def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
     c = ex.config
     problems = Problems(ex)
+    judged = with_judges(rewarder, list(c.rewards), ex.mesh)
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
     learners = make_optimizer(c.optimizer, updates), make_critic(ex, updates)
     done, state = _start(ex, run, *learners, problems, rewarder)
@@ -63,7 +67,7 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
         c,
         (done, state),
         c.steps,
-        partial(iteration, ex, *learners, rewarder, problems),
+        partial(iteration, ex, *learners, judged, problems),
         problems.get_state,
         held_out if c.eval.every else None,
     )
@@ -105,7 +109,7 @@ def iteration(
     ex: Experiment,
     optimizer: optax.GradientTransformation,
     critic: Critic | None,
-    rewarder: Rewarder,
+    rewarder: Callable[..., Scores],
     problems: "Problems",
     state: TrainState,
     number: int,
@@ -188,7 +192,7 @@ def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int
     return rollouts, texts(ex.tokenizer, rollouts.tokens, rollouts.mask)
 
 
-def _score(ex: Experiment, rewarder: Rewarder, problems, completions):
+def _score(ex: Experiment, rewarder: Callable[..., Scores], problems, completions):
     scores = rewarder(problems, completions)
     weights = ex.config.rewards.to_dict()
     rewards = algorithms.combine_rewards(

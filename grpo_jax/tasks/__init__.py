@@ -11,6 +11,7 @@ from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.math import math
 from grpo_jax.tasks.mixture import mixture
+from grpo_jax.tasks.pairs import pairs
 from grpo_jax.tasks.problem import Problem, Source, Task
 from grpo_jax.tasks.reasoning_gym import reasoning_gym
 from grpo_jax.tasks.svamp import svamp
@@ -25,6 +26,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "jsonl": jsonl,
     "math": math,
     "mixture": mixture,
+    "pairs": pairs,
     "reasoning_gym": reasoning_gym,
     "svamp": svamp,
     "word_problems": word_problems,

@@ -77,10 +77,11 @@ def _problem(
     for name in RESERVED:
         if name in columns:
             raise ValueError(f"column {name!r} is reserved for the rewards; valid: another name")
-    return Problem(_prompt(prompt, record[prompt], text_only), columns)
+    return Problem(checked_prompt(prompt, record[prompt], text_only), columns)
 
 
-def _prompt(column: str, value: Any, text_only: bool) -> str | list[dict[str, str]]:
+def checked_prompt(column: str, value: Any, text_only: bool) -> str | list[dict[str, str]]:
+    """A prompt, text or chat messages (not where text_only); ValueError where it is neither."""
     text = isinstance(value, str) and value != ""
     chat = isinstance(value, list) and value != [] and all(map(_is_message, value))
     if chat and text_only:

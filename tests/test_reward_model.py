@@ -1,0 +1,142 @@
+"""Bradley-Terry: the loss in NumPy float64, learning to order pairs, and going on exactly."""
+
+import dataclasses
+import json
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import compile_fast, reference, tiny_config  # noqa: F401
+
+from experiments.checkpoint import load
+from grpo_jax import reward_model, trainer
+from grpo_jax.checkpoints import restore_params
+from grpo_jax.config import UsageError
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.sharding import make_mesh
+from grpo_jax.tasks import Problem, make_task
+
+C = dataclasses.replace(reference.TINY, layers=1)
+P, S, T = 3, 5, 4
+PROMPTS = reference.make_prompts([5, 2, 3], S, C.vocab_size)
+rng = np.random.default_rng(0)
+TOKENS = rng.integers(1, C.vocab_size, (P, 2, T)).astype(np.int32)
+MASK = np.arange(T) < np.array([[4, 2], [1, 3], [3, 4]])[..., None]
+BODY = reference.random_params(C)
+VALUE = rng.normal(size=C.hidden).astype(np.float32)
+
+
+def test_loss_and_gradient_are_bradley_terrys():
+    body = {k: v for k, v in BODY.items() if k != "head"}
+    params = jax.tree.map(jnp.asarray, {"body": body, "value": VALUE})
+    run = jax.jit(jax.value_and_grad(reward_model.pair_loss, 1, has_aux=True), static_argnums=0)
+    (loss, metrics), gradient = run(Decoder(C), params, PROMPTS, TOKENS, MASK)
+
+    def numpy_loss(value):
+        """A head whose first row is `value` says the reward where the decoder says logits."""
+        head = np.zeros((C.vocab_size, C.hidden))
+        head[0] = value
+        longer = np.pad(TOKENS, ((0, 0), (0, 0), (0, 1)))
+        all_of_it = np.arange(T + 1) <= MASK.sum(-1)[..., None]  # and the place after the last
+        logits = reference.completion_logits({**BODY, "head": head}, C, PROMPTS, longer, all_of_it)
+        rewards = np.take_along_axis(logits[..., 0], MASK.sum(-1)[..., None], -1)[..., 0]
+        margin = rewards[:, 0] - rewards[:, 1]
+        return np.log1p(np.exp(-margin)).mean(), (margin > 0).mean(), margin.mean()
+
+    want = numpy_loss(VALUE)
+    found = [metrics[name] for name in ("loss", "accuracy", "margin")]
+    np.testing.assert_allclose(found, want, atol=1e-4)
+    assert float(loss) == pytest.approx(want[0], abs=1e-4)
+    aim = rng.normal(size=C.hidden)
+    sides = [numpy_loss(VALUE + e * aim)[0] for e in (1e-6, -1e-6)]
+    slope = (sides[0] - sides[1]) / 2e-6
+    assert float(gradient["value"] @ aim) == pytest.approx(slope, rel=1e-3)
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient["body"]))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Whoever writes more sevens is preferred."""
+    draw, path = random.Random(0), tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    with path.open("w") as file:
+        for i in range(300):
+            few, many = sorted(
+                ("".join(draw.choice("07") for _ in range(6)) for _ in range(2)),
+                key=lambda text: text.count("7"),
+            )
+            if few.count("7") < many.count("7"):
+                record = {"prompt": f"{i}=", "chosen": many, "rejected": few}
+                file.write(json.dumps(record) + "\n")
+    return path
+
+
+def config_of(pairs, **changes):
+    options = {
+        **{"rollout.prompts": 16, "rollout.max_tokens": 8, "steps": 30, "checkpoint.every": 15},
+        **{"eval.every": 15, "eval.problems": 30, "optimizer.learning_rate": 1e-2},
+        **{"task": {"name": "pairs", "path": str(pairs), "heldout_fraction": 0.2}},
+    }
+    return tiny_config(**options | changes)
+
+
+def test_a_reward_model_learns_to_order_pairs_and_goes_on_exactly(pairs, tmp_path):
+    config = config_of(pairs)
+    reward_model.train(config, tmp_path / "whole")
+    evals = [json.loads(line) for line in (tmp_path / "whole/eval.jsonl").open()]
+    assert evals[0]["accuracy"] == 0 and evals[-1]["accuracy"] > 0.8  # at first all are equal
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/checkpoints/30")
+    reward_model.train(config, tmp_path / "again")
+    two = [restore_params(tmp_path / name / "checkpoints")[0] for name in ("whole", "again")]
+    jax.tree.map(np.testing.assert_array_equal, *two)
+
+
+def test_other_tasks_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"config.task.name='addition': a reward model needs 'pairs'"
+    ):
+        reward_model.train(tiny_config(), tmp_path / "run")
+
+
+def test_a_task_of_pairs_names_bad_records(pairs, tmp_path):
+    task = make_task("pairs", path=str(pairs), heldout_fraction=0.2)
+    assert not {p.prompt for p in task.train} & {p.prompt for p in task.heldout}
+    problem = task.train[0]
+    chosen, rejected = problem.columns["chosen"], problem.columns["rejected"]
+    assert task.solve(problem) == chosen
+    assert task.accuracy([None] * 2, [chosen, rejected], chosen=[chosen] * 2) == [1.0, 0.0]
+    bad = tmp_path / "bad.jsonl"
+    for record, told in (
+        ({"prompt": "p", "chosen": "a"}, r"bad.jsonl:1: unknown column 'rejected'"),
+        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "are the same text"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "column 'prompt' is 3; valid: text"),
+    ):
+        bad.write_text(json.dumps(record) + "\n")
+        with pytest.raises((ValueError, UsageError), match=told):
+            make_task("pairs", path=str(bad))
+
+
+def test_a_policy_learns_what_a_reward_model_prefers(pairs, tmp_path, capsys):
+    config = config_of(pairs, **{"eval.every": 0})
+    reward_model.train(config, tmp_path / "judge")
+    reward_model.train(config, tmp_path / "judge")
+    assert "judge is finished: all 30 steps are done" in capsys.readouterr().out
+    judge = reward_model.load_judge(tmp_path / "judge", make_mesh())
+    problems = [Problem("12="), Problem("7=")]
+    scores = judge(problems, [["777777", "700000"], ["000000", "077777"]])
+    assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
+
+    name = f"{reward_model.PREFIX}{tmp_path / 'judge'}"
+    changes = {"steps": 12, "rewards": {name: 1.0}, "eval.every": 0, "algorithm.beta": 0.0}
+    trainer.train(config_of(pairs, **changes | {"rollout.max_tokens": 6}), tmp_path / "policy")
+    records = [json.loads(line) for line in (tmp_path / "policy/metrics.jsonl").open()]
+    first, last = (np.mean([r["reward"] for r in part]) for part in (records[:3], records[-3:]))
+    assert last > first + 0.5, (first, last)
+    assert records[0][f"rewards/{name}/mean"] == pytest.approx(records[0]["reward"], abs=1e-5)
+    with pytest.raises(UsageError, match="that run's model writes and does not score"):
+        reward_model.load_judge(tmp_path / "policy", make_mesh())
+    with pytest.raises(UsageError, match="holds a reward model, which scores and does not write"):
+        load(tmp_path / "judge")
