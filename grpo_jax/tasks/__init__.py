@@ -13,6 +13,7 @@ from grpo_jax.tasks.math import math
 from grpo_jax.tasks.mixture import mixture
 from grpo_jax.tasks.pairs import pairs
 from grpo_jax.tasks.problem import Problem, Source, Task
+from grpo_jax.tasks.programs import programs
 from grpo_jax.tasks.reasoning_gym import reasoning_gym
 from grpo_jax.tasks.svamp import svamp
 from grpo_jax.tasks.word_problems import word_problems
@@ -27,6 +28,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "math": math,
     "mixture": mixture,
     "pairs": pairs,
+    "programs": programs,
     "reasoning_gym": reasoning_gym,
     "svamp": svamp,
     "word_problems": word_problems,

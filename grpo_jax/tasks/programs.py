@@ -1,0 +1,79 @@
+"""Small functions to write: what is done to x, in words, and a program that does it."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_jax.rewards.registry import resolve
+from grpo_jax.rewards.text import TAGS, Completion
+from grpo_jax.tasks.problem import Problem, Task, split
+
+SIGNS = {"plus": "+", "minus": "-", "times": "*"}
+INPUTS = (-4, 0, 10)  # of the cases; the functions are linear, so two would tell them apart
+SYMBOLS = (
+    *sorted(set("".join([*SIGNS, *SIGNS.values(), "def f(x): return, =0123456789()"]))),
+    *TAGS,
+)
+
+Step = tuple[str, int]  # what is done to x so far, and with which number
+
+
+def programs(
+    max_steps: int = 2,
+    max_number: int = 9,
+    heldout_size: int = 64,
+    train_size: int = 1_000_000,
+    seed: int = 0,
+) -> Task:
+    """Problems "f(x): x plus 3, times 2=", right if the program in the answer defines such an f.
+
+    One to max_steps steps, numbers 2 to max_number. Accuracy is the reward `code`: the program runs
+    in a sandbox (the extra `code`, bubblewrap). ValueError for options out of range.
+    """
+    for option, value, low, high in (
+        ("max_steps", max_steps, 1, 5),
+        ("max_number", max_number, 2, 99),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{option}={value}: valid: {low} to {high}")
+
+    def draw(rng: random.Random) -> tuple[Step, ...]:
+        n = rng.randint(1, max_steps)
+        return tuple((rng.choice(tuple(SIGNS)), rng.randint(2, max_number)) for _ in range(n))
+
+    train, heldout = split(
+        draw, _told, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
+    )
+    return Task("programs", train, heldout, _accuracy, solve, SYMBOLS)
+
+
+def solve(problem: Problem) -> str:
+    """The steps one by one, then the program: <think>(x+3) (x+3)*2</think><answer>def f(x): ..."""
+    said = str(problem.prompt).removeprefix("f(x): x ").removesuffix("=").split(", ")
+    steps = [(word, int(number)) for word, number in (step.split() for step in said)]
+    value, shown = "x", []
+    for word, number in steps:
+        value = f"({value}{SIGNS[word]}{number})"
+        shown.append(value)
+    return f"<think>{' '.join(shown)}</think><answer>def f(x): return {value}</answer>"
+
+
+def _told(steps: tuple[Step, ...]) -> str:
+    return f"f(x): x {', '.join(f'{word} {number}' for word, number in steps)}="
+
+
+def _problem(steps: tuple[Step, ...]) -> Problem:
+    cases = [{"call": "f", "args": [x], "expected": _value(steps, x)} for x in INPUTS]
+    return Problem(_told(steps), {"cases": cases})
+
+
+def _value(steps: tuple[Step, ...], x: int) -> int:
+    for word, number in steps:
+        x = {"plus": x + number, "minus": x - number, "times": x * number}[word]
+    return x
+
+
+def _accuracy(
+    prompts: Sequence[Any], completions: Sequence[Completion], cases: Sequence[Any], **columns: Any
+) -> Sequence[float | None]:
+    return resolve("code")(prompts, completions, cases=cases)
