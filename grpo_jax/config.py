@@ -349,6 +349,22 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A run's saved config, with the fields that came since at their defaults."""
+    base = defaults()
+    base.algorithm.preset = saved["algorithm"]["preset"]
+    whole, known = {**saved}, flatten(saved)
+    for name, value in flatten(resolve(base).to_dict()).items():
+        if name not in known and name.split(".")[0] not in ("task", "rewards"):
+            *groups, leaf = name.split(".")
+            part = whole
+            for group in groups:
+                part[group] = {**part.get(group, {})}
+                part = part[group]
+            part[leaf] = value
+    return whole
+
+
 def config_diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return one 'field: old -> new' for each dotted field whose value differs."""
     before, after = flatten(old), flatten(new)

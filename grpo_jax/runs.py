@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from grpo_jax.config import UsageError, config_diff
+from grpo_jax.config import UsageError, completed, config_diff
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What config.json holds beside the config's own fields; these may differ between two starts.
@@ -116,7 +116,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no config.json in it")
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        return completed(record) if "algorithm" in record else record
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
 

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from grpo_jax import runs
-from grpo_jax.config import UsageError
+from grpo_jax.config import UsageError, defaults, resolve
 
 CONFIG = FrozenConfigDict({"seed": 3, "steps": 5, "model": {"layers": 2}, "sizes": (1, 2)})
 
@@ -35,6 +35,17 @@ def test_the_same_config_resumes_and_another_is_refused(tmp_path):
         runs.open_run(tmp_path, other)
     assert runs.load_config(tmp_path).steps == 5
     runs.open_run(tmp_path, CONFIG).close()  # the refusal gave the lock back
+
+
+def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path):
+    config = resolve(defaults())
+    runs.open_run(tmp_path, config).close()
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["algorithm"]["critic"], record["optimizer"]["max_grad_norm"], record["start"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    loaded = runs.load_config(tmp_path).to_dict()
+    assert json.dumps(loaded, sort_keys=True) == json.dumps(config.to_dict(), sort_keys=True)
+    runs.open_run(tmp_path, config).close()
 
 
 def test_other_code_is_warned_of(tmp_path, monkeypatch, capsys):
