@@ -147,7 +147,7 @@ def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
     changes = {"algorithm.kl_stop": 0.1, "algorithm.inner_epochs": 3, "algorithm.minibatches": 2}
     ex = build(tiny_config(**changes))
     batch = Batch(*[np.zeros((4, 2, 1))] * 5)
-    state, metrics = trainer._learn(ex, None, 0, batch, 1)
+    state, metrics = trainer._learn(ex, None, None, 0, batch, 1)
     assert state == 2
     assert metrics == {
         "approx_kl": pytest.approx(0.105),
