@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from grpo_jax.command_line import default_workdir, load_config_file, run_main
+from grpo_jax.command_line import default_workdir, load_config_file, load_module, run_main
 
 CONFIG = flags.DEFINE_string("config", None, "a Python file with VARIANTS and get_config(name)")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs; default runs/<config name>")
@@ -49,16 +49,9 @@ def main():
 
 def variants(file: str) -> tuple[str, ...]:
     """The names of a config file's variants; UsageError without any."""
-    import importlib.util
-
     from grpo_jax.config import UsageError
 
-    load_config_file(file)  # says what is wrong with the file, if anything is
-    spec = importlib.util.spec_from_file_location("comparison", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    names = tuple(getattr(module, "VARIANTS", ()))
+    names = tuple(getattr(load_module(file), "VARIANTS", ()))
     if len(names) < 2:
         raise UsageError(f"config file {file}: VARIANTS must name two variants or more: {names!r}")
     return names

@@ -39,8 +39,13 @@ def learner_cost(config: Any) -> dict[str, float]:
     if state.critic is not None:
         held, moments = [*held, state.critic.params], [*moments, state.critic.opt_state]
     flop = _flop(prepared) + parts * ex.algorithm.inner_epochs * _flop(updated)
-    peak = max(_peak(lowered.compile()) for lowered in (prepared, updated))
-    return {"parameters": _size(held), "optimizer": _size(moments), "peak": peak, "flop": flop}
+    peak = max(analysis(lowered.compile())["total"] for lowered in (prepared, updated))
+    return {
+        "parameters": tree_bytes(held),
+        "optimizer": tree_bytes(moments),
+        "peak": peak,
+        "flop": flop,
+    }
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -51,12 +56,17 @@ def _flop(lowered: Any) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
-def _peak(compiled: Any) -> int:
-    """Bytes of arguments and of all that is alive besides; donated arguments count once."""
+def analysis(compiled: Any) -> dict[str, int]:
+    """Bytes of arguments, and of all that is alive besides; donated arguments count once."""
     m = compiled.memory_analysis()
     beside = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-    return m.argument_size_in_bytes + beside
+    return {
+        "arguments": m.argument_size_in_bytes,
+        "beside": beside,
+        "total": m.argument_size_in_bytes + beside,
+    }
 
 
-def _size(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def tree_bytes(tree: Any) -> int:
+    """Bytes of a tree's arrays, or of their shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "size"))

@@ -30,16 +30,17 @@ GIB = 2**30
 def main():
     import jax
 
+    from experiments.costs import analysis, tree_bytes
     from grpo_jax.models.decoder import Decoder
 
     c = _config()
     model = Decoder(c)
     sampled, updated, state = _compiled(model)
     sizes = {
-        "parameters": _bytes(state.policy),
-        "optimizer": _bytes(state.opt_state),
-        **{f"sample/{k}": v for k, v in _analysis(sampled).items()},
-        **{f"update/{k}": v for k, v in _analysis(updated).items()},
+        "parameters": tree_bytes(state.policy),
+        "optimizer": tree_bytes(state.opt_state),
+        **{f"sample/{k}": v for k, v in analysis(sampled).items()},
+        **{f"update/{k}": v for k, v in analysis(updated).items()},
     }
     # The optimizer's state stays while completions are sampled.
     sizes["peak"] = max(sizes["update/total"], sizes["sample/total"] + sizes["optimizer"])
@@ -113,23 +114,6 @@ def _compiled(model):
         accumulation=PARTS.value,
     ).compile()
     return sampled, updated, state
-
-
-def _analysis(compiled):
-    """Bytes of arguments, and of all that is alive besides; donated arguments count once."""
-    m = compiled.memory_analysis()
-    beside = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-    return {
-        "arguments": m.argument_size_in_bytes,
-        "beside": beside,
-        "total": m.argument_size_in_bytes + beside,
-    }
-
-
-def _bytes(tree):
-    import jax
-
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "size"))
 
 
 if __name__ == "__main__":

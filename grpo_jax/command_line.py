@@ -38,18 +38,27 @@ def load_config_file(path: str) -> ConfigDict:
     the file is missing or broken, naming the line at fault.
     """
     name, *argument = path.split(":", 1)
-    spec = importlib.util.spec_from_file_location("config_file", name)
-    if not Path(name).is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"--config: no Python file {name}")
-    module = importlib.util.module_from_spec(spec)
+    module = load_module(name)
     try:
-        spec.loader.exec_module(module)
         config = module.get_config(*argument)
     except Exception as error:
         raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"config file {name}: get_config() must return a ConfigDict: {config!r}")
     return config
+
+
+def load_module(name: str) -> Any:
+    """The module that the Python file `name` makes; UsageError as of `load_config_file`."""
+    spec = importlib.util.spec_from_file_location("config_file", name)
+    if not Path(name).is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"--config: no Python file {name}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
+    return module
 
 
 def _where(error: Exception, path: str) -> str:

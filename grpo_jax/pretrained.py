@@ -21,8 +21,8 @@ from grpo_jax.train_state import split_params
 from grpo_jax.types import TrainState, merged
 
 
-def abstract_params(model: Decoder, mesh: Mesh) -> Any:
-    """The shapes and shardings of a model's parameters, adapters apart."""
+def abstract_params(model: Decoder, mesh: Mesh, adapters: bool = False) -> Any:
+    """The shapes and shardings of a model's parameters, adapters apart; or of `adapters` alone."""
     tokens = jnp.zeros((1, 1, 2), jnp.int32)
     init = lambda key: model.init(key, tokens, method=Decoder.initialise)["params"]  # noqa: E731
     boxed = jax.eval_shape(init, jax.random.key(0))
@@ -32,7 +32,7 @@ def abstract_params(model: Decoder, mesh: Mesh) -> Any:
         shardings(boxed, mesh),
     )
     flat = flax.traverse_util.flatten_dict(abstract)
-    wanted = {path: leaf for path, leaf in flat.items() if path[-1] not in ADAPTERS}
+    wanted = {path: leaf for path, leaf in flat.items() if (path[-1] in ADAPTERS) == adapters}
     return flax.traverse_util.unflatten_dict(wanted)
 
 
@@ -55,20 +55,14 @@ def beginning(ex: Experiment) -> Any:
 
     UsageError where there is no such run, or its model is another.
     """
-    given = pretrained(ex)
     if not ex.config.start:
-        return given
+        return pretrained(ex)
     folder = Path(ex.config.start).expanduser()
     if not (folder / "checkpoints").is_dir():
         raise UsageError(f"config.start: {folder} holds no run: there is no checkpoints/ in it")
     learnt, _ = checkpoints.restore_params(folder / "checkpoints")
-    tokens = jnp.zeros((1, 1, 2), jnp.int32)
-    init = lambda key: ex.model.init(key, tokens, method=Decoder.initialise)["params"]  # noqa: E731
-    boxed = jax.eval_shape(init, jax.random.key(0))
-    place = flax.traverse_util.flatten_dict(shardings(boxed, ex.mesh))
-    wanted = flax.traverse_util.flatten_dict(unbox(boxed))
-    if ex.model.config.lora.rank:  # a run saves its adapters alone
-        wanted = {path: leaf for path, leaf in wanted.items() if path[-1] in ADAPTERS}
+    adapted = ex.model.config.lora.rank > 0  # a run saves its adapters alone
+    wanted = flax.traverse_util.flatten_dict(abstract_params(ex.model, ex.mesh, adapted))
     found = flax.traverse_util.flatten_dict(learnt)
     for path in sorted(wanted.keys() | found.keys()):
         shapes = [str(tree[path].shape) if path in tree else "none" for tree in (wanted, found)]
@@ -77,10 +71,8 @@ def beginning(ex: Experiment) -> Any:
                 f"config.start: the run in {folder} has another model: {'/'.join(path)} has shape "
                 f"{shapes[1]}, this config's {shapes[0]}"
             )
-    put = {path: jax.device_put(leaf, place[path]) for path, leaf in found.items()}
-    return merged(
-        given if ex.model.config.lora.rank else None, flax.traverse_util.unflatten_dict(put)
-    )
+    put = {path: jax.device_put(leaf, wanted[path].sharding) for path, leaf in found.items()}
+    return merged(pretrained(ex) if adapted else None, flax.traverse_util.unflatten_dict(put))
 
 
 def with_base(ex: Experiment, state: TrainState) -> TrainState:
