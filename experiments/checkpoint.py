@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from grpo_jax import checkpoints
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.experiment import Experiment, build
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.decoder import Decoder

@@ -26,7 +26,7 @@ TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_
 
 
 def main():
-    from grpo_jax.config import UsageError
+    from grpo_jax.checks import UsageError
     from grpo_jax.runs import write_atomically
 
     if CONFIG.value is None:
@@ -49,7 +49,7 @@ def main():
 
 def variants(file: str) -> tuple[str, ...]:
     """The names of a config file's variants; UsageError without any."""
-    from grpo_jax.config import UsageError
+    from grpo_jax.checks import UsageError
 
     names = tuple(getattr(load_module(file), "VARIANTS", ()))
     if len(names) < 2:
@@ -64,7 +64,7 @@ def path(folder: Path, name: str, seed: int) -> Path:
 
 def run(name: str, seed: int, folder: Path) -> None:
     """One run to its end, in a process of its own. UsageError where it fails."""
-    from grpo_jax.config import UsageError
+    from grpo_jax.checks import UsageError
 
     print(f"--- {name}, seed {seed}", flush=True)
     done = subprocess.run(

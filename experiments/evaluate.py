@@ -59,7 +59,8 @@ def _json(value):
 def _examined():
     """(experiment, params, step): the run's own, with the problems of --config if there is one."""
     from experiments.checkpoint import load
-    from grpo_jax.config import UsageError, resolve
+    from grpo_jax.checks import UsageError
+    from grpo_jax.config import resolve
     from grpo_jax.experiment import build
     from grpo_jax.pretrained import pretrained
 

@@ -16,7 +16,7 @@ ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT'
 
 def main(workdir):
     from experiments.checkpoint import load  # imports JAX, which --help and bad flags need not
-    from grpo_jax.config import UsageError
+    from grpo_jax.checks import UsageError
     from grpo_jax.models.lora import merge_adapters, save_adapters
     from grpo_jax.models.weights import save_model
 

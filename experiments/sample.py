@@ -51,7 +51,7 @@ def main():
 
 
 def _folder() -> str:
-    from grpo_jax.config import UsageError
+    from grpo_jax.checks import UsageError
 
     if (MODEL.value is None) == (WORKDIR.value is None):
         raise UsageError("--model=DIR is needed: a run's folder, or a Hugging Face directory")

@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.runs import writing_in
 from grpo_jax.types import merged
 

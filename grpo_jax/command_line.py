@@ -13,15 +13,8 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from grpo_jax.config import (
-    UsageError,
-    closest,
-    defaults,
-    flatten,
-    resolve,
-    unknown_field,
-    wrong_type,
-)
+from grpo_jax.checks import UsageError, closest, flatten, unknown_field, wrong_type
+from grpo_jax.config import defaults, resolve
 
 FLAGS = flags.FLAGS
 

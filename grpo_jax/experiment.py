@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder

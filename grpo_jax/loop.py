@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from grpo_jax import checkpoints
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.metrics import Logger, plot_curves
 from grpo_jax.runs import Run
 from grpo_jax.types import TrainState

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grpo_jax import checkpoints
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.experiment import Experiment
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import ADAPTERS

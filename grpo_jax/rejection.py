@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_jax.config import UsageError, config_diff
+from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.rewards.evaluate import Rewarder

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax import checkpoints
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.evaluation import first_problems
 from grpo_jax.experiment import Experiment, build
 from grpo_jax.learner import make_optimizer

@@ -18,7 +18,8 @@ from typing import IO, Any
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from grpo_jax.config import UsageError, completed, config_diff
+from grpo_jax.checks import UsageError, config_diff
+from grpo_jax.config import completed
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What config.json holds beside the config's own fields; these may differ between two starts.

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from grpo_jax import checkpoints
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.types import TrainState
 
 

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from grpo_jax import algorithms, command_line, config
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 
 FILE = """
 from grpo_jax.config import defaults
@@ -103,7 +103,7 @@ def test_a_broken_config_file_is_told_in_one_line(config_file, text, message):
 
 PROGRAM = '''"""A program."""
 from grpo_jax.command_line import run_main
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.statistics import pass_at_k
 
 def main(config, workdir):

@@ -13,7 +13,7 @@ from tiny import compile_fast, tiny_config  # noqa: F401
 
 from experiments import compare
 from experiments.costs import learner_cost
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 
 VARIANTS = """
 from grpo_jax.config import defaults

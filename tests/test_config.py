@@ -4,7 +4,7 @@ import json
 import pytest
 
 from grpo_jax import algorithms, config
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError, closest, config_diff
 
 
 def with_values(**fields):
@@ -69,16 +69,16 @@ def test_rewards_need_weights(rewards, message):
 def test_config_diff_names_dotted_fields():
     old = {"a": {"b": 1, "t": [1, [2]]}, "c": "x", "gone": 0}
     new = {"a": {"b": 1.0, "t": (1, (2,))}, "c": "y", "new": None}
-    assert config.config_diff(old, new) == [
+    assert config_diff(old, new) == [
         "a.b: 1 -> 1.0",
         "c: 'x' -> 'y'",
         "gone: 0 -> (absent)",
         "new: (absent) -> None",
     ]
-    assert config.config_diff(new, new) == []
+    assert config_diff(new, new) == []
 
 
 def test_the_closest_field_is_by_its_last_part():
     valid = ["model.layers", "rollout.group", "algorithm.group_norm"]
-    assert config.closest("model.group", valid) == "rollout.group"
-    assert config.closest("layer", valid) == "model.layers"
+    assert closest("model.group", valid) == "rollout.group"
+    assert closest("layer", valid) == "model.layers"

@@ -14,7 +14,7 @@ from tiny import compile_fast, reference, tiny_config  # noqa: F401
 
 from grpo_jax import checkpoints, trainer
 from grpo_jax.algorithms import PRESETS, Algorithm, validate
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer, prepare, update
 from grpo_jax.models.decoder import Decoder

@@ -4,7 +4,8 @@ import pytest
 from chat_tokenizer import save
 from transformers import AutoTokenizer
 
-from grpo_jax.config import UsageError, defaults, resolve
+from grpo_jax.checks import UsageError
+from grpo_jax.config import defaults, resolve
 from grpo_jax.experiment import build
 from grpo_jax.rollout.collect import encode_batch
 

@@ -15,8 +15,9 @@ import pytest
 
 from experiments import benchmark
 from grpo_jax import algorithms, tasks
+from grpo_jax.checks import flatten
 from grpo_jax.command_line import load_config_file
-from grpo_jax.config import defaults, flatten, resolve
+from grpo_jax.config import defaults, resolve
 from grpo_jax.experiment import build
 from grpo_jax.learner import update
 from grpo_jax.rewards import Rewarder

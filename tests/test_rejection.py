@@ -9,7 +9,7 @@ import tiny
 from tiny import compile_fast, tiny_config  # noqa: F401
 
 from grpo_jax import rejection
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rejection import Rule, reject, verdicts

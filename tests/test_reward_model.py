@@ -14,7 +14,7 @@ from tiny import compile_fast, reference, tiny_config  # noqa: F401
 from experiments.checkpoint import load
 from grpo_jax import reward_model, trainer
 from grpo_jax.checkpoints import restore_params
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import Problem, make_task

@@ -9,7 +9,8 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from grpo_jax import runs
-from grpo_jax.config import UsageError, defaults, resolve
+from grpo_jax.checks import UsageError
+from grpo_jax.config import defaults, resolve
 
 CONFIG = FrozenConfigDict({"seed": 3, "steps": 5, "model": {"layers": 2}, "sizes": (1, 2)})
 

@@ -14,7 +14,7 @@ from tiny import compile_fast, tiny_config  # noqa: F401
 
 from grpo_jax import checkpoints, loop, trainer
 from grpo_jax.checkpoints import restore_params
-from grpo_jax.config import UsageError
+from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer
 from grpo_jax.rollout.collect import Collected

@@ -1,0 +1,225 @@
+"""The rules that a config must keep, and how an error names the field that breaks one."""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from grpo_jax.models.config import DTYPES, REMAT_POLICIES, model_config
+
+_CHOICES = {
+    "overlong_prompts": ("refuse", "drop"),
+    "model.dtype": DTYPES,
+    "model.param_dtype": DTYPES,
+    "model.remat": REMAT_POLICIES,
+    "optimizer.schedule": ("constant", "cosine", "linear"),
+}
+# Smallest value allowed; the other numbers must be at least 0.
+_AT_LEAST_ONE = (
+    *("prompt_length", "reward_workers", "model.layers", "model.hidden", "model.heads"),
+    *("model.kv_heads", "model.ff", "rollout.prompts", "rollout.group", "rollout.max_tokens"),
+    *("rollout.prompt_bucket", "optimizer.max_bad_steps", "optimizer.accumulation"),
+    *("sft.batch", "sft.check_every", "sft.check_problems", "eval.problems", "checkpoint.keep"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor"),
+)
+_ABOVE_ZERO = (
+    *("reward_timeout", "model.rope_theta", "model.norm_eps", "rollout.temperature"),
+    *(
+        "rollout.top_p",
+        "eval.temperature",
+        "eval.top_p",
+        "optimizer.eps",
+        "optimizer.max_grad_norm",
+    ),
+)
+_AT_MOST_ONE = (
+    *("rollout.top_p", "rollout.min_p", "optimizer.end_factor", "sft.stop_accuracy", "eval.top_p"),
+)
+_BELOW_ONE = ("optimizer.b1", "optimizer.b2")
+# Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
+_FREE = ("task", "rewards", "algorithm")
+
+
+class UsageError(ValueError):
+    """Bad input; the message is one line for the user and needs no traceback."""
+
+
+def check(config: dict[str, Any], known: dict[str, Any]) -> None:
+    """Refuse impossible values of a resolved config, nested dicts; `known` are its defaults.
+
+    Raises UsageError naming the first bad field, its value and what would be valid.
+    """
+    values = flatten(config)
+    _check_values(values, flatten(known))
+    _check_rewards(config["rewards"])
+    _check_model(config["model"])
+    _check_adapters(config)
+    _check_batch(config)
+
+
+def _check_values(values: dict[str, Any], known: dict[str, Any]) -> None:
+    for name, value in values.items():
+        free = name.split(".")[0] in _FREE
+        if name not in known and not free:
+            raise UsageError(unknown_field(name, known))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"config.{name}: {value} is not a finite number")
+        if free:
+            continue
+        if type(value) is not type(known[name]):
+            raise UsageError(wrong_type(name, value, type(known[name])))
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise UsageError(_unknown_choice(name, value, _CHOICES[name]))
+        if isinstance(value, int | float):
+            _check_bounds(name, value)
+
+
+def _check_bounds(name: str, value: float) -> None:
+    rules = (
+        (value >= 0, True, "at least 0"),
+        (value >= 1, name in _AT_LEAST_ONE, "at least 1"),
+        (value > 0, name in _ABOVE_ZERO, "above 0"),
+        (value <= 1, name in _AT_MOST_ONE, "at most 1"),
+        (value < 1, name in _BELOW_ONE, "below 1"),
+    )
+    for holds, applies, wanted in rules:
+        if applies and not holds:
+            raise UsageError(f"config.{name}: {value} must be {wanted}")
+
+
+def _check_rewards(weights: dict[str, Any]) -> None:
+    if not weights:
+        raise UsageError("config.rewards: at least one reward and its weight are needed")
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UsageError(f"config.rewards.{name}: {weight!r} is not a number")
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    if not model["head_dim"]:
+        raise UsageError(
+            f"config.model.hidden: {model['hidden']} is not divisible by config.model.heads"
+            f"={model['heads']}; choose a multiple, or set config.model.head_dim"
+        )
+    if model["head_dim"] % 2:
+        raise UsageError(
+            f"config.model.head_dim: {model['head_dim']} must be even: rotary embeddings turn pairs"
+        )
+    _divides("model.heads", model["heads"], "model.kv_heads", model["kv_heads"])
+    fields = {k: v for k, v in model.items() if k != "path"}
+    try:
+        model_config(fields | {"vocab_size": model["vocab_size"] or 1})
+    except ValueError as error:
+        raise UsageError(f"config.{error}") from error
+
+
+def _check_adapters(config: dict[str, Any]) -> None:
+    if not config["model"]["lora"]["rank"]:
+        return
+    if not config["model"]["path"]:
+        raise UsageError("config.model.lora.rank: adapters need the model of config.model.path")
+    if config["model"]["lora"]["base"] != "none" and max(config["mesh"].values()) > 1:
+        raise UsageError("config.model.lora.base: a quantized base lies on one device; valid: none")
+    if config["algorithm"]["reference_refresh"]:
+        raise UsageError(
+            "config.algorithm.reference_refresh: with config.model.lora.rank the reference is the "
+            "model without adapters, and stays; valid: 0"
+        )
+
+
+def _check_batch(config: dict[str, Any]) -> None:
+    from grpo_jax import algorithms
+
+    fields = {k: v for k, v in config["algorithm"].items() if k != "preset"}
+    algorithm = algorithms.Algorithm(**fields)
+    try:
+        algorithms.validate(algorithm, config["rollout"]["group"])
+    except ValueError as error:
+        raise UsageError(f"config.algorithm: {error}") from error
+    if algorithm.advantage == "process":
+        raise UsageError(
+            f"config.algorithm.advantage='process' (preset {config['algorithm']['preset']!r}) "
+            "needs rewards of single steps, which the trainer does not have"
+        )
+    rollout, mesh = config["rollout"], config["mesh"]
+    devices = mesh["data"] * mesh["fsdp"]
+    _divides("rollout.prompts", rollout["prompts"], "algorithm.minibatches", algorithm.minibatches)
+    groups, parts = rollout["prompts"] // algorithm.minibatches, config["optimizer"]["accumulation"]
+    if parts > groups and devices == 1:  # micro-batches smaller than a group
+        name = "optimizer.accumulation * algorithm.minibatches / rollout.prompts"
+        _divides("optimizer.accumulation", parts, "prompts a minibatch", groups)
+        _divides("rollout.group", rollout["group"], name, parts // groups)
+    else:
+        name = "algorithm.minibatches * optimizer.accumulation * mesh.data * mesh.fsdp"
+        total = algorithm.minibatches * parts * devices
+        _divides("rollout.prompts", rollout["prompts"], name, total)
+    if config["sft"]["steps"]:
+        _divides("sft.batch", config["sft"]["batch"], "mesh.data * mesh.fsdp", devices)
+
+
+def _divides(name: str, value: int, by: str, divisor: int) -> None:
+    if value % divisor:
+        raise UsageError(f"config.{name}: {value} is not divisible by {by} = {divisor}")
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} for nested dicts {"a": {"b": value}}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def config_diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return one 'field: old -> new' for each dotted field whose value differs."""
+    before, after = flatten(old), flatten(new)
+    fields = list(dict.fromkeys([*before, *after]))
+    listed = [{k: untupled(d[k]) for k in fields if k in d} for d in (before, after)]
+    shown = [{k: repr(v) for k, v in d.items()} for d in listed]
+    return [
+        f"{k}: {shown[0].get(k, '(absent)')} -> {shown[1].get(k, '(absent)')}"
+        for k in fields
+        if shown[0].get(k) != shown[1].get(k)
+    ]
+
+
+def untupled(value: Any) -> Any:
+    """`value` as JSON has it, without tuples, so that a config read back equals the written one."""
+    return [untupled(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Return the member of `valid` most like the dotted `name`; of equals the first.
+
+    The last part counts double. A `name` of one part is compared with each: a user who writes
+    'learning_rate' most likely left out the group that it is in.
+    """
+
+    def alike(a: str, b: str) -> float:
+        return difflib.SequenceMatcher(None, a, b).ratio()
+
+    def likeness(other: str) -> float:
+        leaf, *groups = reversed(other.split("."))
+        if "." in name:
+            return 2 * alike(name.split(".")[-1], leaf) + alike(name, other)
+        # A group's own name may have been meant: its first field tells of it.
+        return max(alike(name, leaf), *[0.99 * alike(name, group) for group in groups], 0.0)
+
+    fields = list(valid)
+    parents = [field for field in fields if name.startswith(f"{field}.")]
+    return parents[0] if parents else max(fields, key=likeness)
+
+
+def unknown_field(name: str, valid: Iterable[str]) -> str:
+    """Say that no field is called `name`, and which one of `valid` may have been meant."""
+    return f"unknown field config.{name}; the closest valid one is config.{closest(name, valid)}"
+
+
+def _unknown_choice(name: str, value: Any, valid: Sequence[str]) -> str:
+    return f"config.{name}: unknown value {value!r}; valid: {', '.join(valid)}"
+
+
+def wrong_type(name: str, value: Any, kind: type) -> str:
+    """Say that `value` does not fit the field `name`."""
+    return f"config.{name}: {value!r} is not of type {kind.__name__}"
