@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -230,6 +232,22 @@ def decode(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
     whole characters become U+FFFD.
     """
     return tokenizer.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def end_tokens(tokenizer: TextTokenizer, ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Which of `ids` completes the first n characters of their text, for each n of `ends`.
+
+    It may go on beyond them; one that brings the first of a character's bytes does not complete it.
+    What is no character is complete with its first byte, as U+FFFD.
+    """
+    text = decode(tokenizer, ids)
+
+    def complete(i: int, end: int) -> bool:
+        return decode(tokenizer, ids[: i + 1]).startswith(text[:end])
+
+    # The text of more ids starts as that of fewer does, whole characters at least.
+    rest = range(len(ids) - 1)
+    return [bisect_left(rest, True, key=partial(complete, end=end)) for end in ends]
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str | Messages) -> list[int]:

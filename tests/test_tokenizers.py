@@ -280,3 +280,37 @@ def test_without_transformers_text_works_and_chat_says_what_to_install(folder, m
     assert len(tk.prompt_ids(tokenizer, "the cat")) > 1
     with pytest.raises(ValueError, match=r"pip install 'grpo_jax\[hf\]'"):
         tk.prompt_ids(tokenizer, CHAT[0])
+
+
+def test_the_token_that_a_text_is_complete_with_is_the_tokenizers_own(tmp_path):
+    """Every end against the offsets of the encoding, which know no decoding of prefixes."""
+    save(tmp_path)
+    tokenizer = tk.load_tokenizer(tmp_path)
+    text = "<think>12 + 34 = 46</think> the cat ßü 日本 🙂."
+    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    ends = range(1, len(text) + 1)
+    want = [max(i for i, (a, b) in enumerate(encoding.offsets) if a < end <= b) for end in ends]
+    assert tk.end_tokens(tokenizer, [*encoding.ids, tokenizer.stop[0]], ends) == want
+    inside = [e for e, i in zip(ends, want, strict=True) if encoding.offsets[i][1] > e]
+    split = len(encoding.ids) - len(set(encoding.offsets))
+    assert len(inside) > 5 and split == 2  # "ß" and "ü" are two tokens each
+
+
+def test_the_token_that_a_text_is_complete_with_may_be_a_byte(tmp_path):
+    """A policy need not write as the tokenizer would: byte by byte, and some that are no text."""
+    save(tmp_path)
+    tokenizer = tk.load_tokenizer(tmp_path)
+    text = "46 日本 ß🙂"
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    [(mapped, _)] = letters.pre_tokenize_str(text)
+    ids = [tokenizer.backend.token_to_id(c) for c in mapped]
+    want = [len(text[:end].encode()) - 1 for end in range(1, len(text) + 1)]
+    assert tk.end_tokens(tokenizer, ids, range(1, len(text) + 1)) == want
+    half = tokenizer.backend.token_to_id(mapped[3])  # of 日, whose other bytes never come
+    assert tk.end_tokens(tokenizer, [half, *ids], [1, 2, 3]) == [0, 1, 2]
+
+
+def test_a_tag_completes_all_of_its_characters(tokenizer):
+    ids = tk.encode(tokenizer, "<think>1+2</think>")
+    assert tk.end_tokens(tokenizer, ids, [1, 7, 8, 10, 11, 18]) == [0, 0, 1, 3, 4, 4]
+    assert tk.end_tokens(tokenizer, [], []) == []

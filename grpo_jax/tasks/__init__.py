@@ -12,13 +12,13 @@ from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.math import math
 from grpo_jax.tasks.mixture import mixture
 from grpo_jax.tasks.pairs import pairs
-from grpo_jax.tasks.problem import Problem, Source, Task
+from grpo_jax.tasks.problem import Problem, Source, Steps, Task
 from grpo_jax.tasks.programs import programs
 from grpo_jax.tasks.reasoning_gym import reasoning_gym
 from grpo_jax.tasks.svamp import svamp
 from grpo_jax.tasks.word_problems import word_problems
 
-__all__ = ["TASKS", "Problem", "Source", "Task", "make_task"]
+__all__ = ["JUDGED_STEPS", "TASKS", "Problem", "Source", "Steps", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
@@ -33,6 +33,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "svamp": svamp,
     "word_problems": word_problems,
 }
+
+# Those whose `Task.steps` judges single steps; a mixture does where all its parts do.
+JUDGED_STEPS = ("addition", "countdown", "gsm8k", "mixture")
 
 
 def make_task(name: str, **options: Any) -> Task:

@@ -4,7 +4,8 @@ import random
 import re
 
 from grpo_jax.rewards.text import TAGS, exact_answer
-from grpo_jax.tasks.problem import Problem, Task, split
+from grpo_jax.tasks.problem import Problem, Steps, Task, split
+from grpo_jax.tasks.steps import scratchpad
 
 SYMBOLS = (*"0123456789+= ", *TAGS)
 _PROMPT = re.compile(r"(\d+)\+(\d+)=")
@@ -28,7 +29,7 @@ def addition(
     train, heldout = split(
         draw, _key, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
     )
-    return Task("addition", train, heldout, exact_answer, solve, SYMBOLS)
+    return Task("addition", train, heldout, exact_answer, solve, SYMBOLS, steps=steps)
 
 
 def _key(pair: tuple[int, int]) -> str:
@@ -45,14 +46,29 @@ def solve(problem: Problem) -> str:
     "347+589=" gives "<think>7+9+0=16 4+8+1=13 3+5+1=09</think><answer>936</answer>": 9 tokens a
     column and 5 to 6 more, tags being one token each. ValueError for another kind of prompt.
     """
+    return f"<think>{' '.join(_columns(problem))}</think><answer>{sum(_numbers(problem))}</answer>"
+
+
+def steps(problem: Problem, text: str) -> Steps:
+    """Every word of the scratchpad is a step: 1.0 where the worked solution has the same one in
+    its place, else 0.0. A wrong carry makes the next column wrong too."""
+    right = dict(enumerate(_columns(problem)))
+    return [(end, float(word == right.get(i))) for i, (word, end) in enumerate(scratchpad(text))]
+
+
+def _numbers(problem: Problem) -> tuple[int, int]:
     match = _PROMPT.fullmatch(str(problem.prompt))
     if match is None:
         raise ValueError(f"{problem.prompt!r} is not an addition; valid: '347+589='")
-    width = max(map(len, match.groups()))
-    a, b = (number.zfill(width) for number in match.groups())
+    return int(match[1]), int(match[2])
+
+
+def _columns(problem: Problem) -> list[str]:
+    a, b = map(str, _numbers(problem))
+    width = max(len(a), len(b))
     columns, carry = [], 0
-    for x, y in zip(reversed(a), reversed(b), strict=True):
+    for x, y in zip(reversed(a.zfill(width)), reversed(b.zfill(width)), strict=True):
         total = int(x) + int(y) + carry
         columns.append(f"{x}+{y}+{carry}={total:02d}")
         carry = total // 10
-    return f"<think>{' '.join(columns)}</think><answer>{int(a) + int(b)}</answer>"
+    return columns

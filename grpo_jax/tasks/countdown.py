@@ -9,7 +9,8 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from grpo_jax.rewards.text import TAGS, Completion, extract_answer
-from grpo_jax.tasks.problem import Problem, Task, split
+from grpo_jax.tasks.problem import Problem, Steps, Task, split
+from grpo_jax.tasks.steps import scratchpad
 
 SYMBOLS = (*"0123456789+-*/()=> x", *TAGS)
 MAX_LENGTH = (
@@ -17,12 +18,19 @@ MAX_LENGTH = (
 )
 SHOWN_FAILURES = 2
 
+_MOVE = re.compile(r"(-?\d{1,9})([-+*/])(-?\d{1,9})=(-?\d{1,9})", re.ASCII)
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+_SIGNS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+_OPERATORS: dict[type[ast.operator], str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
 }
 
 
@@ -73,7 +81,7 @@ def countdown(
     train, heldout = split(
         draw, _key, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
     )
-    return Task("countdown", train, heldout, accuracy, solve, SYMBOLS)
+    return Task("countdown", train, heldout, accuracy, solve, SYMBOLS, steps=steps)
 
 
 def _key(puzzle: Puzzle) -> str:
@@ -131,7 +139,7 @@ def _value(node: ast.expr) -> tuple[Fraction, list[int]]:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, left_used = _value(node.left)
         right, right_used = _value(node.right)
-        return _OPERATORS[type(node.op)](left, right), left_used + right_used
+        return _SIGNS[_OPERATORS[type(node.op)]](left, right), left_used + right_used
     raise ValueError(f"{type(node).__name__} is not allowed")
 
 
@@ -150,6 +158,42 @@ def solve(problem: Problem) -> str:
             trace = " ".join([*failed, *steps])
             return f"<think>{trace}</think><answer>{result.text}</answer>"
     raise ValueError(f"{problem.prompt!r} has no solution in positive integers")
+
+
+def steps(problem: Problem, text: str) -> Steps:
+    """Every word of the scratchpad is a step, but an x, after which all numbers are there again.
+
+    1.0 for a move "12-7=5" that holds and takes two numbers that are there, for what it makes, else
+    0.0. A move of an attempt before is no step: to make it again earns nothing.
+    """
+    found: dict[tuple[str, int], tuple[int, float]] = {}
+    there: list[int] = list(problem.columns["numbers"])
+    made: list[str] = []
+    for word, end in scratchpad(text):
+        if word == "x":
+            there, made = list(problem.columns["numbers"]), []
+            continue
+        left = _moved(there, word)
+        found.setdefault((word, made.count(word)), (end, float(left is not None)))
+        there = there if left is None else left
+        made.append(word)
+    return list(found.values())
+
+
+def _moved(there: Sequence[int], move: str) -> list[int] | None:
+    """The numbers that are there after a move; None where it cannot be made."""
+    match = _MOVE.fullmatch(move)
+    if match is None:
+        return None
+    a, b, value = int(match[1]), int(match[3]), int(match[4])
+    left = list(there)
+    for number in (a, b):
+        if number not in left:
+            return None
+        left.remove(number)
+    possible = b != 0 or match[2] != "/"
+    holds = possible and _SIGNS[match[2]](Fraction(a), Fraction(b)) == value
+    return [*left, value] if holds else None
 
 
 def _terms(numbers: Sequence[int]) -> list[Term]:

@@ -1,5 +1,6 @@
 """GSM8K (2110.14168): grade-school word problems of several steps, in the published JSON lines."""
 
+import dataclasses
 import re
 
 from grpo_jax.rewards.registry import resolve
@@ -7,6 +8,7 @@ from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, published_files, worked
 from grpo_jax.tasks.problem import Problem, Task
 from grpo_jax.tasks.records import Record, read_table, text
+from grpo_jax.tasks.steps import equations
 from grpo_jax.tasks.templates import make_template
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -24,13 +26,13 @@ def gsm8k(
 
     Without heldout_path, `path` is a folder with train.jsonl and test.jsonl. Columns: `answer`, the
     number after ####, without commas; `solution`, the text before it, without <<calculator>> notes.
-    ValueError names the file and line of a bad record.
+    Steps are `tasks.steps.equations`. ValueError names the file and line of a bad record.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
     files = published_files(path, heldout_path)
     train, heldout = (read_table(file, _problem) for file in files)
-    return file_task(
+    task = file_task(
         "gsm8k",
         train,
         heldout,
@@ -39,6 +41,7 @@ def gsm8k(
         template=form,
         solve=worked(form),
     )
+    return dataclasses.replace(task, steps=equations)
 
 
 def _problem(record: Record) -> Problem:

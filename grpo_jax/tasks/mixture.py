@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grpo_jax.rewards.text import Completion
@@ -65,11 +65,6 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         (one,) = set(kind)  # a reward is asked about one problem at a time
         return tasks[one].accuracy(prompts, completions, **columns)
 
-    def solve(problem: Problem) -> str:
-        own = tasks[problem.columns[KIND]].solve
-        assert own is not None
-        return own(problem)
-
     heldout = [
         [_of_kind(task.heldout[i], kind) for i in range(len(task.heldout))]
         for kind, task in tasks.items()
@@ -81,10 +76,19 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         Mixed({kind: task.train for kind, task in tasks.items()}, shares),
         [p for row in itertools.zip_longest(*heldout) for p in row if p is not None],
         accuracy,
-        solve if all(task.solve for task in tasks.values()) else None,
+        _each({kind: task.solve for kind, task in tasks.items()}),
         tuple(dict.fromkeys(itertools.chain(*known))) if len(known) == len(symbols) else None,
         sum(task.overlap for task in tasks.values()),
+        _each({kind: task.steps for kind, task in tasks.items()}),
     )
+
+
+def _each(functions: Mapping[str, Callable[..., Any] | None]) -> Callable[..., Any] | None:
+    """The function of the part that a problem is of; None where a part has none."""
+    own = {kind: function for kind, function in functions.items() if function is not None}
+    if len(own) < len(functions):
+        return None
+    return lambda problem, *rest: own[problem.columns[KIND]](problem, *rest)
 
 
 def _of_kind(problem: Problem, kind: str) -> Problem:

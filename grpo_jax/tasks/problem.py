@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 from grpo_jax.rewards.text import Reward
 
 Prompt = str | list[dict[str, str]]
+# A completion's steps: after how many characters of its text each ends, and its reward.
+Steps = Sequence[tuple[int, float]]
 T = TypeVar("T")
 
 
@@ -41,6 +43,9 @@ class Task:
     solve     a worked solution, for a cold start; None where the task has none
     symbols   a character-level vocabulary, tags such as "<think>" whole; None where unknown
     overlap   train problems that were removed because their prompt is held out
+    steps     judge of single steps, from the problem and a completion's text: 1.0 for a right step,
+              0.0 for a wrong one, so that they compare with the reward of the outcome; None where
+              the task has none
     """
 
     name: str
@@ -50,6 +55,7 @@ class Task:
     solve: Callable[[Problem], str] | None = None
     symbols: tuple[str, ...] | None = None
     overlap: int = 0
+    steps: Callable[[Problem, str], Steps] | None = None
 
 
 @dataclass(frozen=True)
