@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.algorithms import needs_steps
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer, prepare, update
+from grpo_jax.rollout.steps import MULTIPLE
 from grpo_jax.train_state import abstract_state
 from grpo_jax.trainer import make_critic
-from grpo_jax.types import Prompts, Rollouts
+from grpo_jax.types import Prompts, Rollouts, StepRewards
 
 
 def learner_cost(config: Any) -> dict[str, float]:
@@ -26,13 +28,18 @@ def learner_cost(config: Any) -> dict[str, float]:
     numbers, flags = shape((P, G, T), jnp.float32), shape((P, G, T), bool)
     tokens, finished = shape((P, G, T), jnp.int32), shape((P, G), bool)
     rollouts = Rollouts(prompts, tokens, flags, numbers, numbers, finished)
-    rewards = shape((P, G), jnp.float32)
+    steps = None
+    if needs_steps(ex.algorithm):
+        steps = StepRewards(
+            shape((P, G, MULTIPLE), jnp.float32), shape((P, G, MULTIPLE), jnp.int32)
+        )
+    given = state, rollouts, shape((P, G), jnp.float32), steps
     fixed = {"model": ex.model, "algorithm": ex.algorithm}
     before = partial(prepare, temperature=config.rollout.temperature, **fixed)
-    prepared = jax.jit(before).lower(state, rollouts, rewards)
+    prepared = jax.jit(before).lower(*given)
     parts = ex.algorithm.minibatches
     cut = lambda x: shape((x.shape[0] // parts, *x.shape[1:]), x.dtype)  # noqa: E731
-    batch = jax.tree.map(cut, jax.eval_shape(before, state, rollouts, rewards))
+    batch = jax.tree.map(cut, jax.eval_shape(before, *given))
     options = {"accumulation": config.optimizer.accumulation, "critic": critic}
     updated = update.lower(state, batch, optimizer=optimizer, **fixed, **options)
     held, moments = [state.params, state.ref_params, state.base], [state.opt_state]

@@ -136,11 +136,6 @@ def _check_batch(config: dict[str, Any]) -> None:
         algorithms.validate(algorithm, config["rollout"]["group"])
     except ValueError as error:
         raise UsageError(f"config.algorithm: {error}") from error
-    if algorithm.advantage == "process":
-        raise UsageError(
-            f"config.algorithm.advantage='process' (preset {config['algorithm']['preset']!r}) "
-            "needs rewards of single steps, which the trainer does not have"
-        )
     rollout, mesh = config["rollout"], config["mesh"]
     devices = mesh["data"] * mesh["fsdp"]
     _divides("rollout.prompts", rollout["prompts"], "algorithm.minibatches", algorithm.minibatches)

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from grpo_jax.algorithms import Algorithm
+from grpo_jax.algorithms import Algorithm, needs_steps
 from grpo_jax.checks import UsageError
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
@@ -17,7 +17,7 @@ from grpo_jax.rewards.registry import resolve
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.rollout.speculative import check_drafts
 from grpo_jax.sharding import make_mesh
-from grpo_jax.tasks import Problem, Task, make_task
+from grpo_jax.tasks import JUDGED_STEPS, Problem, Task, make_task
 from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, load_tokenizer, prompt_ids
 
 
@@ -74,7 +74,13 @@ def build(config: FrozenConfigDict) -> Experiment:
     mesh = make_mesh(**config.mesh.to_dict())
     if config.rollout.speculative:
         check_drafts(Decoder(model))
-    return Experiment(config, task, tokenizer, Decoder(model), Algorithm(**chosen), mesh)
+    algorithm = Algorithm(**chosen)
+    if needs_steps(algorithm) and task.steps is None:
+        raise UsageError(
+            f"config.algorithm.advantage={algorithm.advantage!r} needs a task that judges single "
+            f"steps, which {task.name!r} does not; valid: {', '.join(JUDGED_STEPS)}"
+        )
+    return Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh)
 
 
 def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:

@@ -20,7 +20,7 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps, token_logps
 from grpo_jax.models.score import Routing, draft_hidden, score
 from grpo_jax.train_state import Critic, abstract_state
-from grpo_jax.types import Batch, CriticState, Rollouts, TrainState, merged
+from grpo_jax.types import Batch, CriticState, Rollouts, StepRewards, TrainState, merged
 
 NEVER = 2**30
 
@@ -64,6 +64,7 @@ def prepare(
     state: TrainState,
     rollouts: Rollouts,
     rewards: jax.Array,
+    steps: StepRewards | None = None,
     *,
     model: Decoder,
     algorithm: Algorithm,
@@ -71,9 +72,9 @@ def prepare(
 ) -> Batch:
     """Rollouts and rewards f32[P, G] -> a Batch: advantages, and the log-probs they need.
 
-    A completion whose reward is NaN (abstained) leaves the loss. Reference log-probs are
-    computed when beta > 0, old ones when a rollout is used in several updates, values and returns
-    when the state has a critic.
+    A completion whose reward is NaN (abstained) leaves the loss. `steps` are for an advantage that
+    takes them. Reference log-probs are computed when beta > 0, old ones when a rollout is used in
+    several updates, values and returns when the state has a critic.
     """
     r, mask = rollouts, rollouts.mask
 
@@ -86,14 +87,15 @@ def prepare(
         rewards = rewards + algorithms.soft_overlong(mask.sum(-1), T, cache)
     reference = state.base if state.ref_params is None else state.ref_params
     logp_ref = logps(reference) if algorithm.beta > 0 else None
-    kl = None
+    kl = values = returns = None
     if logp_ref is not None and algorithm.kl_in == "reward":
         kl = algorithms.KLS[algorithm.kl](r.logp, logp_ref, mask)
-    values = returns = None
     if state.critic is not None:
         values = _values(model, state, r.prompts, r.tokens)
         returns = algorithms.compute_returns(algorithm, rewards, mask, values, kl=kl)
-    advantages = algorithms.compute_advantages(algorithm, rewards, mask, kl=kl, values=values)
+    advantages = algorithms.compute_advantages(
+        algorithm, rewards, mask, kl=kl, values=values, steps=steps
+    )
     mask = mask & ~jnp.isnan(rewards)[..., None]
     if algorithm.mask_truncated:
         mask = algorithms.drop_truncated(mask, r.finished)
@@ -111,10 +113,8 @@ def prepare(
             entropy=r.entropy,
             rng=jax.random.fold_in(state.rng, state.step),
         )
-    nats = (r.logp, logp_old, logp_ref)
-    return Batch(
-        r.prompts, r.tokens, mask, advantages, *nats, correction, selection, values, returns
-    )
+    rest = (r.logp, logp_old, logp_ref, correction, selection, values, returns)
+    return Batch(r.prompts, r.tokens, mask, advantages, *rest)
 
 
 def _values(model, state, prompts, tokens):

@@ -21,9 +21,10 @@ from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.reward_model import PREFIX, with_judges
 from grpo_jax.rewards.evaluate import Rewarder, Scores
-from grpo_jax.rollout.collect import Collected, collect, encode_batch, has_spread, texts
+from grpo_jax.rollout.collect import Collected, collect, encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.rollout.speculative import speculation_metrics
+from grpo_jax.rollout.steps import judge_steps, step_rewards
 from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
@@ -129,6 +130,7 @@ def iteration(
         state,
         put_batch(rollout.rollouts, ex.mesh),
         put_batch(rollout.rewards, ex.mesh),
+        put_batch(step_rewards(ex.tokenizer, rollout), ex.mesh),
         model=ex.model,
         algorithm=ex.algorithm,
         temperature=c.rollout.temperature,
@@ -202,7 +204,10 @@ def _score(ex: Experiment, rewarder: Callable[..., Scores], problems, completion
         std_ddof=ex.algorithm.std_ddof,
         std_eps=ex.algorithm.std_eps,
     )
-    return np.asarray(rewards), scores.parts, scores.timeouts
+    steps = None
+    if algorithms.needs_steps(ex.algorithm):
+        steps = judge_steps(ex.task, problems, completions)
+    return np.asarray(rewards), scores.parts, scores.timeouts, steps
 
 
 def _learn(ex: Experiment, optimizer, critic, state: TrainState, batch, number: int):
@@ -257,7 +262,7 @@ def _rollout_metrics(rollout: Collected) -> dict[str, Any]:
     metrics = {
         "reward": np.nanmean(rewards),
         "reward_std": np.nanmean(np.nanstd(rewards, axis=-1, ddof=min(1, rewards.shape[1] - 1))),
-        "frac_reward_zero_std": 1.0 - has_spread(rewards).mean(),
+        "frac_reward_zero_std": 1.0 - rollout.spread.mean(),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
@@ -268,6 +273,10 @@ def _rollout_metrics(rollout: Collected) -> dict[str, Any]:
     for name, values in rollout.parts.items():
         metrics[f"rewards/{name}/mean"] = np.nanmean(values)
         metrics[f"rewards/{name}/std"] = np.nanstd(values)
+    if rollout.steps is not None:
+        judged = [reward for group in rollout.steps for one in group for _, reward in one]
+        metrics["rewards/steps/mean"] = np.mean(judged)
+        metrics["rewards/steps/number"] = len(judged) / rewards.size  # a completion
     return metrics | speculation_metrics(rollout.rollouts)
 
 

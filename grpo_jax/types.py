@@ -37,6 +37,17 @@ class Rollouts(struct.PyTreeNode):
     accepted: jax.Array | None = None
 
 
+class StepRewards(struct.PyTreeNode):
+    """What single steps of completions earned; K is the most that one has, or more.
+
+    rewards  f32[P, G, K]
+    ends     i32[P, G, K]; the token that a step ends with, -1 where there is no step
+    """
+
+    rewards: jax.Array
+    ends: jax.Array
+
+
 class Batch(struct.PyTreeNode):
     """What updates learn from; every array leads with P, so that minibatches are slices.
 

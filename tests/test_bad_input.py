@@ -91,6 +91,10 @@ def test_an_impossible_option_is_refused(run, tmp_path, option, parts):
         ("config.task = {'name': 'jsonl', 'path': 'gone'}", ["config.task", "gone", "no such"]),
         ("config.rolout.group = 2", ["tiny.py, line 11: ", "rolout", "rollout"]),
         ("config.algorithm.beta = -1.0", ["config.algorithm", "beta", "-1"]),
+        (
+            "config.algorithm.preset, config.task = 'grpo_process', {'name': 'word_problems'}",
+            ["config.algorithm.advantage='process'", "'word_problems'", "addition, countdown, gsm"],
+        ),
     ],
 )
 def test_an_impossible_config_file_is_refused(run, tmp_path, lines, parts):

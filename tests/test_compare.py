@@ -92,7 +92,8 @@ def test_a_file_without_variants_is_refused(file):
 def test_a_critic_costs_a_second_network():
     plain = {"algorithm.preset": "grpo", "algorithm.beta": 0.0}
     critic = {"algorithm.preset": "ppo", "algorithm.beta": 0.0, "algorithm.minibatches": 1}
-    grpo, ppo = (learner_cost(tiny_config(**c)) for c in (plain, critic))
+    steps = {"algorithm.preset": "grpo_process", "algorithm.beta": 0.0}
+    grpo, ppo, process = (learner_cost(tiny_config(**c)) for c in (plain, critic, steps))
     head = learner_cost(tiny_config(**critic, **{"algorithm.critic": "head"}))
     width, vocabulary = 16, plain_vocabulary()
     # The critic has no head over the vocabulary, but one value a hidden unit.
@@ -102,6 +103,9 @@ def test_a_critic_costs_a_second_network():
     # A critic is forwarded once before the update, and once with its gradient in it: 4 to 3.
     assert 1.5 < ppo["flop"] / grpo["flop"] < 7 / 3
     assert grpo["flop"] < head["flop"] < ppo["flop"]
+    # Rewards of steps cost sums alone.
+    assert process["parameters"] == grpo["parameters"]
+    assert 1 < process["flop"] / grpo["flop"] < 1.01
 
 
 def plain_vocabulary():

@@ -2,7 +2,7 @@
 
 from grpo_jax.algorithms.advantages import ADVANTAGES, GROUP_RELATIVE
 from grpo_jax.algorithms.aggregation import AGGREGATIONS, drop_truncated, token_weights
-from grpo_jax.algorithms.algorithm import Algorithm, validate
+from grpo_jax.algorithms.algorithm import Algorithm, needs_steps, validate
 from grpo_jax.algorithms.corrections import CORRECTIONS
 from grpo_jax.algorithms.kl import KLS
 from grpo_jax.algorithms.loss import (
@@ -34,6 +34,7 @@ __all__ = [
     "compute_advantages",
     "compute_returns",
     "drop_truncated",
+    "needs_steps",
     "policy_loss",
     "rollout_correction",
     "select_tokens",

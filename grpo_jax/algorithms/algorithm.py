@@ -143,6 +143,11 @@ def validate(algorithm: Algorithm, group: int) -> None:
     _check_pairs(algorithm, group)
 
 
+def needs_steps(algorithm: Algorithm) -> bool:
+    """Whether the advantage asks for the rewards of single steps."""
+    return "step_rewards" in inspect.signature(ADVANTAGES[algorithm.advantage]).parameters
+
+
 def call(
     function: Callable[..., Any],
     algorithm: Algorithm,

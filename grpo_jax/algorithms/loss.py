@@ -17,6 +17,7 @@ from grpo_jax.algorithms.kl import KLS, importance_weighted
 from grpo_jax.algorithms.ratios import RATIOS, token
 from grpo_jax.algorithms.selection import SELECTIONS
 from grpo_jax.algorithms.surrogates import SURROGATES, clipped_tokens
+from grpo_jax.types import StepRewards
 
 Metrics = dict[str, jax.Array]
 
@@ -28,25 +29,25 @@ def compute_advantages(
     *,
     kl: jax.Array | None = None,
     values: jax.Array | None = None,
-    step_rewards: jax.Array | None = None,
-    step_ends: jax.Array | None = None,
+    steps: StepRewards | None = None,
 ) -> jax.Array:
     """The algorithm's advantages, f32[P, G, 1] or f32[P, G, T], detached.
 
     rewards f32[P, G], NaN where abstained; mask bool[P, G, T]; kl f32[P, G, T] of the behaviour
     policy to the reference, needed when kl_in is 'reward': token-level advantages see r_t - beta
-    kl_t, the others r - beta sum_t kl_t. values f32[P, G, T] for 'gae'; step_rewards, step_ends for
-    'process'.
+    kl_t, the others r - beta sum_t kl_t. values f32[P, G, T] for 'gae'; steps for 'process',
+    to which the outcome is added as the last one: `shaping.with_outcome`.
     """
     kl = _reward_kl(algorithm, kl)
     arrays = {
         "token_rewards": shaping.token_rewards(rewards, mask, kl, algorithm.beta),
         "values": values,
-        "step_rewards": step_rewards,
-        "step_ends": step_ends,
     }
     if kl is not None:
         rewards = rewards - algorithm.beta * kl.sum(-1, where=mask)
+    if steps is not None:
+        steps = shaping.with_outcome(steps, rewards, mask)
+        arrays |= {"step_rewards": steps.rewards, "step_ends": steps.ends}
     function = ADVANTAGES[algorithm.advantage]
     return jax.lax.stop_gradient(call(function, algorithm, rewards, mask, arrays=arrays))
 

@@ -10,6 +10,8 @@ _NO_KL = replace(_GRPO, beta=0.0)
 
 PRESETS: dict[str, Algorithm] = {
     "grpo": _GRPO,
+    # Process supervision, 4.1.3 of the same paper.
+    "grpo_process": replace(_GRPO, advantage="process"),
     # DeepSeek-R1, 2501.12948: a clip of 10 has no lower side; 8,192 outputs in 16 minibatches.
     "grpo_r1": replace(
         _GRPO, clip_low=10.0, clip_high=10.0, beta=0.001, minibatches=16, reference_refresh=400

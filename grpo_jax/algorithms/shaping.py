@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from grpo_jax.algorithms.advantages import group_norm, spread_is_noise
+from grpo_jax.types import StepRewards
 
 COMBINATIONS = ("sum", "normalize_each")
 
@@ -69,11 +70,25 @@ def token_rewards(
     """
     chex.assert_rank(mask, 3)
     chex.assert_shape(rewards, mask.shape[:2])
-    length = mask.shape[-1]
-    last = length - 1 - jnp.argmax(mask[..., ::-1], axis=-1, keepdims=True)
-    placed = jnp.where(mask & (jnp.arange(length) == last), rewards[..., None], 0.0)
+    placed = jnp.where(jnp.arange(mask.shape[-1]) == _last(mask), rewards[..., None], 0.0)
     placed = jnp.where(jnp.isnan(placed), 0.0, placed)
     if kl is None:
         return placed
     chex.assert_equal_shape([kl, mask])
     return placed - beta * jnp.where(mask, kl, 0.0)
+
+
+def with_outcome(steps: StepRewards, rewards: jax.Array, mask: jax.Array) -> StepRewards:
+    """`steps` of [P, G, K] and one more, [P, G, K + 1]: the outcome, rewards f32[P, G], is a step
+    that ends with the completion's last valid token. mask bool[P, G, T]."""
+    chex.assert_equal_shape([steps.rewards, steps.ends])
+    chex.assert_equal_shape_prefix([steps.rewards, rewards, mask], 2)
+    return StepRewards(
+        jnp.concatenate([steps.rewards, rewards[..., None]], -1),
+        jnp.concatenate([steps.ends, _last(mask)], -1),
+    )
+
+
+def _last(mask: jax.Array) -> jax.Array:
+    """The last valid token of mask bool[P, G, T], i32[P, G, 1]; -1 where there is none."""
+    return jnp.where(mask, jnp.arange(mask.shape[-1]), -1).max(-1, keepdims=True)

@@ -4,6 +4,7 @@ from compiled import jit
 
 from grpo_jax.algorithms import ADVANTAGES, GROUP_RELATIVE, Algorithm, compute_advantages
 from grpo_jax.algorithms.advantages import generalized_advantages, whiten
+from grpo_jax.types import StepRewards
 
 RNG = np.random.default_rng(1)
 STEP_ENDS = np.sort(RNG.integers(0, 6, (4, 4, 3)), -1)
@@ -14,14 +15,15 @@ GAMMA, LAM = 0.9, 0.8
 compute = jit(compute_advantages, static_argnums=0)
 
 
-def steps(name):
-    return {"step_rewards": STEP_REWARDS, "step_ends": STEP_ENDS} if name == "process" else {}
+def steps(name, P, G):
+    given = StepRewards(STEP_REWARDS[:P, :G], STEP_ENDS[:P, :G])
+    return {"steps": given} if name == "process" else {}
 
 
 def advantages(name, rewards, mask, values=None, **fields):
     algorithm = Algorithm(advantage=name, gamma=GAMMA, lam=LAM, **fields)
     values = np.zeros(mask.shape, np.float32) if values is None else values
-    out = compute(algorithm, rewards, mask, values=values, **steps(name))
+    out = compute(algorithm, rewards, mask, values=values, **steps(name, *rewards.shape))
     return np.broadcast_to(out, mask.shape)
 
 
@@ -73,18 +75,24 @@ def expected(name, rewards, mask, values):
                 lengths = mask[p, members].sum(-1)
                 out[p, g] = r - np.dot(lengths, group) / lengths.sum()
             elif name == "process":
-                out[p, g] = process(p, g, members, mask.shape[-1])
+                out[p, g] = process(p, g, members, rewards, mask)
     if name == "global_whiten_baseline":
         enough = valid.sum(-1, keepdims=True) > 1
         return whitened(out, mask & (valid & enough)[..., None])
     return out * mask if name == "process" else out
 
 
-def process(p, g, members, length):
-    every = [STEP_REWARDS[p, j, k] for j in members for k in range(3) if STEP_ENDS[p, j, k] >= 0]
-    every = np.array(every, np.float64)
-    score = (STEP_REWARDS[p, g].astype(np.float64) - every.mean()) / (every.std(ddof=1) + 1e-6)
-    return [sum(score[k] for k in range(3) if STEP_ENDS[p, g, k] >= t) for t in range(length)]
+def process(p, g, members, rewards, mask):
+    """Steps that end at or after t, and the outcome, a step that ends at the last valid token."""
+    length = mask.shape[-1]
+    scored = {j: [(r, e) for r, e in zip(STEP_REWARDS[p, j], STEP_ENDS[p, j], strict=True)
+                  if e >= 0] for j in members}  # fmt: skip
+    for j in members:
+        if mask[p, j].any():
+            scored[j].append((rewards[p, j], np.nonzero(mask[p, j])[0][-1]))
+    every = np.array([r for steps in scored.values() for r, _ in steps], np.float64)
+    normal = lambda r: (np.float64(r) - every.mean()) / (every.std(ddof=1) + 1e-6)  # noqa: E731
+    return [sum(normal(r) for r, e in scored[g] if e >= t) for t in range(length)]
 
 
 @pytest.mark.parametrize("abstained", [False, True], ids=["all", "some abstain"])
@@ -167,3 +175,5 @@ def test_whiten_gives_mean_0_and_variance_1_over_valid_tokens_alone(batch):
 def test_a_missing_array_is_named(batch):
     with pytest.raises(ValueError, match="'gae' needs values"):
         compute_advantages(Algorithm(advantage="gae"), batch["rewards"], batch["mask"])
+    with pytest.raises(ValueError, match="'process' needs step_rewards"):
+        compute_advantages(Algorithm(advantage="process"), batch["rewards"], batch["mask"])

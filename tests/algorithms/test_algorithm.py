@@ -29,6 +29,7 @@ def test_presets_are_valid_and_hashable(name):
 def test_presets_follow_the_papers():
     expected = {
         "grpo": ("group_norm", "token", "clip", "sequence_mean", "k3", "loss", 0.04),
+        "grpo_process": ("process", "token", "clip", "sequence_mean", "k3", "loss", 0.04),
         "grpo_r1": ("group_norm", "token", "clip", "sequence_mean", "k3", "loss", 0.001),
         "dr_grpo": ("group_mean", "token", "clip", "constant", "k3", "loss", 0.0),
         "dapo": ("group_norm", "token", "clip", "token_mean", "k3", "loss", 0.0),

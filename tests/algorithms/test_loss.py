@@ -19,6 +19,7 @@ from grpo_jax.algorithms import (
     token_weights,
 )
 from grpo_jax.algorithms.kl import KLS
+from grpo_jax.types import StepRewards
 
 VARIANTS = PRESETS | {
     "gspo_token": dataclasses.replace(PRESETS["gspo"], ratio="gspo_token"),
@@ -40,8 +41,9 @@ def prepare(algorithm, batch):
 def compute_prepared(algorithm, batch):
     mask = batch["mask"]
     kl = KLS[algorithm.kl](batch["logp_old"], batch["logp_ref"], mask)
+    steps = StepRewards(batch["rewards"][..., None] ** 2, np.ones((4, 4, 1), int))
     advantages = compute_advantages(
-        algorithm, batch["rewards"], mask, kl=kl, values=batch["values"]
+        algorithm, batch["rewards"], mask, kl=kl, values=batch["values"], steps=steps
     )
     prepared = {
         "mask": mask,

@@ -21,7 +21,8 @@ def problem(text):
 class World:
     """Problems ("name", rewards of its group): everything sampled of one carries its number."""
 
-    def __init__(self, *rounds):
+    def __init__(self, *rounds, judges=False):
+        self.judges = judges
         self.rounds, self.drawn, self.sampled = iter(rounds), 0, []
 
     def draw(self):
@@ -43,7 +44,8 @@ class World:
     def score(self, problems, completions):
         assert [c[0][:-1] for c in completions] == [name for name, _ in problems]
         rewards = np.array([r for _, r in problems], np.float32)
-        return rewards, {"half": rewards / 2}, 1
+        steps = [[[(1, float(len(name)))]] * G for name, _ in problems]
+        return rewards, {"half": rewards / 2}, 1, steps if self.judges else None
 
     def collect(self, rounds):
         return collect(self.draw, self.sample, self.score, rounds)
@@ -104,6 +106,24 @@ def test_a_lively_first_batch_draws_no_more():
 def test_spread_is_of_what_was_scored():
     rewards = np.array([[1, np.nan, 1], [1, np.nan, 2], [0.1, 0.1 + 1e-8, 0.1], [-1, 1, 0]])
     assert has_spread(rewards).tolist() == [False, True, False, True]
+
+
+def test_steps_spread_as_the_outcome_does_and_count_with_it():
+    rewards = np.array([[1, 1, 1]] * 4 + [[1, np.nan, np.nan]])
+    alike, other = [(1, 1.0), (2, 1.0)], [(1, 0.0)]
+    steps = [[alike, alike, []], [alike, other, alike], [[], [], []], [other] * 3]
+    steps.append([other, alike, alike])  # of which the one that is scored has no other beside it
+    assert has_spread(rewards, steps).tolist() == [False, True, False, True, False]
+    abstained = np.array([[1, np.nan, 1]])
+    assert not has_spread(abstained, [[alike, other, alike]]).any()
+
+
+def test_steps_go_with_their_group():
+    # A step's reward is the length of the name: "a" and "b" are alike in everything.
+    rounds = [("a", FLAT), ("bb", (0, 1, 0)), ("c", FLAT)], [("d", FLAT), ("ee", FLAT)]
+    batch = World(*rounds, judges=True).collect(1)
+    assert [name for name, _ in batch.problems] == ["ee", "bb", "c"]
+    assert batch.steps == [[[(1, reward)]] * G for reward in (2.0, 2.0, 1.0)]
 
 
 def test_prompts_share_the_bucket_of_the_longest():
