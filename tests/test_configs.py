@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax.command_line import load_config_file
+from grpo_jax.command_line import load_config_file, load_module
 from grpo_jax.config import resolve
 from grpo_jax.experiment import build
 from grpo_jax.models.config_json import write_config
@@ -74,3 +74,12 @@ def test_a_config_fits_its_problems_and_says_how_it_is_run(path, stand_in):
             assert len(encode(ex.tokenizer, solution)) < config.rollout.max_tokens  # and a stop
     documented = ast.get_docstring(ast.parse(path.read_text()))
     assert f"python -m experiments.train --config=configs/{path.name} " in documented
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_variant_of_a_config_can_be_built_and_differs(path):
+    names = getattr(load_module(str(path)), "VARIANTS", ())
+    chosen = [resolve(load_config_file(f"{path}:{name}")) for name in names]
+    assert len({str(config) for config in chosen}) == len(names)
+    for config in chosen:
+        build(config)

@@ -1,0 +1,22 @@
+"""One beside two iterations of GRPO, as in figure 6 of DeepSeekMath (2402.03300).
+
+    python -m experiments.compare --config=configs/iterations.py --seeds=5
+    python -m experiments.train --config=configs/iterations.py --workdir=runs/one
+    python -m experiments.train --config=configs/iterations.py:two --workdir=runs/two
+
+Both make as many steps. `two` replaces the reference of the KL term by the policy half-way
+(algorithm 1); there is no reward model here to train anew in between.
+"""
+
+from configs.quick import get_config as quick
+
+VARIANTS = ("one", "two")
+
+
+def get_config(variant="one"):
+    config = quick()
+    config.algorithm.beta = 0.04
+    config.algorithm.dynamic_sampling_rounds = 0
+    config.algorithm.reference_refresh = {"one": 0, "two": config.steps // 2}[variant]
+    config.eval.every = 5
+    return config
