@@ -7,6 +7,7 @@ from ml_collections import FrozenConfigDict
 
 from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
+from grpo_jax.config import defaults, resolve
 from grpo_jax.experiment import Experiment, build
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.decoder import Decoder
@@ -44,6 +45,24 @@ def load(workdir: Path) -> tuple[Experiment, Any, int]:
     if ex.model.config.lora.rank:
         params = merged(pretrained(ex), params)
     return ex, params, step
+
+
+def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
+    """As `load`, of a run or Hugging Face directory, but with the problems of another config.
+
+    The model, its tokenizer and its mesh are its own; all else is as the resolved config says.
+    """
+    plain = dict(config if isinstance(config, dict) else config.to_dict())
+    if (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
+        own, params, step = load(folder)
+        kept = own.config.to_dict()
+    else:
+        asked = defaults()
+        asked.model.path = str(folder)
+        kept, params, step = resolve(asked).to_dict(), None, 0
+    plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
+    ex = build(FrozenConfigDict(plain))
+    return ex, pretrained(ex) if params is None else params, step
 
 
 def load_model(folder: Path) -> Model:

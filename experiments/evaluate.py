@@ -25,6 +25,7 @@ AGAINST = flags.DEFINE_list("against", [], "runs or Hugging Face directories to 
 
 
 def main():
+    from experiments.checkpoint import asked_the_same
     from grpo_jax.evaluation import evaluate  # imports JAX, which --help and bad flags need not
     from grpo_jax.sharding import using
     from grpo_jax.statistics import paired
@@ -35,7 +36,7 @@ def main():
     told, first = [], None
     for folder in [None, *AGAINST.value]:
         if folder is not None:
-            ex, params, step = _asked_the_same(Path(folder), ex.config)
+            ex, params, step = asked_the_same(Path(folder), ex.config)
         marks: list[bool] = []
         with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
             metrics = evaluate(ex, params, rewarder, problems, samples, marks)
@@ -58,7 +59,7 @@ def _json(value):
 
 def _examined():
     """(experiment, params, step): the run's own, with the problems of --config if there is one."""
-    from experiments.checkpoint import load
+    from experiments.checkpoint import asked_the_same, load
     from grpo_jax.checks import UsageError
     from grpo_jax.config import resolve
     from grpo_jax.experiment import build
@@ -74,27 +75,7 @@ def _examined():
         return ex, pretrained(ex), 0
     if not config:
         return load(Path(WORKDIR.value))
-    return _asked_the_same(Path(WORKDIR.value), config)
-
-
-def _asked_the_same(folder, config):
-    """(experiment, params, step) of a run or Hugging Face directory, on a config's problems."""
-    from experiments.checkpoint import load
-    from grpo_jax.config import defaults, resolve
-    from grpo_jax.experiment import build
-    from grpo_jax.pretrained import pretrained
-
-    plain = dict(config if isinstance(config, dict) else config.to_dict())
-    if (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
-        own, params, step = load(folder)
-        kept = own.config.to_dict()
-    else:
-        asked = defaults()
-        asked.model.path = str(folder)
-        kept, params, step = resolve(asked).to_dict(), None, 0
-    plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
-    ex = build(FrozenConfigDict(plain))
-    return ex, pretrained(ex) if params is None else params, step
+    return asked_the_same(Path(WORKDIR.value), config)
 
 
 def print_comparison(told):

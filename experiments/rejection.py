@@ -16,6 +16,7 @@ PROBLEMS = flags.DEFINE_integer("problems", 256, "training problems, from the fi
 SAMPLES = flags.DEFINE_integer("samples", 4, "completions of each", lower_bound=1)
 KEEP = flags.DEFINE_integer("keep", 1, "at most so many of a problem are kept", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "that they are drawn at", lower_bound=0.0)
+JUDGES = flags.DEFINE_list("judges", [], "reward models' runs, where the task has no right answer")
 LANGUAGE = flags.DEFINE_string("language", "", "keep thoughts in this language alone, such as en")
 
 
@@ -25,7 +26,8 @@ def main(workdir):
     from grpo_jax.sharding import using
 
     ex, params, step = load(workdir)
-    rule = Rule(PROBLEMS.value, SAMPLES.value, KEEP.value, TEMPERATURE.value, LANGUAGE.value)
+    counts = PROBLEMS.value, SAMPLES.value, KEEP.value
+    rule = Rule(*counts, TEMPERATURE.value, LANGUAGE.value, tuple(JUDGES.value))
     with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
         counts = reject(ex, params, rewarder, rule, Path(OUT.value), f"{workdir}, step {step}")
     print(", ".join(f"{name} {n}" for name, n in sorted(counts.items())))

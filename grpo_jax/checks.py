@@ -51,7 +51,7 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     """
     values = flatten(config)
     _check_values(values, flatten(known))
-    _check_rewards(config["rewards"])
+    _check_rewards(config["rewards"], config["task"])
     _check_model(config["model"])
     _check_adapters(config)
     _check_batch(config)
@@ -87,12 +87,19 @@ def _check_bounds(name: str, value: float) -> None:
             raise UsageError(f"config.{name}: {value} must be {wanted}")
 
 
-def _check_rewards(weights: dict[str, Any]) -> None:
+def _check_rewards(weights: dict[str, Any], task: dict[str, Any]) -> None:
     if not weights:
         raise UsageError("config.rewards: at least one reward and its weight are needed")
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise UsageError(f"config.rewards.{name}: {weight!r} is not a number")
+    for kind, options in task.get("parts", {}).items():
+        for name in options.get("rewards", ()):
+            if name not in weights:
+                raise UsageError(
+                    f"config.task.parts.{kind}.rewards: {name!r} is not among config.rewards; "
+                    f"valid: {', '.join(weights)}"
+                )
 
 
 def _check_model(model: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Held-out evaluation: greedy accuracy, pass@k and maj@k, each with a 95% interval."""
 
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,30 +37,40 @@ def evaluate(
     marks     a list that takes whether the greedy completion of each problem is right
 
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
-    score 1, and <kind>/accuracy those of each kind of a mixture; pass@k (2107.03374) and maj@k are
-    means over problems with Student's t intervals.
+    score 1, and <kind>/accuracy those of each kind of a mixture, both of the n problems on which
+    the task's accuracy does not abstain; pass@k (2107.03374) and maj@k are means over these with
+    Student's t intervals.
     """
     chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
     greedy = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
+    judged = greedy.judged[:, 0]
     if marks is not None:
-        marks += greedy.right[:, 0].tolist()
-    n, hits = len(chosen), int(greedy.right.sum())
-    low, high = wilson_interval(hits, n)
+        marks += greedy.right[judged, 0].tolist()
+    result = greedy_metrics(chosen, greedy)
+    if samples and judged.any():
+        drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
+        sampled = attempts(ex, params, rewarder, chosen, samples, **drawn)
+        answers = [a for a, counts in zip(sampled.answers, judged, strict=True) if counts]
+        result |= sampled_metrics(answers, sampled.right[judged])
+    return result
+
+
+def greedy_metrics(problems: Sequence[Problem], greedy: "Attempts") -> dict[str, float]:
+    """Accuracy, of each kind too, and lengths of one attempt at each problem (see `evaluate`)."""
+    judged = greedy.judged[:, 0]
+    n, hits = int(judged.sum()), int(greedy.right.sum())
+    low, high = wilson_interval(hits, n) if n else (math.nan, math.nan)
     result = {
-        "accuracy": hits / n,
+        "accuracy": hits / n if n else math.nan,
         "accuracy/low": float(low),
         "accuracy/high": float(high),
         "n": n,
         "completions/mean_length": float(greedy.lengths.mean()),
         "completions/finished": float(greedy.finished.mean()),
     }
-    kinds = np.array([str(p.columns.get(KIND, "")) for p in chosen])
-    for kind in sorted(set(kinds) - {""}):
-        result[f"{kind}/accuracy"] = float(greedy.right[kinds == kind].mean())
-    if samples:
-        drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
-        sampled = attempts(ex, params, rewarder, chosen, samples, **drawn)
-        result |= sampled_metrics(sampled.answers, sampled.right)
+    kinds = np.array([str(p.columns.get(KIND, "")) for p in problems])
+    for kind in sorted(set(kinds[judged]) - {""}):
+        result[f"{kind}/accuracy"] = float(greedy.right[judged & (kinds == kind)].mean())
     return result
 
 
@@ -96,13 +107,26 @@ def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, fl
 
 
 class Attempts(NamedTuple):
-    """`group` attempts at each of n problems: completions and answers [n][G], the rest [n, G]."""
+    """`group` attempts at each of n problems: completions and answers [n][G], the rest [n, G].
+
+    parts are the rewards by name, NaN where one abstains.
+    """
 
     completions: list[list[str]]
     answers: list[list[Any]]
-    right: np.ndarray
+    parts: dict[str, np.ndarray]
     lengths: np.ndarray
     finished: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether an attempt scores 1 in accuracy, bool[n, G]."""
+        return self.parts["accuracy"] >= 1.0
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Whether the task's accuracy does not abstain, bool[n, G]."""
+        return ~np.isnan(self.parts["accuracy"])
 
 
 def attempts(
@@ -136,7 +160,7 @@ def attempts(
         completions += texts(ex.tokenizer, out.tokens, out.mask)[: len(part)]
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
-    scores = rewarder(problems, completions).parts["accuracy"]
+    parts = rewarder(problems, completions).parts
     answers = [[vote(text) for text in group] for group in completions]
     counted = map(np.concatenate, (lengths, finished))
-    return Attempts(completions, answers, scores >= 1.0, *counted)
+    return Attempts(completions, answers, parts, *counted)

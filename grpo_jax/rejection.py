@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
+from grpo_jax.reward_model import Judge, load_judge
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.runs import append_line, read_lines, write_atomically
 
@@ -22,6 +25,8 @@ class Rule(NamedTuple):
     keep         at most so many of a problem are kept
     temperature  that they are drawn at
     language     "" or an ISO 639-1 code: all words of a kept thought are in it (extra `language`)
+    judges       folders of reward models: where the task's accuracy abstains, that sample is right
+                 that they like best, by their sum
     """
 
     problems: int
@@ -29,12 +34,14 @@ class Rule(NamedTuple):
     keep: int
     temperature: float
     language: str = ""
+    judges: tuple[str, ...] = ()
 
 
 def verdicts(rule: Rule, completions: Sequence[str], right: Any, finished: Any) -> list[str]:
     """For each completion of one problem, 'kept' or the first filter that dropped it.
 
-    wrong  cut (at the limit of tokens)  language  repeated (kept before)  surplus (keep are kept)
+    wrong (or not the best liked)  cut (at the limit of tokens)  language  repeated (kept before)
+    surplus (keep are kept)
     """
     found: list[str] = []
     kept: set[str] = set()
@@ -50,6 +57,19 @@ def verdicts(rule: Rule, completions: Sequence[str], right: Any, finished: Any) 
         if found[-1] == KEPT:
             kept.add(text)
     return found
+
+
+def best_liked(
+    judges: Sequence[Judge], problems: Sequence[Any], completions: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Whether a completion is the one of its group that the judges' sum is highest for, bool[P, G];
+    nothing is without judges.
+    """
+    shape = len(completions), len(completions[0])
+    if not judges:
+        return np.zeros(shape, bool)
+    liked = np.sum([judge(problems, completions) for judge in judges], axis=0)
+    return np.arange(shape[1]) == liked.argmax(-1)[:, None]
 
 
 def _pure(text: str, language: str) -> bool:
@@ -69,6 +89,7 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     """
     out.mkdir(parents=True, exist_ok=True)
     _same_rule(out / "rule.json", {"origin": origin, **rule._asdict()})
+    judges = [load_judge(Path(folder), ex.mesh) for folder in rule.judges]
     journal = out / "samples.jsonl"
     problems = first_problems(ex, ex.task.train, range(len(ex.task.train)), rule.problems)
     size = max(1, ROWS // rule.samples)
@@ -79,8 +100,9 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     for start in range(len(done), len(problems), size):
         part = problems[start : start + size]
         a = attempts(ex, params, rewarder, part, rule.samples, rule.temperature, first=start)
+        right = np.where(a.judged, a.right, best_liked(judges, part, a.completions))
         for i, problem in enumerate(part):
-            told = verdicts(rule, a.completions[i], a.right[i], a.finished[i])
+            told = verdicts(rule, a.completions[i], right[i], a.finished[i])
             record = {**problem.columns, "prompt": problem.prompt, "problem": start + i}
             append_line(journal, record | {"completions": a.completions[i], "verdicts": told})
         kept = sum(KEPT in r["verdicts"] for r in read_lines(journal))

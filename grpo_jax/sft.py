@@ -123,7 +123,8 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             began = time.monotonic()
             batch = supervised_batch(ex, next(data))
             state, metrics = _learn(ex, optimizer, state, batch)
-            metrics["time/tokens_per_second"] = batch.mask.sum() / (time.monotonic() - began)
+            metrics["time/step"] = time.monotonic() - began
+            metrics["time/tokens_per_second"] = batch.mask.sum() / metrics["time/step"]
             ended = number == c.sft.steps
             if c.sft.stop_accuracy and (number % c.sft.check_every == 0 or ended):
                 metrics["accuracy"] = _train_accuracy(ex, state.policy, rewarder)
@@ -151,4 +152,5 @@ def _train_accuracy(ex: Experiment, params: Any, rewarder: Rewarder) -> float:
     problems = first_problems(
         ex, source, reversed(range(len(source))), ex.config.sft.check_problems
     )
-    return float(attempts(ex, params, rewarder, problems, 1, temperature=0.0).right.mean())
+    greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
+    return float(greedy.right[greedy.judged].mean())

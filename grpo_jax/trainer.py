@@ -29,6 +29,7 @@ from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks.loader import batches
+from grpo_jax.tasks.mixture import scored_by
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Batch, TrainState
 
@@ -197,8 +198,10 @@ def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int
 def _score(ex: Experiment, rewarder: Callable[..., Scores], problems, completions):
     scores = rewarder(problems, completions)
     weights = ex.config.rewards.to_dict()
+    asked = {name: [[scored_by(problem, name)] for problem in problems] for name in weights}
+    parts = [np.where(asked[name], scores.parts[name], np.nan) for name in weights]
     rewards = algorithms.combine_rewards(
-        jnp.stack([scores.parts[name] for name in weights]),
+        jnp.stack(parts),
         jnp.array(list(weights.values()), jnp.float32),
         ex.algorithm.reward_combination,
         std_ddof=ex.algorithm.std_ddof,

@@ -14,7 +14,8 @@ from grpo_jax.models.config_json import write_config
 from grpo_jax.models.sizes import size
 from grpo_jax.tokenizers import char_tokenizer, encode, prompt_ids, save_tokenizer
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("[!_]*.py"))
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = sorted(set(FOLDER.glob("[!_]*.py")) - set(FOLDER.glob("r1_*.py")))  # these: test_r1.py
 EXTRAS = {"reasoning_gym": "reasoning_gym", "gsm8k": "math"}
 
 

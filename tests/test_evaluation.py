@@ -95,6 +95,29 @@ def test_every_held_out_problem_counts_once(ex, monkeypatch):
     assert "pass@1" not in all_of_them
 
 
+def test_problems_on_which_accuracy_abstains_do_not_count(ex, monkeypatch):
+    answers = [None if i % 4 == 0 else p.columns["answer"] for i, p in enumerate(ex.task.heldout)]
+    heldout = [
+        dataclasses.replace(p, columns={"answer": a, "kind": "open" if a is None else "sums"})
+        for p, a in zip(ex.task.heldout, answers, strict=True)
+    ]
+    first = heldout[1].prompt
+    monkeypatch.setattr(evaluation, "sample", Stub(ex, lambda text, g: text == first))
+
+    def told(problems):
+        some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=problems))
+        marks = []
+        with some.rewarder(("accuracy",)) as rewarder:
+            return evaluation.evaluate(some, None, rewarder, 99, samples=2, marks=marks), marks
+
+    result, marks = told(heldout)
+    assert (result["n"], result["accuracy"], result["sums/accuracy"]) == (6, 1 / 6, 1 / 6)
+    assert "open/accuracy" not in result and marks == [True, *[False] * 5]
+    assert result["pass@2"] == pytest.approx(1 / 6)
+    result, marks = told(heldout[:1])
+    assert result["n"] == 0 and np.isnan(result["accuracy"]) and marks == []
+
+
 def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch):
     long = Problem("1" * 9 + "=", {"answer": "1"})
     heldout = [long, *ex.task.heldout]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 import tiny
 from tiny import compile_fast, tiny_config  # noqa: F401
@@ -28,6 +29,19 @@ def test_each_sample_is_kept_or_has_the_filter_that_dropped_it():
     assert verdicts(RULE, texts, right, finished) == told
     one = verdicts(RULE._replace(keep=1), texts, right, finished)
     assert one == ["kept", "wrong", "surplus", "repeated", "cut", "surplus", "surplus"]
+
+
+def test_where_nothing_is_right_the_best_liked_is_kept():
+    def judge(problems, completions):
+        return np.array([[len(text) for text in group] for group in completions], np.float32)
+
+    def other(problems, completions):
+        return -3 * np.array([[text.count("x") for text in group] for group in completions])
+
+    texts = [["a", "abc", "xabcd"], ["xx", "b", "ab"]]
+    liked = rejection.best_liked([judge, other], ["p", "q"], texts)
+    assert liked.tolist() == [[False, True, False], [False, False, True]]
+    assert not rejection.best_liked([], ["p", "q"], texts).any()
 
 
 def test_thoughts_in_another_language_are_dropped():

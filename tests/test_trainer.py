@@ -17,8 +17,10 @@ from grpo_jax.checkpoints import restore_params
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer
+from grpo_jax.rewards.evaluate import Scores
 from grpo_jax.rollout.collect import Collected
 from grpo_jax.runs import open_run
+from grpo_jax.tasks import Problem
 from grpo_jax.train_state import abstract_state
 from grpo_jax.types import Batch, Rollouts, TrainState
 
@@ -98,6 +100,19 @@ def test_metrics_of_a_rollout():
         "speculative/acceptance_rate": 1 / 2,
         "speculative/tokens_per_step": 20 / 24,
     }
+
+
+def test_a_problem_is_scored_by_the_rewards_it_asks_for():
+    ex = build(tiny_config(**{"rewards": {"accuracy": 1.0, "format": 0.5}}))
+    columns = ({}, {"rewards": ["format"]}, {"rewards": []})
+    problems = [Problem(f"{i}+1=", {"answer": "2", **more}) for i, more in enumerate(columns)]
+    parts = {"accuracy": np.ones((3, 2), np.float32), "format": np.ones((3, 2), np.float32)}
+    rewards, told, _ = trainer._score(ex, lambda *_: Scores(parts, 0), problems, [["", ""]] * 3)
+    assert rewards[:2].tolist() == [[1.5, 1.5], [0.5, 0.5]] and np.isnan(rewards[2]).all()
+    assert told is parts
+    with pytest.raises(UsageError, match=r"parts.sums.rewards: 'no' is not among config.rewards"):
+        parts = {"sums": {"name": "addition", "rewards": ("no",)}, "countdown": {}}
+        tiny_config(task={"name": "mixture", "parts": parts})
 
 
 def test_speculative_decoding_needs_a_layer_that_drafts():
@@ -200,6 +215,14 @@ def test_the_loop_records_evaluates_and_saves_when_due(steps):
     assert checkpoints.steps(folder / "checkpoints") == [4, 5]
     like = state_of(jax.ShapeDtypeStruct((), jnp.float32, sharding=jnp.float32(0).sharding))
     assert checkpoints.restore_latest(folder / "checkpoints", like) == (state_of(5.0), {"n": 5})
+
+
+def test_a_run_without_steps_saves_its_beginning(steps):
+    folder, seen, run = steps
+    seen.append(0)
+    assert run(lambda number: 0, total=0) == 0
+    assert values(folder / "eval.jsonl", "accuracy") == [(0, 0.0)]
+    assert checkpoints.steps(folder / "checkpoints") == [0]
 
 
 def test_a_last_step_is_evaluated_and_saved(steps):

@@ -7,14 +7,17 @@ from typing import Any
 from grpo_jax.rewards.registry import unknown
 from grpo_jax.tasks.addition import addition
 from grpo_jax.tasks.countdown import countdown
+from grpo_jax.tasks.framed import framed
 from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.jsonl import jsonl
+from grpo_jax.tasks.manners import manners
 from grpo_jax.tasks.math import math
 from grpo_jax.tasks.mixture import mixture
 from grpo_jax.tasks.pairs import pairs
 from grpo_jax.tasks.problem import Problem, Source, Steps, Task
 from grpo_jax.tasks.programs import programs
 from grpo_jax.tasks.reasoning_gym import reasoning_gym
+from grpo_jax.tasks.solved import solved
 from grpo_jax.tasks.svamp import svamp
 from grpo_jax.tasks.word_problems import word_problems
 
@@ -23,13 +26,16 @@ __all__ = ["JUDGED_STEPS", "TASKS", "Problem", "Source", "Steps", "Task", "make_
 TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
     "countdown": countdown,
+    "framed": framed,
     "gsm8k": gsm8k,
     "jsonl": jsonl,
+    "manners": manners,
     "math": math,
     "mixture": mixture,
     "pairs": pairs,
     "programs": programs,
     "reasoning_gym": reasoning_gym,
+    "solved": solved,
     "svamp": svamp,
     "word_problems": word_problems,
 }

@@ -2,23 +2,36 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from grpo_jax.rewards.text import Completion
 from grpo_jax.tasks.problem import Problem, Source, Task
 
 KIND = "kind"  # the column that says which part a problem is of
+REWARDS = "rewards"  # the column that names the rewards that score it, where not all do
+
+
+def scored_by(problem: Any, reward: str) -> bool:
+    """Whether a reward is to score a problem: the column `rewards` may leave it out."""
+    return reward in problem.columns.get(REWARDS, (reward,))
 
 
 class Mixed:
     """Problems of several sources in turn, each as often as its share; short ones begin anew."""
 
-    def __init__(self, sources: Mapping[str, Source], shares: Mapping[str, int]):
-        """Take the sources of parts by name, and how many problems of each one round has."""
-        self.sources, self.shares = sources, shares
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        shares: Mapping[str, int],
+        marks: Mapping[str, Mapping[str, Any]],
+    ):
+        """Take the sources of parts by name, how many problems of each one round has, and the
+        columns to add to them.
+        """
+        self.sources, self.shares, self.marks = sources, shares, marks
         self.turns = [(kind, i) for kind, share in shares.items() for i in range(share)]
-        self.rounds = max(-(-len(s) // shares[kind]) for kind, s in sources.items())
+        self.rounds = max(-(-len(s) // shares[kind]) for kind, s in sources.items() if shares[kind])
 
     def __len__(self) -> int:
         return self.rounds * len(self.turns)
@@ -29,32 +42,37 @@ class Mixed:
         number, place = divmod(index, len(self.turns))
         kind, i = self.turns[place]
         source = self.sources[kind]
-        return _of_kind(source[(number * self.shares[kind] + i) % len(source)], kind)
+        problem = source[(number * self.shares[kind] + i) % len(source)]
+        return _marked(problem, self.marks[kind])
 
 
 def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
     """The problems of several tasks in turn, each with its part's name in the column `kind`.
 
     parts  by name, the options of each: its task's `name` (else the part's own name is meant),
-           its `share` of problems (1 by default), and what the task takes
+           its `share` of problems (1 by default; one of 0 is held out alone), the `rewards` that
+           score it (all by default), and what the task takes
 
     Each part judges and solves its own. Held out are all parts' problems, in turn. ValueError for
-    fewer than two parts or a share below 1; the parts' own errors name what they do.
+    fewer than two parts, for a negative share or nothing but 0; the parts' own errors name what
+    they do.
     """
     from grpo_jax.tasks import make_task
 
     if len(parts) < 2:
         raise ValueError(f"parts={list(parts)}: valid: two tasks or more, by name")
-    tasks: dict[str, Task] = {}
-    shares: dict[str, int] = {}
-    for kind, given in parts.items():
-        options = {"name": kind, "share": 1, **given}
-        shares[kind] = options.pop("share")
-        if not isinstance(shares[kind], int) or shares[kind] < 1:
-            raise ValueError(
-                f"parts.{kind}.share={shares[kind]!r}: valid: an integer of at least 1"
-            )
-        tasks[kind] = make_task(**options)
+    options = {kind: {"name": kind, "share": 1, **given} for kind, given in parts.items()}
+    shares = {kind: own.pop("share") for kind, own in options.items()}
+    for kind, share in shares.items():
+        if not isinstance(share, int) or share < 0:
+            raise ValueError(f"parts.{kind}.share={share!r}: valid: an integer, 0 or more")
+    if not any(shares.values()):
+        raise ValueError("parts: every share is 0; valid: one above 0")
+    marks: dict[str, dict[str, Any]] = {kind: {KIND: kind} for kind in parts}
+    for kind, own in options.items():
+        if REWARDS in own:
+            marks[kind][REWARDS] = list(own.pop(REWARDS))
+    tasks = {kind: make_task(**own) for kind, own in options.items()}
 
     def accuracy(
         prompts: Sequence[Any],
@@ -66,18 +84,16 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         return tasks[one].accuracy(prompts, completions, **columns)
 
     heldout = [
-        [_of_kind(task.heldout[i], kind) for i in range(len(task.heldout))]
+        [_marked(task.heldout[i], marks[kind]) for i in range(len(task.heldout))]
         for kind, task in tasks.items()
     ]
-    symbols = [task.symbols for task in tasks.values()]
-    known = [s for s in symbols if s is not None]
     return Task(
         "mixture",
-        Mixed({kind: task.train for kind, task in tasks.items()}, shares),
+        Mixed({kind: task.train for kind, task in tasks.items()}, shares, marks),
         [p for row in itertools.zip_longest(*heldout) for p in row if p is not None],
         accuracy,
         _each({kind: task.solve for kind, task in tasks.items()}),
-        tuple(dict.fromkeys(itertools.chain(*known))) if len(known) == len(symbols) else None,
+        _all_symbols(tasks.values()),
         sum(task.overlap for task in tasks.values()),
         _each({kind: task.steps for kind, task in tasks.items()}),
     )
@@ -91,5 +107,11 @@ def _each(functions: Mapping[str, Callable[..., Any] | None]) -> Callable[..., A
     return lambda problem, *rest: own[problem.columns[KIND]](problem, *rest)
 
 
-def _of_kind(problem: Problem, kind: str) -> Problem:
-    return dataclasses.replace(problem, columns={**problem.columns, KIND: kind})
+def _all_symbols(tasks: Iterable[Task]) -> tuple[str, ...] | None:
+    symbols = [task.symbols for task in tasks]
+    known = [s for s in symbols if s is not None]
+    return tuple(dict.fromkeys(itertools.chain(*known))) if len(known) == len(symbols) else None
+
+
+def _marked(problem: Problem, columns: Mapping[str, Any]) -> Problem:
+    return dataclasses.replace(problem, columns={**problem.columns, **columns})

@@ -9,11 +9,15 @@ from grpo_jax.rewards.text import TAGS, Completion
 from grpo_jax.tasks.problem import Problem, Task, split
 
 SIGNS = {"plus": "+", "minus": "-", "times": "*"}
+# A thought in each language: how it begins, and what each step adds.
+THOUGHTS = {
+    "en": {"": "we take x", "plus": " and add {}", "minus": " less {}", "times": " and times {}"},
+    "de": {"": "wir nehmen x", "plus": " und noch {}", "minus": " ohne {}", "times": " und mal {}"},
+}
 INPUTS = (-4, 0, 10)  # of the cases; the functions are linear, so two would tell them apart
-SYMBOLS = (
-    *sorted(set("".join([*SIGNS, *SIGNS.values(), "def f(x): return, =0123456789()"]))),
-    *TAGS,
-)
+_TEXTS = [text for thought in THOUGHTS.values() for text in thought.values()]
+_TEXTS += [*SIGNS, *SIGNS.values(), "def f(x): return, =0123456789()"]
+SYMBOLS = (*sorted(set("".join(_TEXTS)) - set("{}")), *TAGS)
 
 Step = tuple[str, int]  # what is done to x so far, and with which number
 
@@ -21,15 +25,19 @@ Step = tuple[str, int]  # what is done to x so far, and with which number
 def programs(
     max_steps: int = 2,
     max_number: int = 9,
+    thinks: Sequence[str] = ("en",),
     heldout_size: int = 64,
     train_size: int = 1_000_000,
     seed: int = 0,
 ) -> Task:
     """Problems "f(x): x plus 3, times 2=", right if the program in the answer defines such an f.
 
-    One to max_steps steps, numbers 2 to max_number. Accuracy is the reward `code`: the program runs
-    in a sandbox (the extra `code`, bubblewrap). ValueError for options out of range.
+    One to max_steps steps, numbers 2 to max_number; worked solutions think in the languages of
+    `thinks`, "en" or "de", as the prompt fixes. Accuracy is the reward `code`: the program runs in
+    a sandbox (the extra `code`, bubblewrap). ValueError for options out of range.
     """
+    if not thinks or not set(thinks) <= set(THOUGHTS):
+        raise ValueError(f"thinks={list(thinks)}: valid: {', '.join(THOUGHTS)}, one or more")
     for option, value, low, high in (
         ("max_steps", max_steps, 1, 5),
         ("max_number", max_number, 2, 99),
@@ -44,18 +52,22 @@ def programs(
     train, heldout = split(
         draw, _told, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
     )
+
+    def solve(problem: Problem) -> str:
+        return solution(problem, random.Random(str(problem.prompt)).choice(tuple(thinks)))
+
     return Task("programs", train, heldout, _accuracy, solve, SYMBOLS)
 
 
-def solve(problem: Problem) -> str:
-    """The steps one by one, then the program: <think>(x+3) (x+3)*2</think><answer>def f(x): ..."""
+def solution(problem: Problem, language: str) -> str:
+    """<think>we take x and add 3 and multiply by 2</think><answer>def f(x): return ..."""
     said = str(problem.prompt).removeprefix("f(x): x ").removesuffix("=").split(", ")
     steps = [(word, int(number)) for word, number in (step.split() for step in said)]
-    value, shown = "x", []
+    value, thought = "x", THOUGHTS[language][""]
     for word, number in steps:
         value = f"({value}{SIGNS[word]}{number})"
-        shown.append(value)
-    return f"<think>{' '.join(shown)}</think><answer>def f(x): return {value}</answer>"
+        thought += THOUGHTS[language][word].format(number)
+    return f"<think>{thought}</think><answer>def f(x): return {value}</answer>"
 
 
 def _told(steps: tuple[Step, ...]) -> str:

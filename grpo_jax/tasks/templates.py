@@ -78,6 +78,7 @@ def _in_a_box(reasoning: str, answer: str) -> str:
 CHATS = ("chat", "boxed")
 TEMPLATES = {
     "none": Template(str, _in_a_sentence),
+    "tags": Template(str, _in_tags),
     "r1_zero": Template(_r1_zero, _in_tags),
     "chat": Template(_chat, _in_a_sentence),
     "boxed": Template(_chat_boxed, _in_a_box),

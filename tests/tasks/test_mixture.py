@@ -42,6 +42,16 @@ def test_held_out_are_all_parts_in_turn(task):
     assert not trained & {p.prompt for p in task.heldout}
 
 
+def test_a_part_without_a_share_is_held_out_alone():
+    parts = {"sums": PARTS["sums"] | {"share": 0}, "word_problems": PARTS["word_problems"]}
+    parts["sums"]["rewards"] = ("format",)
+    task = make_task("mixture", parts=parts)
+    assert len(task.train) == 40
+    assert {p.columns["kind"] for p in map(task.train.__getitem__, range(40))} == {"word_problems"}
+    told = {p.columns["kind"]: p.columns.get("rewards") for p in task.heldout}
+    assert told == {"sums": ["format"], "word_problems": None}
+
+
 def test_each_part_judges_and_solves_its_own(task):
     problems = list(task.heldout[:4])
     completions = [[task.solve(p), "no"] for p in problems]
@@ -55,7 +65,8 @@ def test_each_part_judges_and_solves_its_own(task):
     ("parts", "told"),
     [
         ({"addition": {}}, "valid: two tasks or more"),
-        ({"addition": {"share": 0}, "countdown": {}}, r"parts.addition.share=0: valid"),
+        ({"addition": {"share": -1}, "countdown": {}}, r"parts.addition.share=-1: valid"),
+        ({"addition": {"share": 0}, "countdown": {"share": 0}}, "every share is 0"),
         ({"addition": {}, "sums": {}}, "unknown task 'sums'"),
     ],
 )

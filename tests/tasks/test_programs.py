@@ -22,6 +22,17 @@ def test_cases_are_what_the_worked_program_computes():
             assert names[case["call"]](*case["args"]) == case["expected"]
 
 
+def test_thoughts_are_in_the_languages_asked_for():
+    thoughts = {
+        lang: make_task("programs", thinks=(lang,)).solve(make_task("programs").train[5])
+        for lang in ("en", "de")
+    }
+    assert "<think>we take x" in thoughts["en"] and "<think>wir nehmen x" in thoughts["de"]
+    assert thoughts["en"].split("</think>")[1] == thoughts["de"].split("</think>")[1]
+    with pytest.raises(ValueError, match="valid: en, de"):
+        make_task("programs", thinks=("en", "fr"))
+
+
 def test_steps_apply_from_left_to_right():
     task = make_task("programs", max_steps=3, max_number=3, heldout_size=20)
     problem = next(

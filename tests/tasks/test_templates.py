@@ -30,7 +30,7 @@ def test_a_solution_states_the_answer_once_in_the_form_asked_for(name):
     solution = make_template(name).solution("9 - 5 = 4.", "4")
     assert last_number(None, [solution], answer=[4]) == [1.0]
     assert math_verify(None, [solution], answer=[4]) == [1.0]
-    assert format_tags(None, [solution]) == [float(name == "r1_zero")]
+    assert format_tags(None, [solution]) == [float(name in ("tags", "r1_zero"))]
     assert ("\\boxed{4}" in solution) == (name == "boxed")
     boxed = make_template(name).solution(r"So $x=\boxed{\frac14}$, of 3.", r"\frac14")
     assert math_verify(None, [boxed], answer=[r"\frac{1}{4}"]) == [1.0]

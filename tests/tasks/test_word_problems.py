@@ -50,7 +50,7 @@ def test_worked_solutions_are_right_and_a_template_changes_prompts_only(template
         assert problem.columns == plain.train[i].columns
         assert plain.train[i].prompt in str(problem.prompt)
         assert task.accuracy(None, [solution], answer=[answer]) == [1.0]
-        assert format_tags(None, [solution]) == [float(template == "r1_zero")]
+        assert format_tags(None, [solution]) == [float(template in ("tags", "r1_zero"))]
         left, sign, right = re.search(r"(\d+) ([-+*/]) (\d+) = ", solution).groups()
         assert eval(f"{left} {sign} {right}") == int(answer)
         if task.symbols is not None:

@@ -1,0 +1,196 @@
+"""DeepSeek-R1's pipeline: python -m experiments.r1 --config=configs/r1_tiny.py --workdir=DIR.
+
+Runs the config file's STAGES in turn, each in a folder of its own, DIR/<stage>: cold start,
+reasoning RL, rejection sampling and supervised fine-tuning, RL for all scenarios, distillation
+(2501.12948, 2.3 and 2.4), and what they need. The same command goes on where it was cut off.
+--without=cold_start leaves a stage out: reasoning RL then starts where that would have, as
+R1-Zero does. DIR is runs/<config name> by default.
+
+After each stage that trains a policy, its greedy completions of the same held-out problems are
+judged: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/report.html tells all.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from grpo_jax.command_line import default_workdir, load_module, run_main
+
+CONFIG = flags.DEFINE_string("config", None, "a Python file of stages, such as configs/r1_tiny.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the stages; default runs/<config name>")
+WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
+
+SHOWN = 2  # completions of each kind that are kept of each stage
+
+
+def main():
+    from experiments.r1_report import print_table, write_report
+    from grpo_jax.checks import UsageError
+    from grpo_jax.runs import read_lines
+
+    if CONFIG.value is None:
+        raise UsageError("--config=configs/<name>.py is needed: the stages to run")
+    file = load_module(CONFIG.value)
+    folder = Path(WORKDIR.value or default_workdir(CONFIG.value))
+    stages = stages_to_run(file, WITHOUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.prepare(folder)
+    for number, stage in enumerate(stages, 1):
+        print(f"\n--- stage {number} of {len(stages)}: {stage}", flush=True)
+        run_stage(file, stage, stages, folder)
+        if set(file.JUDGES) <= set(stages[:number]):
+            tell(file, [s for s in stages[:number] if s not in (*file.JUDGES, "rejection")], folder)
+    rows = read_lines(folder / "results.jsonl")
+    write_report(folder, rows, read_lines(folder / "samples.jsonl"))
+    print_table(rows)
+    print(f"{folder / 'report.html'} tells the story")
+
+
+def stages_to_run(file: Any, without: list[str]) -> list[str]:
+    """The file's STAGES but those left out; UsageError without any, or for an unknown one."""
+    from grpo_jax.checks import UsageError, closest
+
+    stages = list(getattr(file, "STAGES", ()))
+    if not stages:
+        raise UsageError(f"config file {CONFIG.value}: STAGES must name the stages to run")
+    for name in without:
+        if name not in stages:
+            near = closest(name, stages)
+            raise UsageError(f"--without={name}: no such stage; the closest is {near!r}")
+    return [stage for stage in stages if stage not in without]
+
+
+def start_of(stage: str, starts: dict[str, str], stages: list[str]) -> str | None:
+    """The stage whose model `stage` starts from: of those before it, the nearest that is run."""
+    found = starts.get(stage)
+    while found is not None and found not in stages:
+        found = starts.get(found)
+    return found
+
+
+def run_stage(file: Any, stage: str, stages: list[str], folder: Path) -> None:
+    """One stage to its end, or nothing where it is there."""
+    from experiments.checkpoint import asked_the_same
+    from grpo_jax import reward_model, trainer
+    from grpo_jax.config import resolve
+
+    config, start = file.get_config(stage, str(folder)), start_of(stage, file.STARTS, stages)
+    if start is not None:
+        config.start = str(folder / start)
+    config = resolve(config)
+    if stage == "rejection":
+        rejection(file, asked_the_same(folder / str(start), config), folder / stage)
+    else:
+        train = reward_model.train if stage in file.JUDGES else trainer.train
+        train(config, folder / stage)
+
+
+def tell(file: Any, policies: list[str], folder: Path) -> None:
+    """Judge what has been trained and not been judged: lines of results and of samples."""
+    from experiments.checkpoint import asked_the_same
+    from grpo_jax.config import resolve
+    from grpo_jax.runs import append_line, read_lines, write_atomically
+
+    asked = resolve(file.get_config(file.MEASURED_ON, str(folder)))
+    told = {row["stage"] for row in read_lines(folder / "results.jsonl")}
+    for stage in policies:
+        if stage in told:
+            continue
+        row, samples = judged(*asked_the_same(folder / stage, asked)[:2])
+        runs = (folder / stage / "cold_start", folder / stage)
+        steps = [record for run in runs for record in read_lines(run / "metrics.jsonl")]
+        row["time/seconds"] = sum(record["time/step"] for record in steps)
+        kept = [s for s in read_lines(folder / "samples.jsonl") if s["stage"] != stage]
+        lines = [*kept, *({"stage": stage, **sample} for sample in samples)]
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        write_atomically(folder / "samples.jsonl", text.encode())
+        append_line(folder / "results.jsonl", {"stage": stage, **row})
+
+
+def rejection(file: Any, loaded: tuple[Any, Any, int], out: Path) -> None:
+    """Sample a policy on its config's problems, and keep by the file's REJECTION."""
+    from grpo_jax.rejection import Rule, reject
+    from grpo_jax.sharding import using
+
+    ex, params, step = loaded
+    rule = Rule(**file.REJECTION)
+    rule = rule._replace(judges=tuple(str(out.parent / name) for name in rule.judges))
+    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
+        counts = reject(ex, params, rewarder, rule, out, f"step {step}")
+    print(", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
+
+
+def judged(ex: Any, params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What R1 looked at, of greedy completions of the held-out problems; and some of them.
+
+    accuracy    share that is right, with its 95% interval; <kind>/accuracy of each kind
+    format      share of completions in R1's format
+    language    mean share of the thought's words that are in the target language
+    preference  of problems without a right answer: the reward models' mean probability that a
+                completion is preferred to the worked solution (Bradley-Terry)
+    """
+    from grpo_jax.evaluation import attempts, first_problems, greedy_metrics
+    from grpo_jax.reward_model import PREFIX, load_judge
+    from grpo_jax.sharding import using
+
+    source = ex.task.heldout
+    problems = first_problems(ex, source, range(len(source)), ex.config.eval.problems)
+    names = ("accuracy", "format", "language")
+    with ex.rewarder(names) as rewarder, using(ex.mesh):
+        greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
+        folders = [name.removeprefix(PREFIX) for name in ex.config.rewards if PREFIX in name]
+        judges = {Path(f).name: load_judge(Path(f), ex.mesh) for f in folders}
+        general = [i for i, counts in enumerate(greedy.judged[:, 0]) if not counts]
+        liked = preference(ex.task, judges, problems, greedy.completions, general)
+    row: dict[str, Any] = {**greedy_metrics(problems, greedy)}
+    row["mean_length"] = row.pop("completions/mean_length")
+    row |= {name: mean(greedy.parts[name], problems, name) for name in names[1:]} | liked
+    return row, shown(problems, greedy)
+
+
+def mean(values: Any, problems: list[Any], reward: str) -> float | None:
+    """The mean over the problems that a reward is to score; None where it says nothing of any."""
+    import numpy as np
+
+    from grpo_jax.tasks.mixture import scored_by
+
+    asked = values[[scored_by(problem, reward) for problem in problems]]
+    told = asked[~np.isnan(asked)]
+    return float(told.mean()) if told.size else None
+
+
+def preference(task, judges, problems, completions, general) -> dict[str, float | None]:
+    """The probability that completions of the problems `general` beat their worked solutions."""
+    import jax
+    import numpy as np
+
+    if not (judges and general):
+        return {"preference": None}
+    asked = [problems[i] for i in general]
+    pairs = [[completions[i][0], task.solve(problems[i])] for i in general]
+    found = {}
+    for name, judge in judges.items():
+        rewards = judge(asked, pairs)
+        found[f"preference/{name}"] = float(jax.nn.sigmoid(rewards[:, 0] - rewards[:, 1]).mean())
+    return {"preference": float(np.mean(list(found.values()))), **found}
+
+
+def shown(problems, greedy) -> list[dict[str, Any]]:
+    """The first completions of each kind, for people to read."""
+    from grpo_jax.tasks.mixture import KIND
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for problem, group, right, counts in zip(
+        problems, greedy.completions, greedy.right[:, 0], greedy.judged[:, 0], strict=True
+    ):
+        kind = str(problem.columns.get(KIND, ""))
+        mark = bool(right) if counts else None
+        sample = {"kind": kind, "prompt": str(problem.prompt), "completion": group[0]}
+        found.setdefault(kind, []).append({**sample, "right": mark})
+    return [sample for samples in found.values() for sample in samples[:SHOWN]]
+
+
+if __name__ == "__main__":
+    run_main(main, with_config=False, with_workdir=False)

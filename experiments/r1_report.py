@@ -1,0 +1,146 @@
+"""The story of a pipeline's stages, as a table on the screen and as a page of its own."""
+
+import base64
+import html
+import io
+import math
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from grpo_jax.runs import write_atomically
+
+Row = dict[str, Any]
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "format": "format",
+    "language": "language",
+    "preference": "preference",
+    "mean_length": "tokens",
+    "time/seconds": "seconds",
+}
+TOLD = {
+    "base": "A model that has read worked solutions of every kind, in two languages and in all "
+    "manners, and imitates them badly: the stand-in for a pretrained model.",
+    "student": "A smaller model that has read the same: the one to distill into.",
+    "helpfulness": "A reward model of what people like in an answer; it sees the answer alone.",
+    "harmlessness": "A reward model of what people take ill; it sees the whole response.",
+    "cold_start": "Supervised fine-tuning on a few good chains of thought.",
+    "reasoning_rl": "GRPO on problems with a right answer: accuracy, format and language.",
+    "rejection": "The policy's samples, of which those are kept that are right and readable, and "
+    "where there is no right answer the best liked.",
+    "rejection_sft": "The base model anew, fine-tuned on what was kept.",
+    "all_scenarios_rl": "GRPO on everything: rules where there is a right answer, reward models "
+    "where there is none.",
+    "distillation": "The smaller model, fine-tuned on what was kept: no reinforcement learning.",
+}
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title><style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 } img { max-width: 100% }
+td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left }
+pre { background: #f6f6f6; padding: .5rem; white-space: pre-wrap; margin: .3rem 0 }
+.right { border-left: 4px solid #1a9850 } .wrong { border-left: 4px solid #d6604d }
+</style></head><body>
+<h1>$title</h1>
+<p>DeepSeek-R1's pipeline (2501.12948) in small. After each stage the policy answers the same
+held-out problems, greedily. Accuracy counts those with a right answer, with 95% Wilson intervals;
+format is the share of completions that think between tags and then answer between tags; language
+the share of the thoughts' words that are in the target language; preference the probability, by
+the reward models, that a completion is preferred to the worked solution (0.5: as good).</p>
+$table
+<img alt="accuracy, language and preference after each stage" src="$picture">
+$stages
+</body></html>
+""")
+
+
+def print_table(rows: list[Row]) -> None:
+    """The results on the screen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="held-out problems, after each stage", title_justify="left")
+    for name in ("stage", *COLUMNS.values()):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in rows:
+        table.add_row(row["stage"], *_cells(row))
+    Console().print(table)
+
+
+def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:
+    """Write folder/report.html, which needs nothing beside it: table, curves and samples."""
+    stages = [p.parent.name for p in sorted(folder.glob("*/config.json"), key=_written)]
+    told = [_stage(folder / name, [s for s in samples if s["stage"] == name]) for name in stages]
+    page = PAGE.substitute(
+        title=html.escape(f"The making of {folder.name}"),
+        table=_table(rows),
+        picture=_embedded(_picture(rows)),
+        stages="\n".join(told),
+    )
+    write_atomically(folder / "report.html", page.encode())
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _cells(row: Row) -> list[str]:
+    def told(name: str) -> str:
+        value = row.get(name)
+        if value is None:
+            return ""
+        if name == "accuracy":
+            return f"{value:.3f} [{row['accuracy/low']:.3f}, {row['accuracy/high']:.3f}]"
+        return f"{value:.0f}" if name in ("mean_length", "time/seconds") else f"{value:.3f}"
+
+    return [told(name) for name in COLUMNS]
+
+
+def _table(rows: list[Row]) -> str:
+    heads = "".join(f"<th>{name}</th>" for name in ("stage", *COLUMNS.values()))
+    lines = [
+        "".join(f"<td>{html.escape(cell)}</td>" for cell in (row["stage"], *_cells(row)))
+        for row in rows
+    ]
+    return f"<table><tr>{heads}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _picture(rows: list[Row]) -> bytes:
+    """Accuracy of each kind, and the other shares, after each stage, as a PNG."""
+    figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    kinds = sorted({name for row in rows for name in row if name.endswith("/accuracy")})
+    groups = (["accuracy", *kinds], ["format", "language", "preference"])
+    for index, names in enumerate(groups, 1):
+        axes = figure.add_subplot(1, 2, index)
+        for name in names:
+            values = [math.nan if row.get(name) is None else row[name] for row in rows]
+            axes.plot(range(len(rows)), values, "o-", label=name.removesuffix("/accuracy"))
+        axes.set_xticks(range(len(rows)), [r["stage"] for r in rows], rotation=30, ha="right")
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
+    return content.getvalue()
+
+
+def _embedded(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _stage(folder: Path, samples: list[Row]) -> str:
+    parts = [f"<h2>{html.escape(folder.name)}</h2><p>{TOLD.get(folder.name, '')}</p>"]
+    for curves in (folder / "cold_start/curves.png", folder / "curves.png"):
+        if curves.exists():
+            parts.append(f'<img alt="curves" src="{_embedded(curves.read_bytes())}">')
+    for sample in samples:
+        mark = {True: "right", False: "wrong"}.get(sample["right"], "")
+        text = html.escape(f"{sample['prompt']}\n{sample['completion']}")
+        parts.append(f'<pre class="{mark}">{text}</pre>')
+    return "\n".join(parts)

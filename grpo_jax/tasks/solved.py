@@ -1,0 +1,41 @@
+"""Another task with worked solutions from a file: what a policy, or a teacher, got right."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grpo_jax.tasks.jsonl import checked_prompt
+from grpo_jax.tasks.problem import Problem, Task
+from grpo_jax.tasks.records import Record, read_table, text
+
+
+def solved(path: str, of: Mapping[str, Any]) -> Task:
+    """The task with the options `of`, trained on the records of `path` instead of its problems.
+
+    A record has the columns prompt and solution, and what the task's own problems have: so does
+    kept.jsonl of rejection sampling. Held-out problems, accuracy and symbols are the task's own;
+    records whose prompt is held out are removed and counted in `Task.overlap`. ValueError names
+    the file and line of a bad record.
+    """
+    from grpo_jax.tasks import make_task
+
+    task = make_task(**of)
+    asked = [task.heldout[i].prompt for i in range(len(task.heldout))]
+    records = read_table(Path(path), _problem)
+    train = [problem for problem in records if problem.prompt not in asked]
+    if not train:
+        raise ValueError(f"{path}: no problem of {len(records)} records is one to train on")
+    return dataclasses.replace(
+        task,
+        name="solved",
+        train=train,
+        solve=lambda problem: problem.columns["solution"],
+        overlap=len(records) - len(train),
+    )
+
+
+def _problem(record: Record) -> Problem:
+    columns = {name: value for name, value in record.items() if name != "prompt"}
+    columns["solution"] = text(record, "solution")
+    return Problem(checked_prompt("prompt", record.get("prompt"), text_only=False), columns)

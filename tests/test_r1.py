@@ -1,0 +1,127 @@
+"""The pipeline on a tiny model: every stage, what it starts from, and going on after a stop."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from tiny import compile_fast  # noqa: F401
+
+from configs import r1_tiny
+from experiments import r1
+from grpo_jax.checks import UsageError
+from grpo_jax.config import resolve
+from grpo_jax.models.sizes import size
+from grpo_jax.runs import load_config
+
+pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
+
+SMALL = """
+from configs import r1_tiny
+from configs.r1_tiny import *
+
+
+REJECTION = REJECTION | {"problems": 24, "samples": 3, "language": ""}
+FIELDS = {
+    **{"compilation_cache": "", "reward_workers": 1, "eval.problems": 12, "model.layers": 1},
+    **{"model.hidden": 16, "model.heads": 2, "model.kv_heads": 1, "model.ff": 16},
+    **{"rollout.prompts": 4, "rollout.group": 2, "sft.batch": 8},
+}
+
+
+def get_config(stage="base", folder=""):
+    config = r1_tiny.get_config(stage, folder)
+    config.update_from_flattened_dict(FIELDS)
+    config.steps, config.sft.steps = min(config.steps, 1), min(config.sft.steps, 2)
+    return config
+"""
+ROWS = ["base", "student", "cold_start", "reasoning_rl", "rejection_sft", "all_scenarios_rl"]
+ROWS += ["distillation"]
+
+
+def small(*args, parts=r1_tiny.parts, **messy):
+    found = parts(*args, **messy)
+    del found["programs"]  # the sandbox is not everywhere
+    return {kind: options | {"heldout_size": 6} for kind, options in found.items()}
+
+
+@pytest.fixture
+def set_flags(tmp_path, monkeypatch):
+    monkeypatch.setattr(r1_tiny, "parts", small)
+    flags.FLAGS.mark_as_parsed()
+    file = tmp_path / "small.py"
+    file.write_text(SMALL)
+    with flagsaver.flagsaver(config=str(file), workdir=str(tmp_path / "run"), without=[]):
+        yield tmp_path / "run"
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").open()]
+
+
+def test_every_stage_is_told_of_and_a_stopped_pipeline_goes_on(set_flags, monkeypatch, capsys):
+    folder = set_flags
+
+    def stop(*_):
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(r1, "rejection", stop)
+        with pytest.raises(InterruptedError):
+            r1.main()
+    before = rows(folder)
+    assert [row["stage"] for row in before] == ROWS[:4]
+    r1.main()
+    after = rows(folder)
+    assert after[:4] == before and [row["stage"] for row in after] == ROWS
+    for row in after:
+        assert 0 <= row["accuracy/low"] <= row["accuracy"] <= row["accuracy/high"] <= 1
+        assert 0 <= row["preference"] <= 1 and 0 <= row["format"] <= 1
+        assert row["mean_length"] > 0 and row["n"] == 8 and "countdown/accuracy" in row
+        both = [row[f"preference/{name}"] for name in r1_tiny.JUDGES]
+        assert row["preference"] == pytest.approx(np.mean(both))
+    for stage, start in r1_tiny.STARTS.items():
+        if stage != "rejection":
+            assert load_config(folder / stage).start == str(folder / start)
+    kept = [json.loads(line) for line in (folder / "rejection/kept.jsonl").open()]
+    assert kept and {"prompt", "solution", "kind"} <= kept[0].keys()
+    dropped = [json.loads(line) for line in (folder / "rejection/dropped.jsonl").open()]
+    assert len(kept) + len(dropped) == 24 * 3 and all(record["filter"] for record in dropped)
+    page = (folder / "report.html").read_text()
+    assert all(f"<h2>{stage}</h2>" in page for stage in r1_tiny.STAGES if stage != "rejection")
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "distillation" in capsys.readouterr().out
+    r1.main()
+    assert rows(folder) == after
+
+
+def test_a_stage_that_is_left_out_hands_its_start_on():
+    stages = r1.stages_to_run(r1_tiny, ["cold_start"])
+    assert "cold_start" not in stages and len(stages) == len(r1_tiny.STAGES) - 1
+    assert r1.start_of("reasoning_rl", r1_tiny.STARTS, stages) == "base"
+    assert r1.start_of("reasoning_rl", r1_tiny.STARTS, list(r1_tiny.STAGES)) == "cold_start"
+    assert r1.start_of("base", r1_tiny.STARTS, stages) is None
+    with pytest.raises(
+        UsageError, match="--without=cold: no such stage; the closest is 'cold_start'"
+    ):
+        r1.stages_to_run(r1_tiny, ["cold"])
+
+
+MODELS = [("r1_smollm2", "smollm2-135m"), ("r1_7b", "qwen2.5-7b")]
+
+
+@pytest.mark.parametrize(("name", "model"), MODELS)
+def test_every_stage_of_larger_models_has_a_config(name, model, monkeypatch):
+    file = importlib.import_module(f"configs.{name}")
+    monkeypatch.setattr("grpo_jax.config.read_config_file", lambda path: size(model))
+    assert {*file.STARTS, *file.STARTS.values()} <= set(file.STAGES)
+    for stage in file.STAGES:
+        config = resolve(file.get_config(stage, "DIR"))
+        start = file.STARTS.get(stage)
+        assert config.start == (f"DIR/{start}" if start else "")
+        documented = f"python -m experiments.r1 --config=configs/{Path(file.__file__).name} "
+        assert documented in file.__doc__
