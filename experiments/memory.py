@@ -2,11 +2,13 @@
 
 What GRPO on a model takes on one device, from the compiler's own analysis: nothing is loaded and
 nothing runs. --model is a published checkpoint's name (grpo_jax/models/sizes.py) or a Hugging Face
-directory. Prints a table and one JSON line; sizes in GiB.
+directory. Prints a table and one JSON line; sizes in GiB. XLA's CPU compiler holds float32 copies
+of bfloat16 matrices; with --tpu (pip install libtpu) it is asked what an accelerator would take.
 """
 
 import dataclasses
 import json
+from functools import partial
 from typing import Any
 
 from absl import flags
@@ -23,6 +25,7 @@ BASE = flags.DEFINE_enum("base", "none", ["none", "int8", "int4", "nf4"], "what 
 LORA = flags.DEFINE_integer("lora", 0, "rank of adapters; 0 = train all", lower_bound=0)
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation")
 PARAM_DTYPE = flags.DEFINE_string("param_dtype", "bfloat16", "of the parameters and Adam's moments")
+TPU = flags.DEFINE_string("tpu", "", "compile for a TPU that need not be there, such as v5p:2x2x1")
 REMAT = flags.DEFINE_string("remat", "full", "what the backward pass recomputes")
 GIB = 2**30
 
@@ -35,7 +38,8 @@ def main():
 
     c = _config()
     model = Decoder(c)
-    sampled, updated, state = _compiled(model)
+    mesh = _mesh()
+    sampled, updated, state = _compiled(model, mesh)
     sizes = {
         "parameters": tree_bytes(state.policy),
         "optimizer": tree_bytes(state.opt_state),
@@ -45,7 +49,7 @@ def main():
     # The optimizer's state stays while completions are sampled.
     sizes["peak"] = max(sizes["update/total"], sizes["sample/total"] + sizes["optimizer"])
     count = sum(x.size for x in jax.tree.leaves(state.policy))
-    result = {"model": MODEL.value, "device": jax.devices()[0].device_kind, "count": count}
+    result = {"model": MODEL.value, "device": mesh.devices.flat[0].device_kind, "count": count}
     result |= {name: round(value / GIB, 3) for name, value in sizes.items()}
     for name, value in result.items():
         print(f"{name:20} {value}")
@@ -71,21 +75,34 @@ def _config():
     )
 
 
-def _compiled(model):
+def _mesh():
+    """One device: of this machine, or of the TPU to compile for."""
+    from jax.experimental import topologies
+
+    from grpo_jax.sharding import make_mesh
+
+    if not TPU.value:
+        return make_mesh()
+    found = topologies.get_topology_desc(platform="tpu", topology_name=TPU.value)
+    return make_mesh(devices=found.devices)
+
+
+def _compiled(model, mesh):
     """The compiled sampler and update, and the state's shapes."""
     import jax
     import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
 
     from grpo_jax import algorithms, learner, train_state
     from grpo_jax.config import defaults
     from grpo_jax.models.quantized import quantize_kernels
     from grpo_jax.rollout.filters import Sampling
     from grpo_jax.rollout.sampler import sample
-    from grpo_jax.sharding import make_mesh
     from grpo_jax.types import Batch, Prompts
 
     P, G, S, T = PROMPTS.value, GROUP.value, PROMPT_LENGTH.value, MAX_TOKENS.value
-    shape: Any = jax.ShapeDtypeStruct
+    whole = NamedSharding(mesh, PartitionSpec())
+    shape: Any = partial(jax.ShapeDtypeStruct, sharding=whole)
     prompts = Prompts(shape((P, S), jnp.int32), shape((P, S), bool))
     numbers = shape((P, G, T), jnp.float32)
     batch = Batch(
@@ -96,7 +113,7 @@ def _compiled(model):
         numbers,
     )
     optimizer = learner.make_optimizer(defaults().optimizer, 100)
-    state = train_state.abstract_state(model, optimizer, make_mesh(), reference=False)
+    state = train_state.abstract_state(model, optimizer, mesh, reference=False)
     if BASE.value != "none":
         state = state.replace(
             base=jax.eval_shape(lambda b: quantize_kernels(b, BASE.value), state.base)

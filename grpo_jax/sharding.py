@@ -1,7 +1,7 @@
 """Where arrays live: one mesh (data, fsdp, tensor) and one table of logical axes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,16 +26,20 @@ RULES = (
 )
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of data x fsdp x tensor devices; ValueError if there are fewer devices."""
-    size = data * fsdp * tensor
-    if size > len(jax.devices()):
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of data x fsdp x tensor devices, this process's by default; ValueError if there are
+    fewer devices.
+    """
+    size, found = data * fsdp * tensor, jax.devices() if devices is None else devices
+    if size > len(found):
         raise ValueError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {size} devices; "
-            f"there are {len(jax.devices())}"
+            f"there are {len(found)}"
         )
-    devices = jax.devices()[:size]
-    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
+    shape = (data, fsdp, tensor)
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=found[:size])
 
 
 @contextlib.contextmanager

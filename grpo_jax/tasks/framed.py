@@ -41,11 +41,15 @@ def framed(
         asked = form.prompt(says.replace("{prompt}", str(problem.prompt)))
         return Problem(asked, {**problem.columns, BARE: problem.prompt})
 
-    def solve(problem: Problem) -> str:
-        assert task.solve is not None
-        return task.solve(dataclasses.replace(problem, prompt=problem.columns[BARE]))
+    def bare(function):
+        """`function` of a problem of the task, as one of a framed problem."""
+        return function and (
+            lambda problem, *rest: function(
+                dataclasses.replace(problem, prompt=problem.columns[BARE]), *rest
+            )
+        )
 
     heldout = [fill(task.heldout[i]) for i in range(len(task.heldout))]
     train = Framed(task.train, fill)
-    own = task.solve and solve
-    return Task("framed", train, heldout, task.accuracy, own, overlap=task.overlap)
+    solve, steps = bare(task.solve), bare(task.steps)
+    return Task("framed", train, heldout, task.accuracy, solve, None, task.overlap, steps)

@@ -37,6 +37,8 @@ def test_a_framed_task_asks_in_a_chat_and_solves_as_before():
         assert system == {"role": "system", "content": "Be brief."}
         assert user == {"role": "user", "content": f"What is {bare.prompt} Think."}
         assert task.solve(problem) == addition.solve(bare)
+        text = addition.solve(bare)
+        assert task.steps(problem, text) == addition.steps(bare, text) != []
         assert problem.columns["answer"] == bare.columns["answer"]
     with pytest.raises(ValueError, match="says='2': valid"):
         make_task("framed", of=ADDITION, says="2")
