@@ -129,9 +129,9 @@ def _judge(config, stage, folder):
 
 
 def _cold_start(config, stage, folder):
-    config.task = {"name": "mixture", "parts": parts(general=0)}
+    config.task = {"name": "mixture", "parts": parts(curt=0.5, rude=0.4)}
     _supervised(config, 30, 5e-4)
-    config.sft.examples = 384
+    config.sft.examples = 480
 
 
 def _reinforced(config, steps):
@@ -141,14 +141,14 @@ def _reinforced(config, steps):
     config.rollout.temperature = 0.7
     config.eval.every = 20
     config.algorithm.dynamic_sampling_rounds = 0
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 6e-4
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 5
 
 
 def _reasoning_rl(config, stage, folder):
     config.task = {"name": "mixture", "parts": parts(general=0)}
-    _reinforced(config, 80)
+    _reinforced(config, 100)
 
 
 def _learn_from_kept(config, stage, folder):

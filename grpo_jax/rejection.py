@@ -13,6 +13,7 @@ from grpo_jax.experiment import Experiment
 from grpo_jax.reward_model import Judge, load_judge
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.runs import append_line, read_lines, write_atomically
+from grpo_jax.tasks.mixture import scored_by
 
 KEPT = "kept"
 
@@ -24,7 +25,8 @@ class Rule(NamedTuple):
     samples      completions of each
     keep         at most so many of a problem are kept
     temperature  that they are drawn at
-    language     "" or an ISO 639-1 code: all words of a kept thought are in it (extra `language`)
+    language     "" or an ISO 639-1 code: all words of a kept thought are in it (extra `language`),
+                 where the problem is one for the reward `language`
     judges       folders of reward models: where the task's accuracy abstains, that sample is right
                  that they like best, by their sum
     """
@@ -102,7 +104,8 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
         a = attempts(ex, params, rewarder, part, rule.samples, rule.temperature, first=start)
         right = np.where(a.judged, a.right, best_liked(judges, part, a.completions))
         for i, problem in enumerate(part):
-            told = verdicts(rule, a.completions[i], right[i], a.finished[i])
+            own = rule if scored_by(problem, "language") else rule._replace(language="")
+            told = verdicts(own, a.completions[i], right[i], a.finished[i])
             record = {**problem.columns, "prompt": problem.prompt, "problem": start + i}
             append_line(journal, record | {"completions": a.completions[i], "verdicts": told})
         kept = sum(KEPT in r["verdicts"] for r in read_lines(journal))
