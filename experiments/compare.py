@@ -8,13 +8,12 @@ DIR/comparison.json. --workdir is runs/<config name> by default.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
+from experiments import stages
 from grpo_jax.command_line import default_workdir, load_config_file, load_module, run_main
 
 CONFIG = flags.DEFINE_string("config", None, "a Python file with VARIANTS and get_config(name)")
@@ -64,18 +63,11 @@ def path(folder: Path, name: str, seed: int) -> Path:
 
 def run(name: str, seed: int, folder: Path) -> None:
     """One run to its end, in a process of its own. UsageError where it fails."""
-    from grpo_jax.checks import UsageError
-
-    print(f"--- {name}, seed {seed}", flush=True)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.train", f"--config={CONFIG.value}:{name}"),
-            *(f"--config.seed={seed}", f"--workdir={path(folder, name, seed)}"),
-        ],
-        check=False,
+    stages.run(
+        "experiments.train",
+        *(f"--config={CONFIG.value}:{name}", f"--config.seed={seed}"),
+        f"--workdir={path(folder, name, seed)}",
     )
-    if done.returncode:
-        raise UsageError(f"{name}, seed {seed}: training ended with status {done.returncode}")
 
 
 def curve(folder: Path) -> dict[str, list[float]]:

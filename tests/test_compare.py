@@ -1,7 +1,10 @@
 """Comparisons: which runs are made, what is read out of them, and what learners cost."""
 
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +14,7 @@ from absl.testing import flagsaver
 from scipy import stats
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from experiments import compare
+from experiments import compare, stages
 from experiments.costs import learner_cost
 from grpo_jax.checks import UsageError
 
@@ -53,16 +56,20 @@ def write_run(folder, accuracy):
 def test_every_variant_runs_with_every_seed_and_is_told_of(file, tmp_path, monkeypatch, capsys):
     commands = []
 
-    def train(command, check):
-        commands.append(command[2:])
-        name, seed = command[3].split(":")[1], int(command[4].split("=")[1])
+    def train(module, config, seed, workdir):
+        commands.append((module, config, seed))
+        name, seed = config.split(":")[1], int(seed.split("=")[1])
+        assert workdir == f"--workdir={tmp_path}/runs/{name}/seed{seed}"
         write_run(compare.path(tmp_path / "runs", name, seed), ACCURACY[name, seed])
-        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(compare.subprocess, "run", train)
+    monkeypatch.setattr(compare.stages, "run", train)
     assert compare.main() == 0
-    told = [(c[1].split(":")[1], c[2]) for c in commands]
-    assert told == [(n, f"--config.seed={s}") for s in (0, 1) for n in ("grpo", "ppo")]
+    config = f"--config={file}"
+    assert commands == [
+        ("experiments.train", f"{config}:{name}", f"--config.seed={seed}")
+        for seed in (0, 1)
+        for name in ("grpo", "ppo")
+    ]
     found = json.loads((tmp_path / "runs/comparison.json").read_text())
     ppo = found["learning"]["ppo"]
     np.testing.assert_allclose(ppo["lead"], [0.35, -0.05])
@@ -76,11 +83,28 @@ def test_every_variant_runs_with_every_seed_and_is_told_of(file, tmp_path, monke
     assert (tmp_path / "runs/comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_fails_ends_the_comparison(file, monkeypatch):
-    failed = lambda command, check: subprocess.CompletedProcess(command, 2)  # noqa: E731
-    monkeypatch.setattr(compare.subprocess, "run", failed)
-    with pytest.raises(UsageError, match="grpo, seed 0: training ended with status 2"):
-        compare.main()
+def test_a_stage_runs_to_its_end_and_one_that_fails_is_named(tmp_path, monkeypatch, capfd):
+    (tmp_path / "stage.py").write_text("import sys; print('here'); sys.exit(int(sys.argv[1]))")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    stages.run("stage", "0", "--more")
+    assert capfd.readouterr().out == "--- stage 0 --more\nhere\n"
+    with pytest.raises(UsageError, match=r"^stage 3: ended with status 3$"):
+        stages.run("stage", "3")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl(2)")
+def test_a_stage_dies_with_the_process_that_runs_it(tmp_path):
+    (tmp_path / "stage.py").write_text("import time; print('up', flush=True); time.sleep(60)")
+    code = "from experiments import stages; stages.run('stage')"
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+    )
+    assert [parent.stdout.readline() for _ in range(2)] == ["--- stage\n", "up\n"]
+    parent.kill()
+    # The pipe ends when no process has it open any more: the stage is gone.
+    assert parent.communicate(timeout=20)[0] == ""
 
 
 def test_a_file_without_variants_is_refused(file):
