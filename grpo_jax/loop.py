@@ -103,6 +103,8 @@ def run_steps(
     ):
         if restored is None and evaluate is not None:
             logger.evaluation(0, evaluate(state))
+        if restored is None and total == 0:  # what a run starts from, and nothing more
+            _save(run, 0, state, position(), config)
         for number in range((restored or 0) + 1, total + 1):
             state, metrics, samples, last = step(state, number)
             total = number if last else total

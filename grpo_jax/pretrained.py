@@ -57,22 +57,34 @@ def beginning(ex: Experiment) -> Any:
     """
     if not ex.config.start:
         return pretrained(ex)
+    adapted = ex.model.config.lora.rank > 0  # a run saves its adapters alone
+    learnt = fitting(ex, started(ex), abstract_params(ex.model, ex.mesh, adapted))
+    return merged(pretrained(ex) if adapted else None, learnt)
+
+
+def started(ex: Experiment) -> Any:
+    """The newest parameters of the run in config.start; UsageError where there is none."""
     folder = Path(ex.config.start).expanduser()
     if not (folder / "checkpoints").is_dir():
         raise UsageError(f"config.start: {folder} holds no run: there is no checkpoints/ in it")
-    learnt, _ = checkpoints.restore_params(folder / "checkpoints")
-    adapted = ex.model.config.lora.rank > 0  # a run saves its adapters alone
-    wanted = flax.traverse_util.flatten_dict(abstract_params(ex.model, ex.mesh, adapted))
-    found = flax.traverse_util.flatten_dict(learnt)
+    return checkpoints.restore_params(folder / "checkpoints")[0]
+
+
+def fitting(ex: Experiment, learnt: Any, abstract: Any) -> Any:
+    """`learnt`, the parameters of the run in config.start, placed as `abstract` ones are.
+
+    UsageError where they are of another model.
+    """
+    wanted, found = map(flax.traverse_util.flatten_dict, (abstract, learnt))
     for path in sorted(wanted.keys() | found.keys()):
         shapes = [str(tree[path].shape) if path in tree else "none" for tree in (wanted, found)]
         if shapes[0] != shapes[1]:
             raise UsageError(
-                f"config.start: the run in {folder} has another model: {'/'.join(path)} has shape "
-                f"{shapes[1]}, this config's {shapes[0]}"
+                f"config.start: the run in {ex.config.start} has another model: {'/'.join(path)} "
+                f"has shape {shapes[1]}, this config's {shapes[0]}"
             )
     put = {path: jax.device_put(leaf, wanted[path].sharding) for path, leaf in found.items()}
-    return merged(pretrained(ex) if adapted else None, flax.traverse_util.unflatten_dict(put))
+    return flax.traverse_util.unflatten_dict(put)
 
 
 def with_base(ex: Experiment, state: TrainState) -> TrainState:

@@ -1,7 +1,8 @@
 """A neural reward model: Bradley-Terry on pairs of completions (2009.01325, eq. 1).
 
-Its network is a critic's, {"body", "value"}, read after a completion's last token. A pair is a
-group of two: P prompts, G = 2, T completion length.
+Its network is a critic's, {"body", "value"}, read after a completion's last token, or after that of
+its final answer alone: as its task's option `judged` says. A pair is a group of two: P prompts,
+G = 2, T completion length.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from grpo_jax.learner import make_optimizer
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.models.critic import critic_values
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.pretrained import beginning
+from grpo_jax.pretrained import beginning, fitting, started
 from grpo_jax.rewards.evaluate import Rewarder, Scores
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import load_config, open_run
@@ -33,6 +34,7 @@ from grpo_jax.sharding import put_batch, using
 from grpo_jax.statistics import wilson_interval
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
+from grpo_jax.tasks.pairs import JUDGED
 from grpo_jax.tokenizers import encode
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Prompts, TrainState
@@ -91,8 +93,14 @@ def completions_batch(
 
 def pairs_batch(ex: Experiment, problems: Sequence[Problem]):
     """The pairs of problems of the task `pairs`, G = 2."""
-    texts = [[p.columns["chosen"], p.columns["rejected"]] for p in problems]
-    return completions_batch(ex, problems, texts)
+    pairs = [[p.columns["chosen"], p.columns["rejected"]] for p in problems]
+    return completions_batch(ex, problems, read(ex, pairs))
+
+
+def read(ex: Experiment, completions: Sequence[Sequence[str]]) -> list[list[Any]]:
+    """What the model reads of completions [P][G]: text, or None where there is nothing to judge."""
+    part = JUDGED[ex.config.task.get("judged", "whole")]
+    return [[part(text) for text in group] for group in completions]
 
 
 def train(config: Any, workdir: Path) -> None:
@@ -125,9 +133,7 @@ def _train(ex: Experiment, run: Any) -> None:
         data.set_state(position["data"])
         start = position["step"]
     else:
-        key = jax.random.key(c.seed)
-        begun = init_state(ex.model, optimizer, key, ex.mesh, params=beginning(ex), **options)
-        state, start = _alone(begun), None
+        state, start = _begun(ex, optimizer, options, like), None
     if start == c.steps:
         print(f"{run.folder} is finished: all {c.steps} steps are done")
         return
@@ -146,6 +152,17 @@ def _train(ex: Experiment, run: Any) -> None:
     now = lambda: {"step": number, "data": data.get_state()}  # noqa: E731
     held_out = partial(evaluate, ex) if c.eval.every else None
     run_steps(run, c, (start, state), c.steps, step, now, held_out)
+
+
+def _begun(ex: Experiment, optimizer: Any, options: Any, like: TrainState) -> TrainState:
+    """The state to start from: a reward model's in config.start, or a policy's."""
+    key = jax.random.key(ex.config.seed)
+    goes_on = ex.config.start != "" and "value" in started(ex)
+    params = None if goes_on else beginning(ex)
+    state = _alone(init_state(ex.model, optimizer, key, ex.mesh, params=params, **options))
+    if not goes_on:
+        return state
+    return state.replace(params=fitting(ex, started(ex), _alone(like).params))
 
 
 def _alone(state: TrainState) -> TrainState:
@@ -176,7 +193,10 @@ Judge = Callable[[Sequence[Any], Sequence[Sequence[str]]], np.ndarray]
 
 def load_judge(folder: Path, mesh: Mesh) -> Judge:
     """The reward model of a run's folder, as a function of problems [P] and texts [P][G] that
-    returns rewards f32[P, G]. UsageError where the folder holds none."""
+    returns rewards f32[P, G]. UsageError where the folder holds none.
+
+    It reads of completions what it was trained on; `lowest` marks those that have no such part.
+    """
     params, _ = checkpoints.restore_params(folder / "checkpoints")
     if "value" not in params:
         raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
@@ -184,10 +204,24 @@ def load_judge(folder: Path, mesh: Mesh) -> Judge:
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 
     def judge(problems, completions):
-        batch = completions_batch(ex, problems, completions)
-        return np.asarray(_rewards(ex.model, params, *batch))
+        texts = read(ex, completions)
+        batch = completions_batch(ex, problems, [[text or "" for text in g] for g in texts])
+        judged = np.array([[text is not None for text in group] for group in texts])
+        return lowest(np.asarray(_rewards(ex.model, params, *batch)), judged)
 
     return judge
+
+
+def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Rewards f32[P, G], where bool[P, G] is False one below the least judged one of the group.
+
+    So nothing is gained by leaving out what is judged, whatever the scale of the rewards. A group
+    without one takes the batch's least; NaN, which abstains, where nothing at all was judged.
+    """
+    known = np.where(judged, rewards, np.inf)
+    least = known.min(-1, keepdims=True)
+    below = np.where(np.isinf(least), known.min(), least) - 1
+    return np.where(judged, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
 
 
 def with_judges(rewarder: Rewarder, names: Sequence[str], mesh: Mesh) -> Callable[..., Scores]:

@@ -140,3 +140,39 @@ def test_a_policy_learns_what_a_reward_model_prefers(pairs, tmp_path, capsys):
         reward_model.load_judge(tmp_path / "policy", make_mesh())
     with pytest.raises(UsageError, match="holds a reward model, which scores and does not write"):
         load(tmp_path / "judge")
+
+    changes = {"start": str(tmp_path / "judge"), "steps": 0, "seed": 1, "eval.every": 0}
+    reward_model.train(config_of(pairs, **changes), tmp_path / "next")
+    two = [restore_params(tmp_path / name / "checkpoints")[0] for name in ("judge", "next")]
+    jax.tree.map(np.testing.assert_array_equal, *two)
+    with pytest.raises(UsageError, match=r"the run in .*judge has another model: body/embed"):
+        wider = {"model.hidden": 32, "model.head_dim": 0}
+        reward_model.train(config_of(pairs, **changes, **wider), tmp_path / "wider")
+
+
+def test_a_judge_of_answers_reads_no_thoughts(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    records = [
+        {"prompt": f"{i}=", "chosen": f"<think>{i}</think>77", "rejected": "<think>7</think>07"}
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    problems = [Problem("12="), Problem("7=")]
+    texts = [["<think>1</think>70", "<think>2</think>70", "70", "<think>70"]] * 2
+    changes = {"task.judged": "answer", "steps": 2, "eval.every": 0}
+    reward_model.train(config_of(path, **changes), tmp_path / "run")
+    answer = reward_model.load_judge(tmp_path / "run", make_mesh())(problems, texts)
+    saved = tmp_path / "run/config.json"
+    saved.write_text(saved.read_text().replace('"judged": "answer"', '"judged": "whole"'))
+    whole = reward_model.load_judge(tmp_path / "run", make_mesh())(problems, texts)
+    assert (answer[:, 0] == answer[:, 1]).all() and (whole[:, 0] != whole[:, 1]).all()
+    # Nothing is gained by giving none.
+    np.testing.assert_allclose(answer[:, 2:], np.repeat(answer[:, :1] - 1, 2, 1), rtol=1e-6)
+
+
+def test_what_has_nothing_to_judge_is_below_all_that_has():
+    rewards = np.array([[3, -2, 9], [5, 5, 5], [7, 8, 0]], np.float32)
+    judged = np.array([[True, True, False], [False] * 3, [True, True, False]])
+    want = [[3, -2, -3], [-3, -3, -3], [7, 8, 6]]
+    np.testing.assert_array_equal(reward_model.lowest(rewards, judged), want)
+    assert np.isnan(reward_model.lowest(rewards, np.zeros((3, 3), bool))).all()

@@ -32,10 +32,26 @@ def completion_text(completion: Completion) -> str:
 def extract_answer(completion: Completion) -> str:
     """What the last <answer>…</answer> holds, else the whole completion; stripped."""
     text = completion_text(completion)
+    held = _held(text)
+    return (text if held is None else held).strip()
+
+
+def final_answer(completion: Completion) -> str | None:
+    """What a completion tells its reader, thoughts left out; None where that is nothing.
+
+    Of what follows the last </think>, what the last <answer>…</answer> holds, else all; without a
+    </think> only what <answer>…</answer> holds. Stripped.
+    """
+    _, thought, after = completion_text(completion).rpartition("</think>")
+    held = _held(after)
+    return (after if held is None and thought else held or "").strip() or None
+
+
+def _held(text: str) -> str | None:
     opening, closing = "<answer>", "</answer>"
     end = text.rfind(closing)
     start = text.rfind(opening, 0, max(end, 0))
-    return (text[start + len(opening) : end] if start >= 0 else text).strip()
+    return text[start + len(opening) : end] if start >= 0 else None
 
 
 def extract_boxed(text: str) -> str | None:

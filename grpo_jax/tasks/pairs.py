@@ -1,16 +1,30 @@
 """Pairs of completions of one prompt, the first preferred: what a reward model learns from."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.rewards.text import Completion, completion_text
+from grpo_jax.rewards.registry import unknown
+from grpo_jax.rewards.text import Completion, completion_text, final_answer
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.jsonl import checked_prompt
-from grpo_jax.tasks.problem import Problem, Task, is_heldout
+from grpo_jax.tasks.mixture import Mixed
+from grpo_jax.tasks.problem import Problem, Source, Task, is_heldout
 from grpo_jax.tasks.records import Record, read_table, text
 from grpo_jax.tasks.templates import make_template
+
+
+def whole(completion: Completion) -> str | None:
+    """A completion's text; None where it is blank."""
+    text = completion_text(completion)
+    return text if text.strip() else None
+
+
+# What a reward model reads of a completion; None where there is nothing to read.
+JUDGED = {"whole": whole, "answer": final_answer}
 
 
 def pairs(
@@ -21,27 +35,74 @@ def pairs(
     rejected: str = "rejected",
     template: str = "none",
     system: str | None = None,
+    judged: str = "whole",
+    replay: Sequence[str] = (),
+    replay_share: float = 0.1,
 ) -> Task:
     """The pairs of a file, .parquet or JSON lines; the options name its columns.
 
-    Held out are `heldout_fraction` of them by a hash of the prompt, so no prompt is on both sides.
-    The worked solution is the chosen completion, and a completion is right that equals it.
-    ValueError names the file and line of a bad record, and what is valid.
+    judged        what a reward model reads of completions: 'whole', or 'answer', `final_answer`
+                  alone; pairs without two different ones are then left out
+    replay        files of earlier pairs, beside those of `path`
+    replay_share  the share of an epoch's pairs that are earlier ones (DeepSeekMath, 4.1.4)
+
+    Held out are `heldout_fraction` of the file's pairs by a hash of the prompt, so no prompt is on
+    both sides, earlier pairs' neither. The worked solution is the chosen completion, and a
+    completion is right that equals it. ValueError names the file and line of a bad record, and what
+    is valid.
     """
     if not 0 < heldout_fraction < 1:
         raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, below 1")
+    if not 0 < replay_share < 1:
+        raise ValueError(f"replay_share={replay_share}: valid: above 0, below 1")
+    if judged not in JUDGED:
+        raise ValueError(unknown("judged", judged, JUDGED))
     names = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    sides: tuple[list[Problem], list[Problem]] = ([], [])
-    for problem in read_table(Path(path), partial(_pair, names=names, chat=template == "none")):
-        sides[is_heldout(key(problem), heldout_fraction)].append(problem)
-    return file_task(
+    read = partial(
+        _read,
+        make=partial(_pair, names=names, chat=template == "none"),
+        judged=judged,
+        heldout_fraction=heldout_fraction,
+    )
+    train, heldout = read(path)
+    earlier = [problem for file in replay for problem in read(file)[False]]
+    task = file_task(
         "pairs",
-        *sides,
+        [*train, *earlier],
+        heldout,
         path=path,
         accuracy=_as_chosen,
         template=make_template(template, system),
         solve=lambda problem: problem.columns["chosen"],
     )
+    if not replay:
+        return task
+    return dataclasses.replace(task, train=_replaying(task.train, len(train), replay_share))
+
+
+def _replaying(source: Source, new: int, share: float) -> Mixed:
+    """The first `new` pairs of a source, and the others as often as their share of an epoch."""
+    filled = [source[i] for i in range(len(source))]
+    exact = Fraction(str(share))
+    shares = {"new": exact.denominator - exact.numerator, "earlier": exact.numerator}
+    return Mixed({"new": filled[:new], "earlier": filled[new:]}, shares)
+
+
+def _read(
+    path: str, make: Callable[[Record], Problem], judged: str, heldout_fraction: float
+) -> tuple[list[Problem], list[Problem]]:
+    """A file's pairs to learn from, and those held out."""
+    sides: tuple[list[Problem], list[Problem]] = ([], [])
+    for problem in read_table(Path(path), make):
+        texts = [JUDGED[judged](problem.columns[name]) for name in ("chosen", "rejected")]
+        if None not in texts and texts[0] != texts[1]:
+            sides[is_heldout(key(problem), heldout_fraction)].append(problem)
+    if not sides[False]:
+        raise ValueError(
+            f"{path}: no pairs to train on; valid: more records, whose completions differ in what "
+            f"judged={judged!r} reads of them"
+        )
+    return sides
 
 
 def _pair(record: Record, names: dict[str, str], chat: bool) -> Problem:

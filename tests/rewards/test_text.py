@@ -4,6 +4,7 @@ from grpo_jax.rewards.text import (
     exact_answer,
     extract_answer,
     extract_boxed,
+    final_answer,
     format_tags,
     numeric_answer,
 )
@@ -25,6 +26,28 @@ from grpo_jax.rewards.text import (
 )
 def test_extract_answer(completion, answer):
     assert extract_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "told"),
+    [
+        ("<think>x</think><answer> 12 </answer>", "12"),
+        ("<think>x</think> It is 12.\n", "It is 12."),
+        ("x</think>12", "12"),  # a template that opens the thought itself
+        ("<think>a</think>b<think>c</think>d", "d"),
+        ("<think>no <answer>3</answer></think>It is 4.", "It is 4."),
+        ("<answer>12</answer>", "12"),
+        ("<think>x</think><answer>1", "<answer>1"),
+        ([{"role": "assistant", "content": "<think>x</think>3"}], "3"),
+        ("<think>x</think> ", None),
+        ("<think>x</think><answer> </answer>", None),
+        ("<think>12", None),
+        ("12", None),
+        ("", None),
+    ],
+)
+def test_final_answer(completion, told):
+    assert final_answer(completion) == told
 
 
 @pytest.mark.parametrize(
