@@ -14,6 +14,7 @@ from grpo_jax.reward_model import Judge, load_judge
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.runs import append_line, read_lines, write_atomically
 from grpo_jax.tasks.mixture import scored_by
+from grpo_jax.tokenizers import save_tokenizer
 
 KEPT = "kept"
 
@@ -21,7 +22,7 @@ KEPT = "kept"
 class Rule(NamedTuple):
     """How samples are drawn and which are kept.
 
-    problems     training problems, from the first
+    problems     training problems
     samples      completions of each
     keep         at most so many of a problem are kept
     temperature  that they are drawn at
@@ -29,6 +30,7 @@ class Rule(NamedTuple):
                  where the problem is one for the reward `language`
     judges       folders of reward models: where the task's accuracy abstains, that sample is right
                  that they like best, by their sum
+    first        the first problem's place; after the last one comes the first of all
     """
 
     problems: int
@@ -37,20 +39,21 @@ class Rule(NamedTuple):
     temperature: float
     language: str = ""
     judges: tuple[str, ...] = ()
+    first: int = 0
 
 
 def verdicts(rule: Rule, completions: Sequence[str], right: Any, finished: Any) -> list[str]:
     """For each completion of one problem, 'kept' or the first filter that dropped it.
 
-    wrong (or not the best liked)  cut (at the limit of tokens)  language  repeated (kept before)
+    cut (at the limit of tokens)  wrong (or not the best liked)  language  repeated (kept before)
     surplus (keep are kept)
     """
     found: list[str] = []
     kept: set[str] = set()
     for text, is_right, is_finished in zip(completions, right, finished, strict=True):
         checks = (
-            ("wrong", not is_right),
             ("cut", not is_finished),
+            ("wrong", not is_right),
             ("language", bool(rule.language) and not _pure(text, rule.language)),
             ("repeated", text in kept),
             ("surplus", len(kept) >= rule.keep),
@@ -86,6 +89,8 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     samples.jsonl  a line a problem: its completions and what became of each
     kept.jsonl     a line for each that is kept, its text in the column `solution`: task jsonl
     dropped.jsonl  a line for each that is not, with its `filter`
+    pairs.jsonl    a line for each pair of a kept and a wrong one of a problem: task pairs
+    tokenizer/     the policy's, for who is to read as it wrote
 
     Returns how many samples had which verdict. UsageError where `out` was begun with another rule.
     """
@@ -93,7 +98,9 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     _same_rule(out / "rule.json", {"origin": origin, **rule._asdict()})
     judges = [load_judge(Path(folder), ex.mesh) for folder in rule.judges]
     journal = out / "samples.jsonl"
-    problems = first_problems(ex, ex.task.train, range(len(ex.task.train)), rule.problems)
+    n = len(ex.task.train)
+    order = (i % n for i in range(rule.first, rule.first + n))
+    problems = first_problems(ex, ex.task.train, order, rule.problems)
     size = max(1, ROWS // rule.samples)
     done = read_lines(journal)
     if len(done) < len(problems):
@@ -112,6 +119,8 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
         print(
             f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True
         )
+    (out / "tokenizer").mkdir(exist_ok=True)
+    save_tokenizer(ex.tokenizer, out / "tokenizer")
     return _divide(out, read_lines(journal))
 
 
@@ -119,14 +128,15 @@ def _same_rule(path: Path, rule: dict[str, Any]) -> None:
     if not path.exists():
         write_atomically(path, json.dumps(rule).encode())
         return
-    changed = config_diff(json.loads(path.read_bytes()), rule)
+    begun = Rule._field_defaults | json.loads(path.read_bytes())
+    changed = config_diff(begun, rule)
     if changed:
         raise UsageError(f"{path.parent} was begun with another rule: {'; '.join(changed)}")
 
 
 def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    kept, dropped = [], []
+    kept, dropped, pairs = [], [], []
     for record in records:
         columns = {k: v for k, v in record.items() if k not in ("completions", "verdicts")}
         for text, verdict in zip(record["completions"], record["verdicts"], strict=True):
@@ -135,9 +145,29 @@ def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:
                 kept.append(columns | {"solution": text})
             else:
                 dropped.append(columns | {"completion": text, "filter": verdict})
+        pairs += [columns | pair for pair in _pairs(record)]
     write_atomically(out / "kept.jsonl", _lines(kept))
     write_atomically(out / "dropped.jsonl", _lines(dropped))
+    write_atomically(out / "pairs.jsonl", _lines(pairs))
     return counts
+
+
+def _pairs(record: dict[str, Any]) -> list[dict[str, str]]:
+    """Kept and wrong completions of a problem two by two, the fewer of them in turn.
+
+    Of equal ones, one; empty ones teach no more than any judge knows.
+    """
+    told = list(zip(record["completions"], record["verdicts"], strict=True))
+    kept, wrong = (
+        list(dict.fromkeys(text for text, its in told if its == verdict and text.strip()))
+        for verdict in (KEPT, "wrong")
+    )
+    if not kept or not wrong:
+        return []
+    return [
+        {"chosen": kept[i % len(kept)], "rejected": wrong[i % len(wrong)]}
+        for i in range(max(len(kept), len(wrong)))
+    ]
 
 
 def _lines(records: list[dict[str, Any]]) -> bytes:

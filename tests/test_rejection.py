@@ -16,9 +16,10 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.rejection import Rule, reject, verdicts
 from grpo_jax.sharding import unbox, using
 from grpo_jax.tasks import make_task
+from grpo_jax.tokenizers import encode, load_tokenizer
 
 RULE = Rule(problems=10, samples=4, keep=2, temperature=1.0)
-FILES = ("rule.json", "samples.jsonl", "kept.jsonl", "dropped.jsonl")
+FILES = ("rule.json", "samples.jsonl", "kept.jsonl", "dropped.jsonl", "pairs.jsonl")
 
 
 def test_each_sample_is_kept_or_has_the_filter_that_dropped_it():
@@ -57,7 +58,7 @@ def test_thoughts_in_another_language_are_dropped():
 
 @pytest.fixture(scope="module")
 def policy():
-    ex = build(tiny_config(**{"rollout.max_tokens": 8}))
+    ex = build(tiny_config(**{"rollout.max_tokens": 40}))
     ex = dataclasses.replace(ex, task=dataclasses.replace(ex.task, accuracy=tiny.even))
     tokens = jax.numpy.zeros((1, 1, 2), jax.numpy.int32)
     params = ex.model.init(jax.random.key(3), tokens, method=Decoder.initialise)["params"]
@@ -103,6 +104,40 @@ def test_what_is_kept_is_a_task_with_solutions(whole):
     assert solved == {(r["prompt"], r["solution"]) for r in records}
 
 
+def test_pairs_are_a_right_and_a_wrong_completion_of_a_problem(policy, whole):
+    out, _ = whole
+    told = {
+        record["problem"]: set(zip(record["completions"], record["verdicts"], strict=True))
+        for record in map(json.loads, (out / "samples.jsonl").open())
+    }
+    found = [json.loads(line) for line in (out / "pairs.jsonl").open()]
+    two = [(r["problem"], r["chosen"], r["rejected"]) for r in found]
+    assert len(set(two)) == len(two) > 0
+    for place, chosen, rejected in two:
+        assert {(chosen, "kept"), (rejected, "wrong")} <= told[place]
+        assert len(chosen) % 2 == 0 and len(rejected) % 2 == 1
+    for place, all_of_it in told.items():
+        texts = [{text for text, its in all_of_it if text and its == v} for v in ("kept", "wrong")]
+        mine = [pair for pair in two if pair[0] == place]
+        assert len(mine) == (max(map(len, texts)) if all(texts) else 0)
+        if mine:  # none is left over
+            assert [{p[1] for p in mine}, {p[2] for p in mine}] == texts
+    task = make_task("pairs", path=str(out / "pairs.jsonl"), heldout_fraction=0.3)
+    assert len(task.train) + len(task.heldout) == len(two)
+    saved, own = load_tokenizer(out / "tokenizer"), policy[0].tokenizer
+    assert (saved.stop, saved.pad) == (own.stop, own.pad)
+    assert encode(saved, found[0]["chosen"]) == encode(own, found[0]["chosen"])
+
+
+def test_other_problems_come_after_the_last_from_the_first_on(policy, tmp_path):
+    ex, params = policy
+    source = [ex.task.train[i] for i in range(5)]
+    few = dataclasses.replace(ex, task=dataclasses.replace(ex.task, train=source))
+    run((few, params), tmp_path, RULE._replace(problems=3, first=3))
+    records = [json.loads(line) for line in (tmp_path / "samples.jsonl").open()]
+    assert [r["prompt"] for r in records] == [source[i].prompt for i in (3, 4, 0)]
+
+
 @pytest.mark.parametrize("lines", [0, 2, 5, 9, 10])
 def test_a_cut_off_run_ends_as_a_whole_one(policy, whole, tmp_path, lines):
     out = tmp_path / "set"
@@ -117,3 +152,11 @@ def test_a_cut_off_run_ends_as_a_whole_one(policy, whole, tmp_path, lines):
 def test_another_rule_is_refused(policy, whole):
     with pytest.raises(UsageError, match="begun with another rule: keep: 2 -> 3"):
         run(policy, whole[0], RULE._replace(keep=3))
+
+
+def test_a_folder_of_a_rule_without_the_later_fields_is_gone_on_with(policy, whole):
+    path = whole[0] / "rule.json"
+    old = json.loads(path.read_bytes())
+    path.write_text(json.dumps({k: v for k, v in old.items() if k != "first"}))
+    assert run(policy, whole[0]) == whole[1]
+    path.write_text(json.dumps(old))
