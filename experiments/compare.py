@@ -14,10 +14,9 @@ import numpy as np
 from absl import flags
 
 from experiments import stages
-from grpo_jax.command_line import default_workdir, load_config_file, load_module, run_main
+from grpo_jax.command_line import load_config_file, load_module, run_main
 
-CONFIG = flags.DEFINE_string("config", None, "a Python file with VARIANTS and get_config(name)")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs; default runs/<config name>")
+flags.adopt_module_key_flags(stages)
 SEEDS = flags.DEFINE_integer(
     "seeds", 5, "runs of each variant, with seeds 0, 1, ...", lower_bound=2
 )
@@ -25,13 +24,10 @@ TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_
 
 
 def main():
-    from grpo_jax.checks import UsageError
     from grpo_jax.runs import write_atomically
 
-    if CONFIG.value is None:
-        raise UsageError("--config=configs/<name>.py is needed: the variants to compare")
-    names = variants(CONFIG.value)
-    folder = Path(WORKDIR.value or default_workdir(CONFIG.value))
+    file, folder = stages.config_and_folder()
+    names = variants(file)
     for seed in range(SEEDS.value):
         for name in names:
             run(name, seed, folder)
@@ -65,7 +61,7 @@ def run(name: str, seed: int, folder: Path) -> None:
     """One run to its end, in a process of its own. UsageError where it fails."""
     stages.run(
         "experiments.train",
-        *(f"--config={CONFIG.value}:{name}", f"--config.seed={seed}"),
+        *(f"--config={stages.CONFIG.value}:{name}", f"--config.seed={seed}"),
         f"--workdir={path(folder, name, seed)}",
     )
 
@@ -145,7 +141,7 @@ def cost(name: str) -> dict[str, float]:
     from experiments.costs import learner_cost
     from grpo_jax.config import resolve
 
-    return learner_cost(resolve(load_config_file(f"{CONFIG.value}:{name}")))
+    return learner_cost(resolve(load_config_file(f"{stages.CONFIG.value}:{name}")))
 
 
 def cost_table(costs: dict) -> list[str]:

@@ -2,8 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+from absl import flags
 
 from grpo_jax.checks import UsageError
+from grpo_jax.command_line import default_workdir
+
+# Of every such program: it calls flags.adopt_module_key_flags(stages), for its --help.
+CONFIG = flags.DEFINE_string("config", None, "a Python file with get_config(name)")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs; default runs/<config name>")
 
 # What a stage's process does first. Linux: prctl(PR_SET_PDEATHSIG, SIGKILL), which exec keeps. Not
 # between fork and exec of this process, whose threads, if it has imported JAX, a fork may not meet.
@@ -12,6 +20,13 @@ import ctypes, os, sys
 getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, 9)
 os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
 """
+
+
+def config_and_folder() -> tuple[str, Path]:
+    """--config, and --workdir or its default; UsageError without a --config."""
+    if CONFIG.value is None:
+        raise UsageError("--config=configs/<name>.py is needed: what the stages are configured by")
+    return CONFIG.value, Path(WORKDIR.value or default_workdir(CONFIG.value))
 
 
 def run(module: str, *flags: str) -> None:
