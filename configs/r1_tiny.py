@@ -29,7 +29,7 @@ STARTS = {
 }
 MEASURED_ON = "all_scenarios_rl"  # the stage whose problems and reward models judge every policy
 REJECTION = {
-    "problems": 720,
+    "problems": 1440,
     "samples": 4,
     "keep": 2,
     "temperature": 0.7,
@@ -123,7 +123,8 @@ def _small(config):
 
 
 def _judge(config, stage, folder):
-    config.task = {"name": "pairs", "path": f"{folder}/pairs/{stage}.jsonl"}
+    judged = "answer" if stage == "helpfulness" else "whole"  # as R1's are
+    config.task = {"name": "pairs", "path": f"{folder}/pairs/{stage}.jsonl", "judged": judged}
     config.steps = 60
     config.optimizer.learning_rate = 3e-4
 
@@ -154,7 +155,7 @@ def _reasoning_rl(config, stage, folder):
 def _learn_from_kept(config, stage, folder):
     of = {"name": "mixture", "parts": parts()}
     config.task = {"name": "solved", "path": f"{folder}/rejection/kept.jsonl", "of": of}
-    _supervised(config, 60, 1e-3)
+    _supervised(config, 120, 1e-3)
 
 
 def _all_scenarios_rl(config, stage, folder):

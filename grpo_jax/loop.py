@@ -123,8 +123,6 @@ def run_steps(
                 _leave(run, number, received)
             if last:
                 break
-    if restored is None and not total:  # a run without steps is its beginning
-        _save(run, 0, state, position(), config)
     plot_curves(run.folder)
     return state
 
