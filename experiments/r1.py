@@ -16,10 +16,10 @@ from typing import Any
 
 from absl import flags
 
-from grpo_jax.command_line import default_workdir, load_module, run_main
+from experiments import stages
+from grpo_jax.command_line import load_module, run_main
 
-CONFIG = flags.DEFINE_string("config", None, "a Python file of stages, such as configs/r1_tiny.py")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the stages; default runs/<config name>")
+flags.adopt_module_key_flags(stages)
 WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
 
 SHOWN = 2  # completions of each kind that are kept of each stage
@@ -30,18 +30,18 @@ def main():
     from grpo_jax.checks import UsageError
     from grpo_jax.runs import read_lines
 
-    if CONFIG.value is None:
-        raise UsageError("--config=configs/<name>.py is needed: the stages to run")
-    file = load_module(CONFIG.value)
-    folder = Path(WORKDIR.value or default_workdir(CONFIG.value))
-    stages = stages_to_run(file, WITHOUT.value)
+    path, folder = stages.config_and_folder()
+    if "." in str(folder):  # ConfigDict's keys have none
+        raise UsageError(f"--workdir={folder}: it is part of a reward's name; valid: without a dot")
+    file = load_module(path)
+    names = stages_to_run(file, WITHOUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     file.prepare(folder)
-    for number, stage in enumerate(stages, 1):
-        print(f"\n--- stage {number} of {len(stages)}: {stage}", flush=True)
-        run_stage(file, stage, stages, folder)
-        if set(file.JUDGES) <= set(stages[:number]):
-            tell(file, [s for s in stages[:number] if s not in (*file.JUDGES, "rejection")], folder)
+    for number, stage in enumerate(names, 1):
+        print(f"\n--- stage {number} of {len(names)}: {stage}", flush=True)
+        run_stage(file, stage, names, folder)
+        if set(file.JUDGES) <= set(names[:number]):
+            tell(file, [s for s in names[:number] if s not in (*file.JUDGES, "rejection")], folder)
     rows = read_lines(folder / "results.jsonl")
     write_report(folder, rows, read_lines(folder / "samples.jsonl"))
     print_table(rows)
@@ -52,31 +52,31 @@ def stages_to_run(file: Any, without: list[str]) -> list[str]:
     """The file's STAGES but those left out; UsageError without any, or for an unknown one."""
     from grpo_jax.checks import UsageError, closest
 
-    stages = list(getattr(file, "STAGES", ()))
-    if not stages:
-        raise UsageError(f"config file {CONFIG.value}: STAGES must name the stages to run")
+    names = list(getattr(file, "STAGES", ()))
+    if not names:
+        raise UsageError(f"config file {stages.CONFIG.value}: STAGES must name the stages to run")
     for name in without:
-        if name not in stages:
-            near = closest(name, stages)
+        if name not in names:
+            near = closest(name, names)
             raise UsageError(f"--without={name}: no such stage; the closest is {near!r}")
-    return [stage for stage in stages if stage not in without]
+    return [name for name in names if name not in without]
 
 
-def start_of(stage: str, starts: dict[str, str], stages: list[str]) -> str | None:
+def start_of(stage: str, starts: dict[str, str], names: list[str]) -> str | None:
     """The stage whose model `stage` starts from: of those before it, the nearest that is run."""
     found = starts.get(stage)
-    while found is not None and found not in stages:
+    while found is not None and found not in names:
         found = starts.get(found)
     return found
 
 
-def run_stage(file: Any, stage: str, stages: list[str], folder: Path) -> None:
+def run_stage(file: Any, stage: str, names: list[str], folder: Path) -> None:
     """One stage to its end, or nothing where it is there."""
     from experiments.checkpoint import asked_the_same
     from grpo_jax import reward_model, trainer
     from grpo_jax.config import resolve
 
-    config, start = file.get_config(stage, str(folder)), start_of(stage, file.STARTS, stages)
+    config, start = file.get_config(stage, str(folder)), start_of(stage, file.STARTS, names)
     if start is not None:
         config.start = str(folder / start)
     config = resolve(config)

@@ -24,12 +24,13 @@ class Mixed:
         self,
         sources: Mapping[str, Source],
         shares: Mapping[str, int],
-        marks: Mapping[str, Mapping[str, Any]],
+        marks: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         """Take the sources of parts by name, how many problems of each one round has, and the
-        columns to add to them.
+        columns to add to them: their `kind` by default.
         """
-        self.sources, self.shares, self.marks = sources, shares, marks
+        self.sources, self.shares = sources, shares
+        self.marks = marks or {kind: {KIND: kind} for kind in sources}
         self.turns = [(kind, i) for kind, share in shares.items() for i in range(share)]
         self.rounds = max(-(-len(s) // shares[kind]) for kind, s in sources.items() if shares[kind])
 
