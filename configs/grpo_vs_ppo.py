@@ -1,24 +1,35 @@
-"""GRPO beside PPO with a critic: the same task, model, prompts and number of completions.
+"""GRPO beside PPO with a critic: the same task, model, start, prompts and number of completions.
 
     python -m experiments.compare --config=configs/grpo_vs_ppo.py --seeds=5
     python -m experiments.train --config=configs/grpo_vs_ppo.py --workdir=runs/grpo
     python -m experiments.train --config=configs/grpo_vs_ppo.py:ppo --workdir=runs/ppo
 
-PPO's critic is a network of the policy's size (`ppo`) or a head on the policy (`ppo_head`).
+PPO's critic is a network of the policy's size (`ppo`) or a head on the policy (`ppo_head`). A
+variant such as `ppo@3e-4` has another learning rate, `ppo@3e-4@1e-3` the critic's own too.
 """
 
 from configs.quick import get_config as quick
 
 VARIANTS = ("grpo", "ppo", "ppo_head")
+START = "cold_start"
 
 
 def get_config(variant="grpo"):
     config = quick()
     config.algorithm.dynamic_sampling_rounds = 0
     config.eval.every = 5
-    if variant == "grpo":
+    if variant == START:
+        config.steps = 0
         return config
-    config.algorithm.preset = "ppo"
-    config.algorithm.critic = "head" if variant == "ppo_head" else "network"
-    config.algorithm.minibatches = 1
+    config.sft.steps = 0
+    name, *rates = variant.split("@")
+    if rates:
+        config.optimizer.learning_rate, config.optimizer.critic_learning_rate = (
+            float(rates[0]),
+            float(rates[-1]),
+        )
+    if name != "grpo":
+        config.algorithm.preset = "ppo"
+        config.algorithm.critic = "head" if name == "ppo_head" else "network"
+        config.algorithm.minibatches = 1
     return config

@@ -11,12 +11,17 @@ Both make as many steps. `two` replaces the reference of the KL term by the poli
 from configs.quick import get_config as quick
 
 VARIANTS = ("one", "two")
+START = "cold_start"
 
 
 def get_config(variant="one"):
     config = quick()
-    config.algorithm.beta = 0.04
-    config.algorithm.dynamic_sampling_rounds = 0
-    config.algorithm.reference_refresh = {"one": 0, "two": config.steps // 2}[variant]
     config.eval.every = 5
+    config.algorithm.dynamic_sampling_rounds = 0
+    if variant == START:
+        config.steps = 0
+        return config
+    config.sft.steps = 0
+    config.algorithm.beta = 0.04
+    config.algorithm.reference_refresh = {"one": 0, "two": config.steps // 2}[variant]
     return config

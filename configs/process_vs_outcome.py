@@ -11,12 +11,17 @@ the groups of both variants teach nothing where everything is right.
 from configs.quick import get_config as quick
 
 VARIANTS = ("outcome", "process")
+START = "cold_start"
 
 
 def get_config(variant="outcome"):
     config = quick()
-    config.algorithm.preset = {"outcome": "grpo", "process": "grpo_process"}[variant]
-    config.algorithm.dynamic_sampling_rounds = 0
-    config.rewards = {"accuracy": 1.0}
     config.eval.every = 5
+    config.algorithm.dynamic_sampling_rounds = 0
+    if variant == START:
+        config.steps = 0
+        return config
+    config.sft.steps = 0
+    config.algorithm.preset = {"outcome": "grpo", "process": "grpo_process"}[variant]
+    config.rewards = {"accuracy": 1.0}
     return config

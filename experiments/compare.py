@@ -2,7 +2,8 @@
 
 The config file's VARIANTS names what its get_config(name) gives. Every variant runs with every
 seed, in turns, each run in a process and a folder of its own, DIR/<variant>/seed<n>: one that is
-there is gone on with, so a comparison can be stopped and resumed, and given more seeds. Writes
+there is gone on with, so a comparison can be stopped and resumed, and given more seeds. Where the
+file has a START, that is run first, and all variants start from its run with their seed. Writes
 DIR/comparison.md, the tables, DIR/comparison.png, accuracy against updates and seconds, and
 DIR/comparison.json. --workdir is runs/<config name> by default.
 """
@@ -20,6 +21,7 @@ flags.adopt_module_key_flags(stages)
 SEEDS = flags.DEFINE_integer(
     "seeds", 5, "runs of each variant, with seeds 0, 1, ...", lower_bound=2
 )
+CHOSEN = flags.DEFINE_list("variants", [], "names to compare instead of the file's VARIANTS")
 TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
 
 
@@ -27,10 +29,11 @@ def main():
     from grpo_jax.runs import write_atomically
 
     file, folder = stages.config_and_folder()
-    names = variants(file)
+    names = tuple(CHOSEN.value) or variants(file)
+    start = getattr(load_module(file), "START", None)
     for seed in range(SEEDS.value):
-        for name in names:
-            run(name, seed, folder)
+        for name in (*([start] if start else []), *names):
+            run(name, seed, folder, None if name == start else start)
     curves = {name: [curve(path(folder, name, s)) for s in range(SEEDS.value)] for name in names}
     costs = {name: cost(name) for name in names}
     text = "\n".join([*learning_table(curves, TARGET.value), "", *cost_table(costs)])
@@ -38,7 +41,7 @@ def main():
     write_atomically(folder / "comparison.md", (text + "\n").encode())
     write_atomically(folder / "comparison.png", picture(curves))
     kept = {"seeds": SEEDS.value, "costs": costs, "learning": summary(curves, TARGET.value)}
-    write_atomically(folder / "comparison.json", json.dumps(kept, indent=1).encode())
+    write_atomically(folder / "comparison.json", json.dumps(kept | {"curves": curves}).encode())
     return 0
 
 
@@ -57,11 +60,13 @@ def path(folder: Path, name: str, seed: int) -> Path:
     return folder / name / f"seed{seed}"
 
 
-def run(name: str, seed: int, folder: Path) -> None:
-    """One run to its end, in a process of its own. UsageError where it fails."""
+def run(name: str, seed: int, folder: Path, start: str | None) -> None:
+    """One run to its end, in a process of its own, from the run of the variant `start` if there is
+    one. UsageError where it fails."""
     stages.run(
         "experiments.train",
         *(f"--config={stages.CONFIG.value}:{name}", f"--config.seed={seed}"),
+        *([f"--config.start={path(folder, start, seed)}"] if start else []),
         f"--workdir={path(folder, name, seed)}",
     )
 

@@ -83,6 +83,31 @@ def test_every_variant_runs_with_every_seed_and_is_told_of(file, tmp_path, monke
     assert (tmp_path / "runs/comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch):
+    file.write_text(VARIANTS + "\n\nSTART = 'sft'\n")
+    commands = []
+
+    def train(module, config, seed, *rest):
+        name, seed = config.split(":")[1], int(seed.split("=")[1])
+        commands.append((name, seed, rest[:-1]))
+        write_run(
+            compare.path(tmp_path / "runs", name, seed), ACCURACY.get((name, seed), [0.1] * 3)
+        )
+
+    monkeypatch.setattr(compare.stages, "run", train)
+    with flagsaver.flagsaver(variants=["ppo", "grpo"]):
+        assert compare.main() == 0
+    start = f"--config.start={tmp_path}/runs/sft/seed"
+    assert commands == [
+        found
+        for s in (0, 1)
+        for found in (("sft", s, ()), ("ppo", s, (f"{start}{s}",)), ("grpo", s, (f"{start}{s}",)))
+    ]
+    found = json.loads((tmp_path / "runs/comparison.json").read_text())
+    assert list(found["learning"]) == ["ppo", "grpo"]
+    assert found["curves"]["ppo"][1]["accuracy"] == ACCURACY["ppo", 1]
+
+
 def test_a_stage_runs_to_its_end_and_one_that_fails_is_named(tmp_path, monkeypatch, capfd):
     (tmp_path / "stage.py").write_text("import sys; print('here'); sys.exit(int(sys.argv[1]))")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -1,0 +1,23 @@
+"""Groups of 2 to 32 completions, of one number of completions a step.
+
+    python -m experiments.compare --config=configs/group_size.py --seeds=5
+    python -m experiments.train --config=configs/group_size.py --workdir=runs/g8
+    python -m experiments.train --config=configs/group_size.py:g32 --workdir=runs/g32
+
+256 completions a step: G of each of 256 / G prompts.
+"""
+
+from configs.grpo_variants import START as COLD_START
+from configs.grpo_variants import get_config as grpo
+
+VARIANTS = ("g2", "g4", "g8", "g16", "g32")
+START = COLD_START
+
+
+def get_config(variant="g8"):
+    if variant == START:
+        return grpo(START)
+    config = grpo()
+    config.rollout.group = int(variant.removeprefix("g"))
+    config.rollout.prompts = 256 // config.rollout.group
+    return config
