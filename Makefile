@@ -35,7 +35,7 @@ test: lint
 	elif ! $(MAKE) --no-print-directory reasoning_gym; then \
 		echo 'reasoning_gym could not be installed: its tests are skipped.'; \
 	fi
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
