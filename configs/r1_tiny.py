@@ -29,7 +29,7 @@ STARTS = {
 }
 MEASURED_ON = "all_scenarios_rl"  # the stage whose problems and reward models judge every policy
 REJECTION = {
-    "problems": 1440,
+    "problems": 1000,
     "samples": 4,
     "keep": 2,
     "temperature": 0.7,
@@ -57,10 +57,10 @@ def parts(general=1, judges=(), thinks=("en",), **messy):
     """The kinds of problem; `general` is the share of those that `judges` score."""
     checked = ("accuracy", "format")
     return {
-        "addition": {"digits": 2, "share": 2, "heldout_size": 64, "rewards": checked},
+        "addition": {"digits": 2, "share": 3, "heldout_size": 64, "rewards": checked},
         "countdown": {
             **{"count": 2, "max_number": 20, "max_target": 100},
-            **{"share": 2, "heldout_size": 64, "rewards": checked},
+            **{"share": 3, "heldout_size": 64, "rewards": checked},
         },
         "programs": {"thinks": thinks, "heldout_size": 32, "rewards": (*checked, "language")},
         "manners": {
@@ -139,10 +139,10 @@ def _reinforced(config, steps):
     config.steps = steps
     config.rollout.prompts = 32
     config.rollout.group = 8
-    config.rollout.temperature = 0.7
+    config.rollout.temperature = 1.0
     config.eval.every = 20
     config.algorithm.dynamic_sampling_rounds = 0
-    config.optimizer.learning_rate = 6e-4
+    config.optimizer.learning_rate = 3e-4
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 5
 
@@ -163,7 +163,7 @@ def _all_scenarios_rl(config, stage, folder):
     judges = [f"reward_model:{folder}/{name}" for name in JUDGES]
     for name in judges:
         config.rewards[name] = 0.2
-    config.task = {"name": "mixture", "parts": parts(judges=judges)}
+    config.task = {"name": "mixture", "parts": parts(general=2, judges=judges)}
 
 
 def _distillation(config, stage, folder):

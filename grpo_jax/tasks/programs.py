@@ -14,7 +14,7 @@ THOUGHTS = {
     "en": {"": "we take x", "plus": " and add {}", "minus": " less {}", "times": " and times {}"},
     "de": {"": "wir nehmen x", "plus": " und noch {}", "minus": " ohne {}", "times": " und mal {}"},
 }
-INPUTS = (-4, 0, 10)  # of the cases; the functions are linear, so two would tell them apart
+INPUTS = (-4, 10)  # of the cases: the functions are linear, so two tell them apart
 _TEXTS = [text for thought in THOUGHTS.values() for text in thought.values()]
 _TEXTS += [*SIGNS, *SIGNS.values(), "def f(x): return, =0123456789()"]
 SYMBOLS = (*sorted(set("".join(_TEXTS)) - set("{}")), *TAGS)
