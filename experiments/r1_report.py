@@ -70,7 +70,9 @@ def print_table(rows: list[Row]) -> None:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for row in rows:
         table.add_row(row["stage"], *_cells(row))
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 100)  # a file or a pipe says 80
+    console.print(table)
 
 
 def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:

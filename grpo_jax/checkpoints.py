@@ -69,7 +69,8 @@ def restore_latest(
 ) -> tuple[PyTree, dict[str, Any]] | None:
     """Return (state, position) of the newest whole checkpoint, or None if there is none.
 
-    abstract_state  jax.ShapeDtypeStruct leaves; a leaf's sharding is where the array is put
+    abstract_state  a dataclass of jax.ShapeDtypeStruct leaves; a leaf's sharding is where the
+                    array is put
 
     Damaged checkpoints are reported on stderr and set aside as `<step>.damaged`; what a killed
     process left is deleted. Only the process that holds the run may call this.
@@ -78,8 +79,7 @@ def restore_latest(
     for leftover in directory.glob(".tmp-*"):
         shutil.rmtree(leftover)
     for folder in _newest_whole(directory, set_aside=True):
-        with ocp.StandardCheckpointer() as checkpointer:
-            state = checkpointer.restore(folder / "state", abstract_state)
+        state = _restore_arrays(folder / "state", abstract_state)
         return state, json.loads((folder / "position.json").read_text())
     return None
 
@@ -149,6 +149,15 @@ def _save_arrays(folder: Path, state: PyTree) -> None:
         raise
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _restore_arrays(folder: Path, abstract_state: PyTree) -> PyTree:
+    """The state; a field that is None and that the checkpoint is older than stays None."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        written = checkpointer.metadata(folder).item_metadata.tree
+        fields = vars(abstract_state).items()
+        item = {name: x for name, x in fields if x is not None or name in written}
+        return abstract_state.replace(**checkpointer.restore(folder, item))
 
 
 def _abstract(meta: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -55,6 +55,7 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     _check_model(config["model"])
     _check_adapters(config)
     _check_batch(config)
+    _check_overlap(config)
 
 
 def _check_values(values: dict[str, Any], known: dict[str, Any]) -> None:
@@ -157,6 +158,21 @@ def _check_batch(config: dict[str, Any]) -> None:
         _divides("rollout.prompts", rollout["prompts"], name, total)
     if config["sft"]["steps"]:
         _divides("sft.batch", config["sft"]["batch"], "mesh.data * mesh.fsdp", devices)
+
+
+def _check_overlap(config: dict[str, Any]) -> None:
+    if not config["rollout"]["overlap"]:
+        return
+    if config["algorithm"]["tis_mode"] == "none":
+        raise UsageError(
+            "config.algorithm.tis_mode='none': with config.rollout.overlap a batch is one update "
+            "old when it is learnt from, which needs a weight; valid: 'truncate', 'mask'"
+        )
+    if rounds := config["algorithm"]["dynamic_sampling_rounds"]:
+        raise UsageError(
+            f"config.algorithm.dynamic_sampling_rounds={rounds}: with config.rollout.overlap the "
+            "next batch is sampled before it is known which groups have spread; valid: 0"
+        )
 
 
 def _divides(name: str, value: int, by: str, divisor: int) -> None:

@@ -61,6 +61,7 @@ def _model_and_rollout() -> dict[str, Any]:
             "top_k": 0,  # 0 = off
             "top_p": 1.0,
             "min_p": 0.0,
+            "overlap": False,  # rewards while the next batch is sampled: one step off-policy
             "speculative": False,  # the model's multi-token prediction layer drafts
             "prompt_bucket": 16,  # prompts are padded to a multiple of this
         },

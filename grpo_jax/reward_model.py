@@ -224,17 +224,25 @@ def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
     return np.where(judged, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
 
 
-def with_judges(rewarder: Rewarder, names: Sequence[str], mesh: Mesh) -> Callable[..., Scores]:
-    """`rewarder`, with what the reward models among `names` say added to its parts.
+def with_judges(
+    rewarder: Rewarder, names: Sequence[str], mesh: Mesh
+) -> Callable[..., Callable[[], Scores]]:
+    """`rewarder.submit`, with what the reward models among `names` say added to the scores.
 
-    They score on the accelerator, in this process, while the others are done.
+    They score on the accelerator, in this process, once the scores are asked for, while the others
+    are at work in theirs.
     """
     chosen = [name for name in names if name.startswith(PREFIX)]
     judges = {name: load_judge(Path(name.removeprefix(PREFIX)), mesh) for name in chosen}
 
-    def score(problems, completions) -> Scores:
-        scores = rewarder(problems, completions)
-        judged = {name: judge(problems, completions) for name, judge in judges.items()}
-        return scores._replace(parts=scores.parts | judged)
+    def submit(problems, completions) -> Callable[[], Scores]:
+        scores = rewarder.submit(problems, completions)
 
-    return score
+        def wait() -> Scores:
+            judged = {name: judge(problems, completions) for name, judge in judges.items()}
+            others = scores()
+            return others._replace(parts=others.parts | judged)
+
+        return wait
+
+    return submit

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from grpo_jax import algorithms, checkpoints
@@ -31,7 +32,7 @@ from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks.loader import batches
 from grpo_jax.tasks.mixture import scored_by
 from grpo_jax.train_state import Critic, abstract_state, init_state
-from grpo_jax.types import Batch, TrainState
+from grpo_jax.types import Batch, Prompts, Rollouts, TrainState
 
 
 def train(config: Any, workdir: Path) -> None:
@@ -96,7 +97,9 @@ def _start(
     c = ex.config
     options: Any = {"reference": ex.algorithm.beta > 0, "critic": critic}
     abstract = abstract_state(ex.model, optimizer, ex.mesh, **options)
-    restored = checkpoints.restore_latest(run.checkpoints, abstract.replace(base=None))
+    pending = _abstract_pending(ex, abstract) if c.rollout.overlap else None
+    saved = abstract.replace(base=None, pending=pending)
+    restored = checkpoints.restore_latest(run.checkpoints, saved)
     if restored is not None:
         state, position = restored
         problems.set_state(position)
@@ -111,7 +114,7 @@ def iteration(
     ex: Experiment,
     optimizer: optax.GradientTransformation,
     critic: Critic | None,
-    rewarder: Callable[..., Scores],
+    submit: Callable[..., Callable[[], Scores]],
     problems: "Problems",
     state: TrainState,
     number: int,
@@ -120,12 +123,9 @@ def iteration(
     c = ex.config
     problems.step = number
     began = time.monotonic()
-    rollout = collect(
-        lambda: next(problems),
-        lambda drawn, extra: _sample(ex, state, drawn, number, extra),
-        lambda drawn, completions: _score(ex, rewarder, drawn, completions),
-        ex.algorithm.dynamic_sampling_rounds,
-    )
+    gather = _overlapped if c.rollout.overlap else _in_turn
+    rollout, pending = gather(ex, submit, problems, state, number)
+    state = state.replace(pending=None)
     sampled = time.monotonic()
     batch = prepare(
         state,
@@ -148,11 +148,46 @@ def iteration(
         "time/update": now - sampled,
         "time/tokens_per_second": float(rollout.rollouts.mask.sum()) / (now - began),
     }
+    state = state.replace(pending=pending)
     return Step(state, metrics, _samples(rollout, advantages, c.log.samples))
 
 
+def _in_turn(ex: Experiment, submit, problems: "Problems", state: TrainState, number: int):
+    """Sample a batch and score it: what the step learns from, and no rollouts that wait."""
+    rollout = collect(
+        lambda: next(problems),
+        lambda drawn, extra: _with_texts(ex, _sample(ex, state, drawn, number, extra)),
+        lambda drawn, told: _scored(ex, drawn, told, submit(drawn, told)()),
+        ex.algorithm.dynamic_sampling_rounds,
+    )
+    return rollout, None
+
+
+def _overlapped(ex: Experiment, submit, problems: "Problems", state: TrainState, number: int):
+    """Sample the next step's batch while this one's, sampled a step ago, is scored.
+
+    The first step samples its own. The last samples no other, and leaves its own as what waits,
+    so that all checkpoints are of one shape.
+    """
+    drawn = next(problems)
+    if state.pending is None:
+        rollouts = _sample(ex, state, drawn, number)
+    else:
+        rollouts = jax.device_get(state.pending).replace(prompts=_prompts(ex, drawn))
+    rollouts, completions = _with_texts(ex, rollouts)
+    scores = submit(drawn, completions)
+    last = number == ex.config.steps
+    pending = rollouts if last else _sample(ex, state, problems.peek(), number + 1)
+    rewards, parts, timeouts, steps = _scored(ex, drawn, completions, scores())
+    rollout = Collected(drawn, rollouts, completions, rewards, parts, timeouts, 0, steps)
+    return rollout, pending.replace(prompts=None)
+
+
 class Problems:
-    """The stream of training problems, P at a time, and its position in a checkpoint."""
+    """The stream of training problems, P at a time, and its position in a checkpoint.
+
+    What was only peeked at is still to come: a restored position comes to it again.
+    """
 
     def __init__(self, ex: Experiment):
         """Problems of the experiment's task, over-long prompts dropped or refused."""
@@ -165,43 +200,71 @@ class Problems:
             return fits
 
         self._data = batches(ex.task.train, c.rollout.prompts, c.seed, keep)
+        self._peeked: tuple[list[Any], dict[str, Any]] | None = None
 
     def __next__(self) -> list[Any]:
-        return next(self._data)
+        drawn, self._peeked = self.peek(), None
+        return drawn
+
+    def peek(self) -> list[Any]:
+        """What `next` will give."""
+        if self._peeked is None:
+            before = self._position()
+            self._peeked = next(self._data), before
+        return self._peeked[0]
 
     def get_state(self) -> dict[str, Any]:
         """The position, JSON-able."""
-        return {"step": self.step, "dropped": self.dropped, "data": self._data.get_state()}
+        return {"step": self.step} | (self._peeked[1] if self._peeked else self._position())
+
+    def _position(self) -> dict[str, Any]:
+        return {"dropped": self.dropped, "data": self._data.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a position."""
         self.step, self.dropped = state["step"], state["dropped"]
         self._data.set_state(state["data"])
+        self._peeked = None
 
 
-def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int):
+def _prompts(ex: Experiment, problems) -> Prompts:
     c = ex.config
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
+    return encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
+
+
+def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int = 0) -> Rollouts:
     key = jax.random.fold_in(jax.random.fold_in(state.rng, number), extra)
     rollouts = sample(
         ex.model,
         state.policy,
-        put_batch(prompts, ex.mesh),
+        put_batch(_prompts(ex, problems), ex.mesh),
         key,
         sampling=ex.sampling(),
-        group=c.rollout.group,
+        group=ex.config.rollout.group,
     )
-    rollouts = jax.device_get(rollouts)
+    return jax.device_get(rollouts)
+
+
+def _abstract_pending(ex: Experiment, state: TrainState) -> Rollouts:
+    """The shapes of rollouts that wait, to restore a checkpoint into."""
+    shape, place = (ex.config.rollout.prompts, 1), NamedSharding(ex.mesh, PartitionSpec())
+    prompts: Any = [jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, bool)]
+    draw = partial(sample, ex.model, sampling=ex.sampling(), group=ex.config.rollout.group)
+    rollouts = jax.eval_shape(draw, state.policy, Prompts(*prompts), state.rng)
+    return jax.tree.map(lambda x: x.update(sharding=place), rollouts.replace(prompts=None))
+
+
+def _with_texts(ex: Experiment, rollouts: Any) -> tuple[Rollouts, list[list[str]]]:
     return rollouts, texts(ex.tokenizer, rollouts.tokens, rollouts.mask)
 
 
-def _score(ex: Experiment, rewarder: Callable[..., Scores], problems, completions):
-    scores = rewarder(problems, completions)
+def _scored(ex: Experiment, problems, completions, scores: Scores):
+    """What `collect` wants of a batch; a completion that a reward hung or died on abstains."""
     weights = ex.config.rewards.to_dict()
     asked = {name: [[scored_by(problem, name)] for problem in problems] for name in weights}
     parts = [np.where(asked[name], scores.parts[name], np.nan) for name in weights]
     rewards = algorithms.combine_rewards(
-        jnp.stack(parts),
+        jnp.where(scores.lost, jnp.nan, jnp.stack(parts)),
         jnp.array(list(weights.values()), jnp.float32),
         ex.algorithm.reward_combination,
         std_ddof=ex.algorithm.std_ddof,

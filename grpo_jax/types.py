@@ -97,6 +97,7 @@ class TrainState(struct.PyTreeNode):
     router      experts' auxiliary-loss-free biases, which no optimizer touches, or None
     base        the parameters that stay as they are, and are not saved, or None
     critic      a CriticState, or None
+    pending     with rollout.overlap, Rollouts that wait for their rewards, less their prompts
     """
 
     step: jax.Array
@@ -107,6 +108,7 @@ class TrainState(struct.PyTreeNode):
     router: Any = None
     base: Any = None
     critic: CriticState | None = None
+    pending: Rollouts | None = None
 
     @property
     def frozen(self) -> Any:

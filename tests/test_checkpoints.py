@@ -75,6 +75,16 @@ def test_only_the_newest_are_kept(tmp_path):
         checkpoints.save(tmp_path, 15, train_state(15), {})
 
 
+def test_a_checkpoint_from_before_a_field_existed_is_restored(tmp_path):
+    state = train_state(3)
+    older = {k: v for k, v in vars(state).items() if k not in ("critic", "pending")}
+    checkpoints.save(tmp_path, 3, older, {})
+    assert bits(checkpoints.restore_latest(tmp_path, abstract(state))[0]) == bits(state)
+    missing = abstract(state.replace(critic={"x": jnp.zeros(1)}))
+    with pytest.raises(ValueError, match="critic"):
+        checkpoints.restore_latest(tmp_path, missing)
+
+
 def damaged_copies(source, scratch):
     """Yield (what, a copy of `source` whose step 2 has one file flipped, cut or removed)."""
     names = sorted(p.relative_to(source) for p in (source / "2").rglob("*") if p.is_file())
@@ -144,14 +154,16 @@ SAVE_FOREVER = """
 import sys
 import jax.numpy as jnp
 from grpo_jax import checkpoints
+from grpo_jax.types import TrainState
 for step in range(int(sys.argv[2]), 10**6):
-    checkpoints.save(sys.argv[1], step, {"params": jnp.full(3, step), "n": None}, {"step": step})
+    state = TrainState(None, jnp.full(3, step), None, None, None)
+    checkpoints.save(sys.argv[1], step, state, {"step": step})
     print(step, flush=True)
 """
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    like = {"params": jax.ShapeDtypeStruct((3,), jnp.int32), "n": None}
+    like = TrainState(None, jax.ShapeDtypeStruct((3,), jnp.int32), None, None, None)
     start, rng = 1, random.Random(0)
     for _ in range(4):
         command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path), str(start)]
@@ -163,7 +175,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         saver.wait()
         state, position = checkpoints.restore_latest(tmp_path, like)
         assert position["step"] in (done, done + 1)
-        assert state["params"].tolist() == [position["step"]] * 3
+        assert state.params.tolist() == [position["step"]] * 3
         kept = checkpoints.steps(tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(map(str, kept))
         assert all(json.loads((tmp_path / str(s) / "position.json").read_text()) for s in kept)

@@ -46,6 +46,11 @@ def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
         ({"steps": True}, "config.steps: True is not of type int"),
         ({"rollout__group": 1}, r"config\.algorithm: .*group"),
         ({"algorithm__kl": "k4"}, r"config\.algorithm: kl must be one of"),
+        ({"rollout__overlap": True}, "tis_mode='none': with .*overlap.* valid: 'truncate', 'mask'"),
+        (
+            {"rollout__overlap": True, "algorithm__tis_mode": "mask", "algorithm__preset": "dapo"},
+            "dynamic_sampling_rounds=10: with config.rollout.overlap .* valid: 0",
+        ),
         ({"algorithm__preset": "grop"}, "config.algorithm.preset: unknown 'grop'.* 'grpo'"),
     ],
 )

@@ -49,7 +49,7 @@ from grpo_jax.command_line import run_main
 PLACES = {
     "cold update": (sft, "update"),
     "sample": (trainer, "sample"),
-    "score": (trainer, "_score"),
+    "score": (trainer, "_scored"),
     "update": (trainer, "update"),
     "orbax": (checkpoints.ocp.StandardCheckpointer, "save"),
     "checkpoint": (checkpoints, "_save_arrays"),

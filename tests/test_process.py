@@ -14,7 +14,7 @@ from grpo_jax import checkpoints, trainer
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.rewards.evaluate import Rewarder
-from grpo_jax.rollout.collect import Collected, texts
+from grpo_jax.rollout.collect import Collected
 from grpo_jax.rollout.steps import judge_steps, step_rewards
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tokenizers import encode, load_tokenizer
@@ -72,18 +72,17 @@ def test_the_trainers_advantages_are_those_of_the_paper_in_float64(monkeypatch):
     changes = {"rewards": {"accuracy": 1.0}, "rollout.prompts": len(GROUPS), "task.digits": 2}
     ex = build(tiny_config(**PROCESS, **changes))
     drawn = rollouts(ex.tokenizer, [[text for text, *_ in group] for group in GROUPS])
-    sampled = lambda *_: (drawn, texts(ex.tokenizer, drawn.tokens, drawn.mask))  # noqa: E731
     batches = []
 
     def learn(ex, optimizer, critic, state, batch, number):
         batches.append(batch)
         return state, {}
 
-    monkeypatch.setattr(trainer, "_sample", sampled)
+    monkeypatch.setattr(trainer, "_sample", lambda *_: drawn)
     monkeypatch.setattr(trainer, "_learn", learn)
     rewarder = Rewarder({"accuracy": ex.task.accuracy})
     state = TrainState(np.zeros(()), {}, None, None, None)
-    step = trainer.iteration(ex, None, None, rewarder, Same(), state, 1)
+    step = trainer.iteration(ex, None, None, rewarder.submit, Same(), state, 1)
     lengths = drawn.mask.sum(-1)
     want = [numpy_advantages(*group) for group in zip(GROUPS, lengths, strict=True)]
     np.testing.assert_allclose(batches[0].advantages, want, atol=1e-5)

@@ -107,7 +107,8 @@ def test_a_problem_is_scored_by_the_rewards_it_asks_for():
     columns = ({}, {"rewards": ["format"]}, {"rewards": []})
     problems = [Problem(f"{i}+1=", {"answer": "2", **more}) for i, more in enumerate(columns)]
     parts = {"accuracy": np.ones((3, 2), np.float32), "format": np.ones((3, 2), np.float32)}
-    rewards, told, _ = trainer._score(ex, lambda *_: Scores(parts, 0), problems, [["", ""]] * 3)
+    scores = Scores(parts, 0, np.zeros((3, 2), bool))
+    rewards, told, *_ = trainer._scored(ex, problems, [["", ""]] * 3, scores)
     assert rewards[:2].tolist() == [[1.5, 1.5], [0.5, 0.5]] and np.isnan(rewards[2]).all()
     assert told is parts
     with pytest.raises(UsageError, match=r"parts.sums.rewards: 'no' is not among config.rewards"):

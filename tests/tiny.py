@@ -1,5 +1,6 @@
 """Experiments that are small enough to test, for the upper floors."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def even(prompts, completions, **columns):
 def sometimes(prompts, completions, **columns):
     """Abstains on everything but a first completion."""
     return [1.0] + [None] * (len(completions) - 1)
+
+
+def deadly(prompts, completions, **columns):
+    """Ends its process on a completion that begins with 7, 8 or 9."""
+    if any(c.startswith(("7", "8", "9")) for c in completions):
+        os._exit(3)
+    return [0.0] * len(completions)
 
 
 def raises(prompts, completions, **columns):

@@ -1,8 +1,10 @@
 """Score a batch of completions with several rewards, in parallel and with time limits."""
 
+import sys
+import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, Protocol
@@ -47,10 +49,12 @@ class Scores(NamedTuple):
 
     parts     name -> f32[P, G]; NaN where the reward abstained or hung
     timeouts  how many (reward, completion) pairs hung or killed their process
+    lost      bool[P, G]; True where one of the completion's rewards did
     """
 
     parts: dict[str, np.ndarray]
     timeouts: int
+    lost: np.ndarray
 
 
 class Rewarder:
@@ -61,7 +65,8 @@ class Rewarder:
     timeout_s   seconds that one call, on one prompt's group, may take
 
     A call that hangs or dies is killed and retried one completion at a time; what hangs again is
-    NaN and counted. Use it in a `with`, or close() it; it leaves no process behind.
+    NaN, counted, and told of on stderr. Use it in a `with`, or close() it; it leaves no process
+    behind.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Rewarder:
         self.functions = dict(functions)
         self.workers = workers
         self.timeout_s = timeout_s
+        self._thread, self._lock = ThreadPoolExecutor(1), threading.RLock()
         self._pickled = dump_functions(self.functions) if workers else b""
         self._pool: ProcessPool | None = None
         if workers:
@@ -90,30 +96,44 @@ class Rewarder:
         ValueError for ragged or mismatched input; RewardError where a reward fails.
         """
         groups = _groups(problems, completions, completion_ids)
-        size = len(completions[0]) if completions else 0
-        parts = {n: np.full((len(groups), size), np.nan, np.float32) for n in self.functions}
+        shape = len(groups), len(completions[0]) if completions else 0
+        parts = {name: np.full(shape, np.nan, np.float32) for name in self.functions}
+        lost = np.zeros(shape, bool)
         calls: list[Call] = [(name, p, None) for name in self.functions for p in range(len(groups))]
         if not self.workers:
             for name, p, _ in calls:
                 parts[name][p] = call_reward(name, self.functions[name], groups[p])
-            return Scores(parts, 0)
+            return Scores(parts, 0, lost)
         hung = self._run(calls, groups, parts)
-        singles: list[Call] = [(name, p, g) for name, p, _ in hung for g in range(size)]
-        return Scores(parts, len(self._run(singles, groups, parts)))
+        singles: list[Call] = [(name, p, g) for name, p, _ in hung for g in range(shape[1])]
+        hung = self._run(singles, groups, parts)
+        for _, p, g in hung:
+            lost[p, g] = True
+        _warn(hung, groups, self.timeout_s)
+        return Scores(parts, len(hung), lost)
+
+    def submit(
+        self, problems: Sequence[Record], completions: Sequence[Sequence[str]]
+    ) -> Callable[[], Scores]:
+        """Start to score, in a thread, and return the function that waits for the scores.
+
+        That one raises what a call does.
+        """
+        return self._thread.submit(self, problems, completions).result
 
     def _run(
         self, calls: Sequence[Call], groups: Sequence[Group], parts: dict[str, np.ndarray]
-    ) -> list[Call]:
-        """Fills `parts` and returns the calls that hung or died."""
+    ) -> dict[Call, Exception]:
+        """Fills `parts` and returns the calls that hung or died, and how."""
         futures = [(call, *self._schedule(call, groups)) for call in calls]
-        hung = []
+        hung: dict[Call, Exception] = {}
         try:
             for call, pool, future in futures:
                 name, p, g = call
                 try:
                     result = _result(pool, future)
-                except (FutureTimeout, ProcessExpired, BrokenProcessPool):
-                    hung.append(call)
+                except (FutureTimeout, ProcessExpired, BrokenProcessPool) as error:
+                    hung[call] = error
                     continue
                 except Exception as error:  # what the process pool itself could not send
                     raise RewardError(
@@ -132,13 +152,14 @@ class Rewarder:
     def _schedule(self, call: Call, groups: Sequence[Group]) -> tuple[ProcessPool, Future]:
         name, p, g = call
         group = groups[p] if g is None else groups[p].single(g)
-        pool = self._pool
-        if pool is None:
-            raise RuntimeError("the Rewarder is closed")
-        if not pool.active:  # pebble gives up on a pool that lost an idle worker
-            self.close()
-            pool = self._start()
-        return pool, pool.schedule(call_in_worker, (name, group), timeout=self.timeout_s)
+        with self._lock:  # a thread must start nothing that close() has not seen
+            pool = self._pool
+            if pool is None:
+                raise RuntimeError("the Rewarder is closed")
+            if not pool.active:  # pebble gives up on a pool that lost an idle worker
+                self._finalizer()
+                pool = self._start()
+            return pool, pool.schedule(call_in_worker, (name, group), timeout=self.timeout_s)
 
     def _start(self) -> ProcessPool:
         pool = ProcessPool(
@@ -151,15 +172,36 @@ class Rewarder:
 
     def close(self) -> None:
         """Stops the processes; what they were doing is lost."""
-        if self._pool is not None:
-            self._finalizer()
-            self._pool = None
+        with self._lock:
+            if self._pool is not None:
+                self._finalizer()
+                self._pool = None
+        self._thread.shutdown(wait=False)
 
     def __enter__(self) -> "Rewarder":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _warn(hung: Mapping[Call, Exception], groups: Sequence[Group], timeout_s: float) -> None:
+    """Tell, in one line a reward, of the completions that it hung or died on."""
+    for name in dict.fromkeys(name for name, *_ in hung):
+        (_, p, g), *others = [call for call in hung if call[0] == name]
+        error = hung[name, p, g]
+        how = "lost its process"
+        if isinstance(error, FutureTimeout):
+            how = f"took more than {timeout_s} s"
+        elif isinstance(error, ProcessExpired):
+            how = f"killed its process (exit status {error.exitcode})"
+        print(
+            f"warning: reward {name!r} {how} and counts as None; "
+            f"prompt: {excerpt(groups[p].prompt)}; "
+            f"completion: {excerpt(groups[p].completions[g or 0])}"
+            + (f" ({len(others)} more completions were lost)" if others else ""),
+            file=sys.stderr,
+        )
 
 
 def _result(pool: ProcessPool, future: Future) -> list[float] | str:

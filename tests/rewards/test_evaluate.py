@@ -23,6 +23,8 @@ def misbehave(prompts, completions, **columns):
         if completion == "hang":
             while True:
                 pass
+        if completion in ("SIGKILL", "SIGSEGV"):
+            os.kill(os.getpid(), getattr(signal, completion))
         if completion == "die":
             os._exit(0 if prompts[0] == "zero" else 3)
     return [float(len(c)) for c in completions]
@@ -61,6 +63,53 @@ def test_a_worker_that_exits_cleanly_in_the_middle_is_counted_too(pool):
     scores = pool([Problem("zero", {"answer": ""})], [["x", "die"]])
     np.testing.assert_array_equal(scores.parts["misbehave"], [[1, np.nan]])
     assert scores.timeouts == 1
+
+
+def test_what_is_lost_is_told_of_in_one_line_a_reward(pool, capsys):
+    scores = pool(PROBLEMS, [["ab", "SIGKILL", "c"], ["hang", "SIGSEGV", "c"]])
+    np.testing.assert_array_equal(scores.parts["misbehave"], [[2, np.nan, 1], [np.nan, np.nan, 1]])
+    np.testing.assert_array_equal(scores.lost, np.isnan(scores.parts["misbehave"]))
+    assert scores.timeouts == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "warning: reward 'misbehave' killed its process (exit status -9) and counts as None; "
+        "prompt: 'p0'; completion: 'SIGKILL' (2 more completions were lost)"
+    )
+    pool(PROBLEMS[:1], [["hang"]])
+    assert "warning: reward 'misbehave' took more than 1.0 s and" in capsys.readouterr().err
+
+
+def test_scores_are_computed_before_they_are_waited_for(tmp_path):
+    def after(completions):  # ends once the caller has gone on
+        while not (tmp_path / "gone on").exists():
+            time.sleep(0.01)
+        (tmp_path / "done").touch()
+        return [1.0] * len(completions)
+
+    with Rewarder({"after": after}, workers=1, timeout_s=30.0) as rewarder:
+        wait = rewarder.submit(PROBLEMS[:1], [["a", "b"]])
+        (tmp_path / "gone on").touch()
+        while not (tmp_path / "done").exists():
+            time.sleep(0.01)
+        scores = wait()
+    assert scores.timeouts == 0 and scores.parts["after"].tolist() == [[1.0, 1.0]]
+
+
+def test_what_a_thread_scores_raises_where_it_is_waited_for():
+    with Rewarder({"mine": raise_on_b}, workers=1) as rewarder:
+        wait = rewarder.submit(PROBLEMS, [["a"], ["b"]])
+        with pytest.raises(RewardError, match="'mine' raised ZeroDivisionError"):
+            wait()
+
+
+def test_closing_ends_what_is_being_scored():
+    before = set(multiprocessing.active_children())
+    rewarder = Rewarder({"slow": lambda completions: time.sleep(60)}, workers=1, timeout_s=60.0)
+    wait = rewarder.submit(PROBLEMS[:1], [["a"]])
+    rewarder.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        wait()
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_a_pool_whose_idle_workers_were_killed_starts_again(pool):
