@@ -20,6 +20,7 @@ from experiments import stages
 from grpo_jax.command_line import load_module, run_main
 
 flags.adopt_module_key_flags(stages)
+SEED = flags.DEFINE_integer("seed", None, "of every stage; default the config's own")
 WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
 
 SHOWN = 2  # completions of each kind that are kept of each stage
@@ -77,6 +78,8 @@ def run_stage(file: Any, stage: str, names: list[str], folder: Path) -> None:
     from grpo_jax.config import resolve
 
     config, start = file.get_config(stage, str(folder)), start_of(stage, file.STARTS, names)
+    if SEED.value is not None:
+        config.seed = SEED.value
     if start is not None:
         config.start = str(folder / start)
     config = resolve(config)
