@@ -5,7 +5,8 @@
     python -m experiments.train --config=configs/process_vs_outcome.py:process --workdir=runs/p
 
 `process` rewards every column of the sum beside the answer, each 1 or 0 as the answer is, so that
-the groups of both variants teach nothing where everything is right.
+the groups of both variants teach nothing where everything is right. What was found is in
+docs/results/process_vs_outcome.md.
 """
 
 from configs.quick import get_config as quick

@@ -145,7 +145,9 @@ def validate(algorithm: Algorithm, group: int) -> None:
 
 def needs_steps(algorithm: Algorithm) -> bool:
     """Whether the advantage asks for the rewards of single steps."""
-    return "step_rewards" in inspect.signature(ADVANTAGES[algorithm.advantage]).parameters
+    # One that a config file adds is unknown to programs that only ask the run's policy.
+    function = ADVANTAGES.get(algorithm.advantage)
+    return function is not None and "step_rewards" in inspect.signature(function).parameters
 
 
 def call(
