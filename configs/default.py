@@ -9,9 +9,9 @@ problems, 95% intervals, one run a seed on 2 cores; seconds of `make train` with
 apart, where nothing else ran on the machine:
 
     seed   after the cold start   after GRPO              seconds
-    0      0.533 [0.490, 0.576]   0.982 [0.967, 0.991]    196
-    1      0.539 [0.496, 0.582]   0.988 [0.975, 0.995]    199
-    2      0.447 [0.405, 0.491]   1.000 [0.993, 1.000]    190
+    0      0.516 [0.472, 0.559]   1.000 [0.993, 1.000]   205
+    1      0.510 [0.467, 0.553]   0.992 [0.980, 0.997]   205
+    2      0.447 [0.405, 0.491]   1.000 [0.993, 1.000]   198
 """
 
 from grpo_jax.config import defaults
