@@ -7,17 +7,15 @@
 256 completions a step: G of each of 256 / G prompts.
 """
 
-from configs.grpo_variants import START as COLD_START
-from configs.grpo_variants import get_config as grpo
+from configs._compared import START, compared
 
 VARIANTS = ("g2", "g4", "g8", "g16", "g32")
-START = COLD_START
 
 
 def get_config(variant="g8"):
+    config = compared(variant)
     if variant == START:
-        return grpo(START)
-    config = grpo()
+        return config
     config.rollout.group = int(variant.removeprefix("g"))
     config.rollout.prompts = 256 // config.rollout.group
     return config

@@ -9,20 +9,15 @@ All have one update a rollout, no KL term and no dynamic sampling, and the learn
 both 1 there: what tells them apart needs several updates a rollout.
 """
 
-from configs.quick import get_config as quick
+from configs._compared import START, compared
 
 VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp")
-START = "cold_start"
 
 
 def get_config(variant="grpo"):
-    config = quick()
-    config.algorithm.dynamic_sampling_rounds = 0
-    config.eval.every = 5
+    config = compared(variant)
     if variant == START:
-        config.steps = 0
         return config
-    config.sft.steps = 0
     name, *rate = variant.split("@")
     config.algorithm.preset = name
     config.algorithm.minibatches = 1

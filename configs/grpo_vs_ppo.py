@@ -9,20 +9,15 @@ variant such as `ppo@5e-4` has another learning rate, `ppo@5e-4@1e-3` the critic
 found is in docs/results/grpo_vs_ppo.md.
 """
 
-from configs.quick import get_config as quick
+from configs._compared import START, compared
 
 VARIANTS = ("grpo", "ppo", "ppo_head")
-START = "cold_start"
 
 
 def get_config(variant="grpo"):
-    config = quick()
-    config.algorithm.dynamic_sampling_rounds = 0
-    config.eval.every = 5
+    config = compared(variant)
     if variant == START:
-        config.steps = 0
         return config
-    config.sft.steps = 0
     name, *rates = variant.split("@")
     rates = rates or ["2.5e-4", "1e-3"]
     config.optimizer.learning_rate = float(rates[0])

@@ -8,20 +8,15 @@ Both make as many steps. `two` replaces the reference of the KL term by the poli
 (algorithm 1); there is no reward model here to train anew in between.
 """
 
-from configs.quick import get_config as quick
+from configs._compared import START, compared
 
 VARIANTS = ("one", "two")
-START = "cold_start"
 
 
 def get_config(variant="one"):
-    config = quick()
-    config.eval.every = 5
-    config.algorithm.dynamic_sampling_rounds = 0
+    config = compared(variant)
     if variant == START:
-        config.steps = 0
         return config
-    config.sft.steps = 0
     config.algorithm.beta = 0.04
     config.algorithm.reference_refresh = {"one": 0, "two": config.steps // 2}[variant]
     return config

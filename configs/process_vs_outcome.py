@@ -9,20 +9,15 @@ the groups of both variants teach nothing where everything is right. What was fo
 docs/results/process_vs_outcome.md.
 """
 
-from configs.quick import get_config as quick
+from configs._compared import START, compared
 
 VARIANTS = ("outcome", "process")
-START = "cold_start"
 
 
 def get_config(variant="outcome"):
-    config = quick()
-    config.eval.every = 5
-    config.algorithm.dynamic_sampling_rounds = 0
+    config = compared(variant)
     if variant == START:
-        config.steps = 0
         return config
-    config.sft.steps = 0
     config.algorithm.preset = {"outcome": "grpo", "process": "grpo_process"}[variant]
     config.rewards = {"accuracy": 1.0}
     return config

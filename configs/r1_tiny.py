@@ -2,7 +2,6 @@
 
     python -m experiments.r1 --config=configs/r1_tiny.py --workdir=runs/r1_tiny
     python -m experiments.r1 --config=configs/r1_tiny.py --workdir=runs/r1_zero --without=cold_start
-    python -m experiments.train --config=configs/r1_tiny.py --workdir=runs/base
 
 Sums, countdown, programs, which a sandbox runs (the extra `code`), and errands in words, which
 reward models judge. The base model learns from worked solutions that think in English or German
@@ -32,15 +31,15 @@ STARTS = {
     "distillation": "student",
 }
 MEASURED_ON = "all_scenarios_rl"  # the stage whose problems and reward models judge every policy
+JUDGES = ("helpfulness", "harmlessness")
 REJECTION = {
     "problems": 1000,
     "samples": 4,
     "keep": 2,
     "temperature": 0.7,
     "language": "en",
-    "judges": ("helpfulness", "harmlessness"),
+    "judges": JUDGES,
 }
-JUDGES = ("helpfulness", "harmlessness")
 
 
 def prepare(folder):

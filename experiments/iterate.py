@@ -36,11 +36,8 @@ SAMPLES = flags.DEFINE_integer("samples", 8, "completions of each", lower_bound=
 
 
 def main():
-    from grpo_jax.checks import UsageError
-
     file, folder = stages.config_and_folder()
-    if "." in str(folder):  # ConfigDict's keys have none
-        raise UsageError(f"--workdir={folder}: it is part of a reward's name; valid: without a dot")
+    stages.part_of_names(folder)
     for number in range(ITERATIONS.value + 1):
         iterate(file, folder, number)
     print("\n".join(table(folder, ITERATIONS.value)))

@@ -10,7 +10,6 @@ After each stage that trains a policy, its greedy completions of the same held-o
 judged: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/report.html tells all.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,16 @@ flags.adopt_module_key_flags(stages)
 SEED = flags.DEFINE_integer("seed", None, "of every stage; default the config's own")
 WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
 
+NEEDED = ("STAGES", "STARTS", "JUDGES", "MEASURED_ON", "REJECTION", "prepare", "get_config")
 SHOWN = 2  # completions of each kind that are kept of each stage
 
 
 def main():
     from experiments.r1_report import print_table, write_report
-    from grpo_jax.checks import UsageError
     from grpo_jax.runs import read_lines
 
     path, folder = stages.config_and_folder()
-    if "." in str(folder):  # ConfigDict's keys have none
-        raise UsageError(f"--workdir={folder}: it is part of a reward's name; valid: without a dot")
+    stages.part_of_names(folder)
     file = load_module(path)
     names = stages_to_run(file, WITHOUT.value)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,12 +48,14 @@ def main():
 
 
 def stages_to_run(file: Any, without: list[str]) -> list[str]:
-    """The file's STAGES but those left out; UsageError without any, or for an unknown one."""
+    """The file's STAGES but those left out; UsageError for an unknown one, or where the file lacks
+    what a pipeline needs."""
     from grpo_jax.checks import UsageError, closest
 
-    names = list(getattr(file, "STAGES", ()))
-    if not names:
-        raise UsageError(f"config file {stages.CONFIG.value}: STAGES must name the stages to run")
+    for needed in NEEDED:
+        if not hasattr(file, needed):
+            raise UsageError(f"config file {stages.CONFIG.value}: it must have {', '.join(NEEDED)}")
+    names = list(file.STAGES)
     for name in without:
         if name not in names:
             near = closest(name, names)
@@ -94,7 +94,7 @@ def tell(file: Any, policies: list[str], folder: Path) -> None:
     """Judge what has been trained and not been judged: lines of results and of samples."""
     from experiments.checkpoint import asked_the_same
     from grpo_jax.config import resolve
-    from grpo_jax.runs import append_line, read_lines, write_atomically
+    from grpo_jax.runs import append_line, read_lines, write_lines
 
     asked = resolve(file.get_config(file.MEASURED_ON, str(folder)))
     told = {row["stage"] for row in read_lines(folder / "results.jsonl")}
@@ -107,8 +107,7 @@ def tell(file: Any, policies: list[str], folder: Path) -> None:
         row["time/seconds"] = sum(record["time/step"] for record in steps)
         kept = [s for s in read_lines(folder / "samples.jsonl") if s["stage"] != stage]
         lines = [*kept, *({"stage": stage, **sample} for sample in samples)]
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        write_atomically(folder / "samples.jsonl", text.encode())
+        write_lines(folder / "samples.jsonl", lines)
         append_line(folder / "results.jsonl", {"stage": stage, **row})
 
 

@@ -29,6 +29,14 @@ def config_and_folder() -> tuple[str, Path]:
     return CONFIG.value, Path(WORKDIR.value or default_workdir(CONFIG.value))
 
 
+def part_of_names(folder: Path) -> Path:
+    """The folder, if rewards' names can have its path in them; UsageError where it has a dot, which
+    ConfigDict's keys may not have."""
+    if "." in str(folder):
+        raise UsageError(f"--workdir={folder}: it is part of a reward's name; valid: without a dot")
+    return folder
+
+
 def run(module: str, *flags: str) -> None:
     """Run `python -m module flags` to its end, told of first; UsageError where it fails.
 

@@ -34,7 +34,7 @@ def load_config_file(path: str) -> ConfigDict:
     module = load_module(name)
     try:
         config = module.get_config(*argument)
-    except Exception as error:
+    except Exception as error:  # a config file is a program, which may raise anything
         raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"config file {name}: get_config() must return a ConfigDict: {config!r}")
@@ -49,7 +49,7 @@ def load_module(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # a config file is a program, which may raise anything
         raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
     return module
 

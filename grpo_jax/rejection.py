@@ -12,7 +12,7 @@ from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.reward_model import Judge, load_judge
 from grpo_jax.rewards.evaluate import Rewarder
-from grpo_jax.runs import append_line, read_lines, write_atomically
+from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
 from grpo_jax.tasks.mixture import scored_by
 from grpo_jax.tokenizers import save_tokenizer
 
@@ -105,7 +105,8 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     done = read_lines(journal)
     if len(done) < len(problems):
         done = done[: len(done) // size * size]  # whole batches, so that their noise is the same
-    write_atomically(journal, _lines(done))
+    write_lines(journal, done)
+    kept = sum(KEPT in record["verdicts"] for record in done)
     for start in range(len(done), len(problems), size):
         part = problems[start : start + size]
         a = attempts(ex, params, rewarder, part, rule.samples, rule.temperature, first=start)
@@ -115,7 +116,7 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
             told = verdicts(own, a.completions[i], right[i], a.finished[i])
             record = {**problem.columns, "prompt": problem.prompt, "problem": start + i}
             append_line(journal, record | {"completions": a.completions[i], "verdicts": told})
-        kept = sum(KEPT in r["verdicts"] for r in read_lines(journal))
+            kept += KEPT in told
         print(
             f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True
         )
@@ -146,9 +147,9 @@ def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:
             else:
                 dropped.append(columns | {"completion": text, "filter": verdict})
         pairs += [columns | pair for pair in _pairs(record)]
-    write_atomically(out / "kept.jsonl", _lines(kept))
-    write_atomically(out / "dropped.jsonl", _lines(dropped))
-    write_atomically(out / "pairs.jsonl", _lines(pairs))
+    write_lines(out / "kept.jsonl", kept)
+    write_lines(out / "dropped.jsonl", dropped)
+    write_lines(out / "pairs.jsonl", pairs)
     return counts
 
 
@@ -168,7 +169,3 @@ def _pairs(record: dict[str, Any]) -> list[dict[str, str]]:
         {"chosen": kept[i % len(kept)], "rejected": wrong[i % len(wrong)]}
         for i in range(max(len(kept), len(wrong)))
     ]
-
-
-def _lines(records: list[dict[str, Any]]) -> bytes:
-    return "".join(f"{json.dumps(record)}\n" for record in records).encode()

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -189,6 +189,11 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a file of JSON lines whole, one object a line."""
+    write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in records).encode())
+
+
 def _json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _json(v) for k, v in value.items()}
@@ -222,5 +227,4 @@ def truncate_after(path: Path, step: int) -> None:
     """Drop the torn last line and every record of a later step than `step`, atomically."""
     if not path.exists():
         return
-    kept = [r for r in read_lines(path) if r["step"] <= step]
-    write_atomically(path, "".join(f"{json.dumps(r)}\n" for r in kept).encode())
+    write_lines(path, [r for r in read_lines(path) if r["step"] <= step])

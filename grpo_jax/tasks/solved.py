@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo_jax.tasks.file_task import key
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.problem import Problem, Task
 from grpo_jax.tasks.records import Record, read_table, text
@@ -21,9 +22,9 @@ def solved(path: str, of: Mapping[str, Any]) -> Task:
     from grpo_jax.tasks import make_task
 
     task = make_task(**of)
-    asked = [task.heldout[i].prompt for i in range(len(task.heldout))]
+    asked = {key(task.heldout[i]) for i in range(len(task.heldout))}
     records = read_table(Path(path), _problem)
-    train = [problem for problem in records if problem.prompt not in asked]
+    train = [problem for problem in records if key(problem) not in asked]
     if not train:
         raise ValueError(f"{path}: no problem of {len(records)} records is one to train on")
     return dataclasses.replace(
