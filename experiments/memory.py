@@ -79,11 +79,16 @@ def _mesh():
     """One device: of this machine, or of the TPU to compile for."""
     from jax.experimental import topologies
 
+    from grpo_jax.checks import UsageError
     from grpo_jax.sharding import make_mesh
 
     if not TPU.value:
         return make_mesh()
-    found = topologies.get_topology_desc(platform="tpu", topology_name=TPU.value)
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=TPU.value)
+    except RuntimeError as error:  # no libtpu, or no such TPU
+        told = str(error).splitlines()[0]
+        raise UsageError(f"--tpu={TPU.value}: {told}; valid: v5p:2x2x1, with libtpu") from error
     return make_mesh(devices=found.devices)
 
 

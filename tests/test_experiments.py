@@ -91,6 +91,8 @@ def test_sample_prints_a_line_for_each_completion(run):
         ("evaluate", [], "--workdir=DIR is needed"),
         ("evaluate", ["--config=configs/quick.py"], "--config=FILE with a model.path"),
         ("evaluate", ["--workdir={run}", "--samples=-1"], "--samples=-1"),
+        ("memory", ["--model=qwen2.5-0.5b", "--tpu=none"], "--tpu=none: "),
+        ("r1", ["--config=configs/quick.py"], "it must have STAGES, STARTS"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_status_2(run, tmp_path, name, arguments, told):
