@@ -76,4 +76,5 @@ def analysis(compiled: Any) -> dict[str, int]:
 
 def tree_bytes(tree: Any) -> int:
     """Bytes of a tree's arrays, or of their shapes."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "size"))
+    bits = jax.dtypes.itemsize_bits
+    return sum(x.size * bits(x.dtype) // 8 for x in jax.tree.leaves(tree) if hasattr(x, "size"))

@@ -3,12 +3,14 @@
 What GRPO on a model takes on one device, from the compiler's own analysis: nothing is loaded and
 nothing runs. --model is a published checkpoint's name (grpo_jax/models/sizes.py) or a Hugging Face
 directory. Prints a table and one JSON line; sizes in GiB. XLA's CPU compiler holds float32 copies
-of bfloat16 matrices; with --tpu (pip install libtpu) it is asked what an accelerator would take.
+of bfloat16 matrices; with --device, XLA compiles for an accelerator that need not be there: a GPU
+that a file describes (experiments/gpus; pip install "jax[cuda12]") or a TPU (pip install libtpu).
 """
 
 import dataclasses
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -25,7 +27,7 @@ BASE = flags.DEFINE_enum("base", "none", ["none", "int8", "int4", "nf4"], "what 
 LORA = flags.DEFINE_integer("lora", 0, "rank of adapters; 0 = train all", lower_bound=0)
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation")
 PARAM_DTYPE = flags.DEFINE_string("param_dtype", "bfloat16", "of the parameters and Adam's moments")
-TPU = flags.DEFINE_string("tpu", "", "compile for a TPU that need not be there, such as v5p:2x2x1")
+DEVICE = flags.DEFINE_string("device", "", "to compile for: a GPU's file, or a TPU as v5p:2x2x1")
 REMAT = flags.DEFINE_string("remat", "full", "what the backward pass recomputes")
 GIB = 2**30
 
@@ -57,8 +59,6 @@ def main():
 
 
 def _config():
-    from pathlib import Path
-
     from grpo_jax.models.config import Lora
     from grpo_jax.models.config_json import read_config_file
     from grpo_jax.models.sizes import size
@@ -76,19 +76,32 @@ def _config():
 
 
 def _mesh():
-    """One device: of this machine, or of the TPU to compile for."""
+    """One device: of this machine, or the one to compile for."""
+    import jax
     from jax.experimental import topologies
 
     from grpo_jax.checks import UsageError
     from grpo_jax.sharding import make_mesh
 
-    if not TPU.value:
+    name = DEVICE.value
+    if not name:
         return make_mesh()
+    jax.config.update("jax_platforms", "cpu")  # the compiler alone, not a device
+    wanted: dict[str, str] = {"platform": "tpu", "topology_name": name}
+    if name.endswith(".txtpb"):
+        try:
+            spec = Path(name).read_text()
+        except OSError as error:
+            raise UsageError(f"--device={name}: {error.strerror}") from error
+        wanted = {"platform": "cuda", "topology": "1x1x1", "target_config": spec}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=TPU.value)
-    except RuntimeError as error:  # no libtpu, or no such TPU
+        found = topologies.get_topology_desc(**wanted)
+    except (RuntimeError, NotImplementedError) as error:  # no compiler, or no such device
         told = str(error).splitlines()[0]
-        raise UsageError(f"--tpu={TPU.value}: {told}; valid: v5p:2x2x1, with libtpu") from error
+        raise UsageError(
+            f"--device={name}: {told}; valid: experiments/gpus/h200.txtpb with jax[cuda12], "
+            "v5p:2x2x1 with libtpu"
+        ) from error
     return make_mesh(devices=found.devices)
 
 

@@ -91,7 +91,8 @@ def test_sample_prints_a_line_for_each_completion(run):
         ("evaluate", [], "--workdir=DIR is needed"),
         ("evaluate", ["--config=configs/quick.py"], "--config=FILE with a model.path"),
         ("evaluate", ["--workdir={run}", "--samples=-1"], "--samples=-1"),
-        ("memory", ["--model=qwen2.5-0.5b", "--tpu=none"], "--tpu=none: "),
+        ("memory", ["--model=qwen2.5-0.5b", "--device=none"], "--device=none: "),
+        ("memory", ["--model=qwen2.5-0.5b", "--device=no.txtpb"], "--device=no.txtpb: No such file"),
         ("r1", ["--config=configs/quick.py"], "it must have STAGES, STARTS"),
     ],
 )
