@@ -4,9 +4,8 @@
     python -m experiments.train --config=configs/grpo_variants.py --workdir=runs/grpo
     python -m experiments.train --config=configs/grpo_variants.py:dapo --workdir=runs/dapo
 
-All have one update a rollout, no KL term and no dynamic sampling, and the learning rate of
-`quick.py`; a variant such as `dapo@1e-3` has another. A sequence's ratio (gspo) and a token's are
-both 1 there: what tells them apart needs several updates a rollout.
+All make four updates a rollout, without which every ratio is 1 and no clipping tells them apart,
+with no KL term and no dynamic sampling. A variant such as `dapo@1e-3` has another learning rate.
 """
 
 from configs._compared import START, compared
@@ -20,7 +19,7 @@ def get_config(variant="grpo"):
         return config
     name, *rate = variant.split("@")
     config.algorithm.preset = name
-    config.algorithm.minibatches = 1
+    config.algorithm.minibatches = 4
     if rate:
         config.optimizer.learning_rate = float(rate[0])
     return config

@@ -5,7 +5,8 @@ seed, in turns, each run in a process and a folder of its own, DIR/<variant>/see
 there is gone on with, so a comparison can be stopped and resumed, and given more seeds. Where the
 file has a START, that is run first, and all variants start from its run with their seed. Writes
 DIR/comparison.md, the tables, DIR/comparison.png, accuracy against updates and seconds, and
-DIR/comparison.json. --workdir is runs/<config name> by default.
+DIR/comparison.json. --workdir is runs/<config name> by default. --samples=32 adds what is right
+among 32 completions a problem, of every variant and of START.
 """
 
 import json
@@ -22,6 +23,7 @@ SEEDS = flags.DEFINE_integer(
     "seeds", 5, "runs of each variant, with seeds 0, 1, ...", lower_bound=2
 )
 CHOSEN = flags.DEFINE_list("variants", [], "names to compare instead of the file's VARIANTS")
+SAMPLES = flags.DEFINE_integer("samples", 0, "a problem for pass@k and maj@k", lower_bound=0)
 TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
 
 
@@ -36,12 +38,20 @@ def main():
             run(name, seed, folder, None if name == start else start)
     curves = {name: [curve(path(folder, name, s)) for s in range(SEEDS.value)] for name in names}
     costs = {name: cost(name) for name in names}
-    text = "\n".join([*learning_table(curves, TARGET.value), "", *cost_table(costs)])
+    tables = [*learning_table(curves, TARGET.value), "", *cost_table(costs)]
+    drawn = {}
+    if SAMPLES.value:
+        asked = (*([start] if start else []), *names)
+        every = range(SEEDS.value)
+        drawn = {n: [sampled(path(folder, n, s), SAMPLES.value) for s in every] for n in asked}
+        tables += ["", *sampled_table(drawn)]
+    text = "\n".join(tables)
     print(text)
     write_atomically(folder / "comparison.md", (text + "\n").encode())
     write_atomically(folder / "comparison.png", picture(curves))
     kept = {"seeds": SEEDS.value, "costs": costs, "learning": summary(curves, TARGET.value)}
-    write_atomically(folder / "comparison.json", json.dumps(kept | {"curves": curves}).encode())
+    kept |= {"curves": curves} | ({"sampled": drawn} if drawn else {})
+    write_atomically(folder / "comparison.json", json.dumps(kept).encode())
     return 0
 
 
@@ -157,6 +167,39 @@ def cost_table(costs: dict) -> list[str]:
     for name, values in costs.items():
         cells = [f"{values[key] / unit:.1f}" for key, unit in units.items()]
         rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def sampled(folder: Path, samples: int) -> dict[str, float]:
+    """pass@k and maj@k of a run's newest checkpoint on its held-out problems; see `evaluate`."""
+    from experiments.checkpoint import load
+    from grpo_jax.evaluation import evaluate
+    from grpo_jax.sharding import using
+
+    ex, params, _ = load(folder)
+    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
+        return evaluate(ex, params, rewarder, ex.config.eval.problems, samples)
+
+
+def sampled_table(found: dict[str, list[dict[str, float]]]) -> list[str]:
+    """A Markdown table of pass@k and maj@k, and of each variant's gain over the first, by seed."""
+    first, *others = found
+    values = {
+        measure: {name: [seed[measure] for seed in seeds] for name, seeds in found.items()}
+        for measure in found[first][0]
+        if measure == "accuracy" or ("@" in measure and "/" not in measure)
+    }
+    heads = [first, *(head for name in others for head in (name, f"{name}'s gain"))]
+    rows = [
+        f"| of {SAMPLES.value} samples | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for measure, of in values.items():
+        cells = [interval(of[first])]
+        for name in others:
+            gain = [b - a for a, b in zip(of[first], of[name], strict=True)]
+            cells += [interval(of[name]), interval(gain)]
+        rows.append(f"| {'greedy' if measure == 'accuracy' else measure} | {' | '.join(cells)} |")
     return rows
 
 

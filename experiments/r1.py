@@ -4,7 +4,8 @@ Runs the config file's STAGES in turn, each in a folder of its own, DIR/<stage>:
 reasoning RL, rejection sampling and supervised fine-tuning, RL for all scenarios, distillation
 (2501.12948, 2.3 and 2.4), and what they need. The same command goes on where it was cut off.
 --without=cold_start leaves a stage out: reasoning RL then starts where that would have, as
-R1-Zero does. DIR is runs/<config name> by default.
+R1-Zero does. DIR is runs/<config name> by default. --seeds=0,1,2 runs all with each seed, in
+DIR/seed<n>, and writes DIR/results.md, means over the seeds.
 
 After each stage that trains a policy, its greedy completions of the same held-out problems are
 judged: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/report.html tells all.
@@ -19,26 +20,47 @@ from experiments import stages
 from grpo_jax.command_line import load_module, run_main
 
 flags.adopt_module_key_flags(stages)
-SEED = flags.DEFINE_integer("seed", None, "of every stage; default the config's own")
+SEEDS = flags.DEFINE_list("seeds", [], "such as 0,1,2; default the config's own alone")
 WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
+
+flags.register_validator(
+    "seeds", lambda seeds: all(s.isdigit() for s in seeds), "numbers are needed, such as 0,1,2"
+)
 
 NEEDED = ("STAGES", "STARTS", "JUDGES", "MEASURED_ON", "REJECTION", "prepare", "get_config")
 SHOWN = 2  # completions of each kind that are kept of each stage
 
 
 def main():
-    from experiments.r1_report import print_table, write_report
-    from grpo_jax.runs import read_lines
+    from experiments.r1_report import over_seeds
+    from grpo_jax.runs import read_lines, write_atomically
 
     path, folder = stages.config_and_folder()
     stages.part_of_names(folder)
     file = load_module(path)
     names = stages_to_run(file, WITHOUT.value)
+    if not SEEDS.value:
+        pipeline(file, names, folder, None)
+        return
+    folders = {seed: folder / f"seed{seed}" for seed in map(int, SEEDS.value)}
+    for seed, own in folders.items():
+        pipeline(file, names, own, seed)
+    starts = {name: start_of(name, file.STARTS, names) for name in names}
+    text = over_seeds([read_lines(own / "results.jsonl") for own in folders.values()], starts)
+    print(text)
+    write_atomically(folder / "results.md", (text + "\n").encode())
+
+
+def pipeline(file: Any, names: list[str], folder: Path, seed: int | None) -> None:
+    """All stages, and what there is to tell of them."""
+    from experiments.r1_report import print_table, write_report
+    from grpo_jax.runs import read_lines
+
     folder.mkdir(parents=True, exist_ok=True)
     file.prepare(folder)
     for number, stage in enumerate(names, 1):
         print(f"\n--- stage {number} of {len(names)}: {stage}", flush=True)
-        run_stage(file, stage, names, folder)
+        run_stage(file, stage, names, folder, seed)
         if set(file.JUDGES) <= set(names[:number]):
             tell(file, [s for s in names[:number] if s not in (*file.JUDGES, "rejection")], folder)
     rows = read_lines(folder / "results.jsonl")
@@ -71,15 +93,15 @@ def start_of(stage: str, starts: dict[str, str], names: list[str]) -> str | None
     return found
 
 
-def run_stage(file: Any, stage: str, names: list[str], folder: Path) -> None:
-    """One stage to its end, or nothing where it is there."""
+def run_stage(file: Any, stage: str, names: list[str], folder: Path, seed: int | None) -> None:
+    """One stage to its end, or nothing where it is there. seed  None = the config's own"""
     from experiments.checkpoint import asked_the_same
     from grpo_jax import reward_model, trainer
     from grpo_jax.config import resolve
 
     config, start = file.get_config(stage, str(folder)), start_of(stage, file.STARTS, names)
-    if SEED.value is not None:
-        config.seed = SEED.value
+    if seed is not None:
+        config.seed = seed
     if start is not None:
         config.start = str(folder / start)
     config = resolve(config)

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from grpo_jax.runs import write_atomically
+from grpo_jax.statistics import seed_interval
 
 Row = dict[str, Any]
 
@@ -73,6 +74,39 @@ def print_table(rows: list[Row]) -> None:
     console = Console()
     console.width = max(console.width, 100)  # a file or a pipe says 80
     console.print(table)
+
+
+def over_seeds(runs: list[list[Row]], starts: dict[str, str | None]) -> str:
+    """A Markdown table of means over seeds, with 95% t intervals, of each stage.
+
+    runs    the rows of each seed
+    starts  the stage that each starts from, from which the gain in accuracy is taken, seed by seed
+    """
+    found = [{row["stage"]: row for row in rows} for rows in runs]
+
+    def told(stage: str, name: str, less: str | None = None) -> str:
+        values: list[Any] = [rows[stage].get(name) for rows in found]
+        if None in values:
+            return ""
+        if less is not None:
+            values = [v - rows[less][name] for v, rows in zip(values, found, strict=True)]
+        mean, low, high = seed_interval(values)
+        if name in ("mean_length", "time/seconds"):
+            return f"{mean:.0f}"
+        if len(values) == 1:
+            return f"{mean:.3f}"
+        return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+    lines = [
+        f"| stage | gain | {' | '.join(COLUMNS.values())} |",
+        "|---" * (2 + len(COLUMNS)) + "|",
+    ]
+    for stage in found[0]:
+        start = starts.get(stage)
+        gain = told(stage, "accuracy", start) if start else ""
+        cells = [told(stage, name) for name in COLUMNS]
+        lines.append(f"| {stage} | {gain} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:

@@ -83,7 +83,7 @@ def test_every_variant_runs_with_every_seed_and_is_told_of(file, tmp_path, monke
     assert (tmp_path / "runs/comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch):
+def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch, capsys):
     file.write_text(VARIANTS + "\n\nSTART = 'sft'\n")
     commands = []
 
@@ -94,9 +94,19 @@ def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch):
             compare.path(tmp_path / "runs", name, seed), ACCURACY.get((name, seed), [0.1] * 3)
         )
 
+    def evaluate(folder, samples):
+        assert samples == 4
+        seed = int(folder.name.removeprefix("seed"))
+        found = {"sft": 0.1, "ppo": 0.2, "grpo": 0.3 + 0.2 * seed}[folder.parent.name]
+        return {"accuracy": 0.5, "pass@1": found, "pass@1/low": 0.0, "n": 3}
+
     monkeypatch.setattr(compare.stages, "run", train)
-    with flagsaver.flagsaver(variants=["ppo", "grpo"]):
+    monkeypatch.setattr(compare, "sampled", evaluate)
+    with flagsaver.flagsaver(variants=["ppo", "grpo"], samples=4):
         assert compare.main() == 0
+    half = 12.706205 * 0.1  # Student's t, 1 degree of freedom
+    gain = f"0.100 [0.100, 0.100] | 0.400 [{0.4 - half:.3f}, {0.4 + half:.3f}] | "
+    assert f"{gain}0.300 [{0.3 - half:.3f}, {0.3 + half:.3f}] |" in capsys.readouterr().out
     start = f"--config.start={tmp_path}/runs/sft/seed"
     assert commands == [
         found
@@ -106,6 +116,7 @@ def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "runs/comparison.json").read_text())
     assert list(found["learning"]) == ["ppo", "grpo"]
     assert found["curves"]["ppo"][1]["accuracy"] == ACCURACY["ppo", 1]
+    assert found["sampled"]["grpo"][1]["pass@1"] == 0.5
 
 
 def test_a_stage_runs_to_its_end_and_one_that_fails_is_named(tmp_path, monkeypatch, capfd):

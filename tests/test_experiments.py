@@ -92,7 +92,11 @@ def test_sample_prints_a_line_for_each_completion(run):
         ("evaluate", ["--config=configs/quick.py"], "--config=FILE with a model.path"),
         ("evaluate", ["--workdir={run}", "--samples=-1"], "--samples=-1"),
         ("memory", ["--model=qwen2.5-0.5b", "--device=none"], "--device=none: "),
-        ("memory", ["--model=qwen2.5-0.5b", "--device=no.txtpb"], "--device=no.txtpb: No such file"),
+        (
+            "memory",
+            ["--model=qwen2.5-0.5b", "--device=no.txtpb"],
+            "--device=no.txtpb: No such file",
+        ),
         ("r1", ["--config=configs/quick.py"], "it must have STAGES, STARTS"),
     ],
 )

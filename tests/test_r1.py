@@ -16,7 +16,7 @@ from experiments import r1
 from grpo_jax.checks import UsageError
 from grpo_jax.config import resolve
 from grpo_jax.models.sizes import size
-from grpo_jax.runs import load_config
+from grpo_jax.runs import append_line, load_config
 
 pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
 
@@ -55,7 +55,8 @@ def set_flags(tmp_path, monkeypatch):
     flags.FLAGS.mark_as_parsed()
     file = tmp_path / "small.py"
     file.write_text(SMALL)
-    with flagsaver.flagsaver(config=str(file), workdir=str(tmp_path / "run"), without=[]):
+    folder = str(tmp_path / "run")
+    with flagsaver.flagsaver(config=str(file), workdir=folder, without=[], seeds=[]):
         yield tmp_path / "run"
 
 
@@ -99,6 +100,33 @@ def test_every_stage_is_told_of_and_a_stopped_pipeline_goes_on(set_flags, monkey
     assert rows(folder) == after
 
 
+def test_every_seed_has_its_own_pipeline_and_a_part_of_the_table(set_flags, monkeypatch, capsys):
+    ran = []
+
+    def pipeline(file, names, folder, seed):
+        ran.append((folder.name, seed))
+        folder.mkdir(parents=True)
+        accuracies = {"base": 0.2 + 0.1 * seed, "cold_start": 0.5 + 0.2 * seed}
+        for stage, accuracy in accuracies.items():
+            append_line(
+                folder / "results.jsonl",
+                {"stage": stage, "accuracy": accuracy, "preference": None, "mean_length": 4.6},
+            )
+
+    monkeypatch.setattr(r1, "pipeline", pipeline)
+    with flagsaver.flagsaver(seeds=["0", "1", "2"]):
+        r1.main()
+    assert ran == [("seed0", 0), ("seed1", 1), ("seed2", 2)]
+    table = (set_flags / "results.md").read_text()
+    assert table in capsys.readouterr().out
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    of = {row[0]: dict(zip(cells[0], row, strict=False)) for row in cells}
+    half = 4.302653 * 0.1 / np.sqrt(3)  # Student's t, 2 degrees of freedom
+    assert of["base"]["accuracy"] == f"0.300 [{0.3 - half:.3f}, {0.3 + half:.3f}]"
+    assert of["cold_start"]["gain"] == f"0.400 [{0.4 - half:.3f}, {0.4 + half:.3f}]"
+    assert of["base"]["gain"] == of["base"]["preference"] == "" and of["base"]["tokens"] == "5"
+
+
 def test_a_stage_that_is_left_out_hands_its_start_on():
     stages = r1.stages_to_run(r1_tiny, ["cold_start"])
     assert "cold_start" not in stages and len(stages) == len(r1_tiny.STAGES) - 1
@@ -111,11 +139,11 @@ def test_a_stage_that_is_left_out_hands_its_start_on():
         r1.stages_to_run(r1_tiny, ["cold"])
 
 
-MODELS = [("r1_smollm2", "smollm2-135m"), ("r1_7b", "qwen2.5-7b")]
+MODELS = [("r1_smollm2", "smollm2-135m"), ("r1_7b", "qwen2.5-7b"), ("r1_distillation", "")]
 
 
 @pytest.mark.parametrize(("name", "model"), MODELS)
-def test_every_stage_of_larger_models_has_a_config(name, model, monkeypatch):
+def test_every_stage_of_other_pipelines_has_a_config(name, model, monkeypatch):
     file = importlib.import_module(f"configs.{name}")
     monkeypatch.setattr("grpo_jax.config.read_config_file", lambda path: size(model))
     assert {*file.STARTS, *file.STARTS.values()} <= set(file.STAGES)
