@@ -33,6 +33,7 @@ def get_config(stage="teacher", folder="runs/r1_distillation"):
     config.steps = 150
     if stage in ("student", "student_rl", "distillation"):
         config.model.layers, config.model.hidden, config.model.ff = 1, 96, 192
+        config.sft.steps, config.sft.stop_accuracy = 400, 0.2
     if stage in STARTS:
         config.sft.steps = 0
     if stage in ("teacher", "student", "distillation"):

@@ -13,6 +13,7 @@ from grpo_jax.config import defaults
 def get_config():
     config = defaults()
     config.model.path = "models/SmolLM2-135M-Instruct"
+    config.model.dtype = "bfloat16"
     config.task.name = "svamp"
     config.task.path = "data/SVAMP.json"
     config.task.template = "chat"
@@ -20,13 +21,16 @@ def get_config():
     config.prompt_length = 160
     config.rollout.prompts = 16
     config.rollout.group = 8
-    config.rollout.max_tokens = 48
-    config.steps = 200
+    config.rollout.max_tokens = 32
+    config.rollout.prompt_bucket = 32
+    config.steps = 40
     config.algorithm.beta = 0.0
     config.algorithm.dynamic_sampling_rounds = 1
-    config.optimizer.learning_rate = 2e-5
-    config.optimizer.warmup_steps = 5
-    config.eval.every = 25
+    config.optimizer.learning_rate = 3e-5
+    config.optimizer.schedule = "linear"
+    config.optimizer.end_factor = 0.1
+    config.optimizer.warmup_steps = 3
+    config.eval.every = 20
     config.eval.problems = 300
-    config.checkpoint.every = 25
+    config.checkpoint.every = 20
     return config

@@ -67,17 +67,27 @@ class Context(struct.PyTreeNode):
 
 
 class Local(NamedTuple):
-    """What differs from layer to layer: its window (None = all), and which of Context.turns."""
+    """What differs from layer to layer: its window (None = all), which of Context.turns, and its
+    place in a stack of layers, whose one cache it is given (None = the cache is its own)."""
 
     window: Any
     turn: Any
+    place: Any = None
 
 
 def locals_of(c: ModelConfig, start: int, stop: int) -> list[Local]:
-    """The Locals of layers start .. stop - 1."""
+    """The Locals of layers start .. stop - 1, each by itself."""
     windows = [c.window(i) for i in range(start, stop)]
     wide = lambda window: np.int32(window or EVERYTHING) if any(windows) else None  # noqa: E731
     return [Local(wide(w), np.int32(w > 0 and c.rope_local_theta > 0)) for w in windows]
+
+
+def stacked_locals(c: ModelConfig, start: int, stop: int) -> Local:
+    """The Locals of layers start .. stop - 1 as one of arrays [layers], to scan over."""
+    layers = [
+        local._replace(place=np.int32(i)) for i, local in enumerate(locals_of(c, start, stop))
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers)
 
 
 def visible(context: Context, window) -> tuple[jax.Array, jax.Array | None]:
@@ -95,13 +105,43 @@ def visible(context: Context, window) -> tuple[jax.Array, jax.Array | None]:
     return own, prefix
 
 
-def append(cache: jax.Array, new: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-    """Write `new` into `cache` [P, K, G, ...] at `index`, i32[] or i32[P, G], along `axis`."""
-    put = jax.lax.dynamic_update_slice_in_dim
+def extend(cache: Cache, new: Cache, index: jax.Array, place: Any) -> tuple[Cache, Cache]:
+    """Write `new` entries at `index`, i32[] or i32[P, G]: the cache, and what it has of one layer.
+
+    With a `place`, i32[], the cache is of a stack of layers, [layers, ...], and only new entries
+    of that layer are written: XLA then updates it where it lies, step for step.
+    """
+
+    def put(old, entries, axis):  # both None in latent attention's values
+        if old is None:
+            return None
+        return append(old, entries, index, axis, place)
+
+    cache = Cache(put(cache.k, new.k, 4), put(cache.v, new.v, 3))
+    if place is None:
+        return cache, cache
+    layer = lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False)  # noqa: E731
+    return cache, jax.tree.map(layer, cache)
+
+
+def append(cache: jax.Array, new: jax.Array, index: jax.Array, axis: int, place: Any) -> jax.Array:
+    """Write `new` [P, K, G, ...] into `cache`, which is like it, or [layers, P, K, G, ...] with a
+    place, at `index`, i32[] or i32[P, G], along `axis` of `new`."""
+    lead = int(place is not None)
+    new = new[None] if lead else new
+
+    def put(cache, new, index, axis):
+        start = [0] * cache.ndim
+        start[axis] = index
+        if lead:
+            start[0] = place
+        return jax.lax.dynamic_update_slice(cache, new, start)
+
     if index.ndim == 0:
-        return put(cache, new, index, axis=axis)
-    row = lambda c, n, i: put(c, n, i, axis=axis - 2)  # noqa: E731
-    return jax.vmap(jax.vmap(row, (1, 1, 0), 1))(cache, new, index)
+        return put(cache, new, index, axis + lead)
+    row = lambda c, n, i: put(c, n, i, axis - 2 + lead)  # noqa: E731
+    rows = jax.vmap(row, (1 + lead, 1 + lead, 0), 1 + lead)
+    return jax.vmap(rows, (lead, lead, 0), lead)(cache, new, index)
 
 
 def attend(
@@ -159,7 +199,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, prefix, cache, local: Local, context: Context):
-        """x [N, C], N = P G T in that order -> ([N, C], this layer's keys and values)."""
+        """x [N, C], N = P G T in that order -> ([N, C], keys and values or the cache with them)."""
         c = self.config
         P, T = context.positions.shape[0], context.positions.shape[2]
         G = x.shape[0] // (P * T)
@@ -176,14 +216,11 @@ class Attention(nn.Module):
         q = rotate(q, turn, c.rope_interleaved) * query_scale(c)
         k = rotate(k, turn, c.rope_interleaved)
         q = q.reshape(P, G, T, K, R, D).transpose(0, 3, 1, 4, 2, 5)
-        own = Cache(k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4))
+        own = kept = Cache(k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4))
         if cache is not None:
-            own = Cache(
-                append(cache.k, own.k, context.index, axis=4),
-                append(cache.v, own.v, context.index, axis=3),
-            )
+            kept, own = extend(cache, own, context.index, local.place)
         own_mask, prefix_mask = visible(context, local.window)
         out = attend(q, own, own_mask, prefix, prefix_mask, c.attention_softcap)
         out = out.transpose(0, 2, 4, 1, 3, 5).reshape(P * G * T, c.heads * D)
         project = Linear(c, c.heads * D, c.hidden, ("embed", "heads"), c.out_bias, name="o")
-        return project(out), own
+        return project(out), kept

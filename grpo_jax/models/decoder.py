@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models.attention import Attention, Cache, Context, Prefix, locals_of
+from grpo_jax.models.attention import Attention, Cache, Context, Prefix, locals_of, stacked_locals
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.experts import ROUTING, MixtureOfExperts
 from grpo_jax.models.feed_forward import FeedForward
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, prefix, cache, local, context: Context):
-        """x [N, C] -> ([N, C], this layer's keys and values)."""
+        """x [N, C] -> ([N, C], this layer's keys and values, or the cache with them)."""
         c = self.config
         attention: Any = LatentAttention if c.latent.kv_rank else Attention
         norm = lambda name, x: RMSNorm(c, name=name)(x)  # noqa: E731
@@ -56,6 +56,17 @@ class Block(nn.Module):
         if c.post_norms:
             h = norm("ff_post_norm", h)
         return nn.with_logical_constraint(x + h, ("tokens", "hidden")), kv
+
+
+class StackedBlock(Block):
+    """A layer of a stack, to scan over. A cache goes from layer to layer whole, for each to write
+    its own entries: sliced and stacked again, it would be copied at every step."""
+
+    def __call__(self, carry, prefix, local, context: Context):
+        """carry (x, cache or None) -> (the same, this layer's keys and values or None)."""
+        x, cache = carry
+        x, kv = super().__call__(x, prefix, cache, local, context)
+        return ((x, None), kv) if cache is None else ((x, kv), None)
 
 
 class NextToken(nn.Module):
@@ -94,9 +105,9 @@ class Decoder(nn.Module):
                 nn.initializers.normal(0.02 if c.tied else 1.0), ("vocab", "embed")
             ),
         )
-        block: Any = Block
+        block: Any = StackedBlock if c.scan_layers else Block
         if c.remat != "none":
-            block = nn.remat(Block, policy=CHECKPOINTS[c.remat], prevent_cse=not c.scan_layers)
+            block = nn.remat(block, policy=CHECKPOINTS[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
             self.stacks: Any = [self._stack(block, segment) for segment in c.segments()]
         else:
@@ -119,7 +130,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0, ROUTING: 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),
             length=segment.stop - segment.start,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.config, segment.sparse, name=segment.name)
@@ -152,19 +163,24 @@ class Decoder(nn.Module):
         context = _context(c, positions, mask, prefix_mask, cache, index, valid)
         # Tokens in one flat axis: what XLA multiplies fastest, forward and backward.
         x = self._embed(tokens.reshape(-1))
-        if c.scan_layers:
-            layers = [
-                (stack, _stacked(locals_of(c, s.start, s.stop)))
-                for stack, s in zip(self.stacks, c.segments(), strict=True)
-            ]
-        else:
-            layers = list(zip(self.layers, locals_of(c, 0, c.layers), strict=True))
-        none = (None,) * len(layers)
+        parts: Any = self.stacks if c.scan_layers else self.layers
+        none = (None,) * len(parts)
         kv = []
-        for (layer, local), *own in zip(layers, prefix or none, cache or none, strict=True):
-            x, new = layer(x, *own, local, context)
+        for i, (part, *own) in enumerate(zip(parts, prefix or none, cache or none, strict=True)):
+            x, new = self._run(i, part, x, *own, context)
             kv.append(new)
         return self.norm(x).reshape(*tokens.shape, -1), tuple(kv)
+
+    def _run(self, i, part, x, prefix, cache, context):
+        """Part i, a layer or a stack of them: x [N, C], and keys and values or the cache."""
+        c = self.config
+        if not c.scan_layers:
+            (local,) = locals_of(c, i, i + 1)
+            return part(x, prefix, cache, local, context)
+        segment = c.segments()[i]
+        local = stacked_locals(c, segment.start, segment.stop)
+        (x, cache), kv = part((x, cache), prefix, local, context)
+        return x, kv if cache is None else cache
 
     def _embed(self, tokens):
         scale = self.config.hidden**0.5 if self.config.scale_embedding else 1.0
@@ -217,10 +233,6 @@ def _context(c, positions, mask=None, prefix_mask=None, cache=None, index=None, 
     prefix_positions = None if prefix_mask is None else jnp.cumsum(prefix_mask, -1) - 1
     angles = turns(c, positions)
     return Context(positions, angles, own, distance, prefix_mask, prefix_positions, index, valid)
-
-
-def _stacked(layers):
-    return jax.tree.map(lambda *x: jnp.stack(x), *layers)
 
 
 def as_prefix(kv):

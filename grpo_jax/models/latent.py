@@ -7,7 +7,7 @@ part of a head without positions, E of a head's values.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from grpo_jax.models.attention import Cache, Context, Local, Prefix, append, attend, visible
+from grpo_jax.models.attention import Cache, Context, Local, Prefix, attend, extend, visible
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.linear import Linear, RMSNorm
 from grpo_jax.models.rope import query_scale, rotate
@@ -40,7 +40,7 @@ class LatentAttention(nn.Module):
         self.o = Linear(c, heads * a.v_dim, c.hidden, ("embed", "heads"), c.out_bias)
 
     def __call__(self, x, prefix, cache, local: Local, context: Context):
-        """x [N, C], N = P G T in that order -> ([N, C], this layer's latents)."""
+        """x [N, C], N = P G T in that order -> ([N, C], latents, or the cache with them)."""
         c, a = self.config, self.config.latent
         P, T = context.positions.shape[0], context.positions.shape[2]
         G = x.shape[0] // (P * T)
@@ -52,12 +52,12 @@ class LatentAttention(nn.Module):
         latent = self.kv_a(x).reshape(P, G, T, 1, -1)
         key = rotate(latent[..., a.kv_rank :], turn, c.rope_interleaved)
         latent = jnp.concatenate([self.kv_a_norm(latent[..., : a.kv_rank]), key], -1)
-        own = Cache(latent.transpose(0, 3, 1, 4, 2), None)
+        own = kept = Cache(latent.transpose(0, 3, 1, 4, 2), None)
         if cache is not None:
-            own = Cache(append(cache.k, own.k, context.index, axis=4), None)
+            kept, own = extend(cache, own, context.index, local.place)
         form = self._expanded if cache is None else self._absorbed
         out = form(q_nope, q_rope, own, prefix, visible(context, local.window))
-        return self.o(out.reshape(P * G * T, -1)), own
+        return self.o(out.reshape(P * G * T, -1)), kept
 
     def _up(self):
         """The up-projections of keys [H, N, L] and of values [H, E, L]."""

@@ -20,7 +20,7 @@ from reference import (
     stats,
 )
 
-from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.decoder import Decoder, init_cache
 from grpo_jax.models.logps import completion_logps
 from grpo_jax.rollout.filters import filter_logits
 from grpo_jax.rollout.sampler import sample
@@ -163,3 +163,16 @@ def test_first_tokens_follow_the_policy():
     assert expected.min() > 5 and expected.max() > 5 * expected.min()
     df = V - 1
     assert np.sum((counts - expected) ** 2 / expected) < df + 4 * np.sqrt(2 * df)
+
+
+def test_a_stack_of_layers_holds_its_cache_once():
+    """The cache is long beside everything else, so that a copy of it would show."""
+    c = dataclasses.replace(TINY, layers=4, scan_layers=True)
+    sampling = dataclasses.replace(SAMPLING, max_tokens=2000)
+    shape = jax.eval_shape(lambda: random_params(c))
+    lowered = sample.lower(
+        Decoder(c), shape, PROMPTS, jax.random.key(0), sampling=sampling, group=G
+    )
+    cache = jax.eval_shape(lambda: init_cache(c, len(PROMPTS.tokens), G, 2000))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    assert size < lowered.compile().memory_analysis().temp_size_in_bytes < 1.7 * size
