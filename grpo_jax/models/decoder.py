@@ -57,15 +57,12 @@ class Block(nn.Module):
             h = norm("ff_post_norm", h)
         return nn.with_logical_constraint(x + h, ("tokens", "hidden")), kv
 
-
-class StackedBlock(Block):
-    """A layer of a stack, to scan over. A cache goes from layer to layer whole, for each to write
-    its own entries: sliced and stacked again, it would be copied at every step."""
-
-    def __call__(self, carry, prefix, local, context: Context):
-        """carry (x, cache or None) -> (the same, this layer's keys and values or None)."""
+    def stacked(self, carry, prefix, local, context: Context):
+        """As one of a stack, to scan over: carry (x, cache or None) -> (the same, keys and values
+        or None). The cache goes from layer to layer whole, for each to write its own entries:
+        sliced and stacked again, it would be copied at every step."""
         x, cache = carry
-        x, kv = super().__call__(x, prefix, cache, local, context)
+        x, kv = self(x, prefix, cache, local, context)
         return ((x, None), kv) if cache is None else ((x, kv), None)
 
 
@@ -105,9 +102,9 @@ class Decoder(nn.Module):
                 nn.initializers.normal(0.02 if c.tied else 1.0), ("vocab", "embed")
             ),
         )
-        block: Any = StackedBlock if c.scan_layers else Block
+        block: Any = Block
         if c.remat != "none":
-            block = nn.remat(block, policy=CHECKPOINTS[c.remat], prevent_cse=not c.scan_layers)
+            block = nn.remat(Block, policy=CHECKPOINTS[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
             self.stacks: Any = [self._stack(block, segment) for segment in c.segments()]
         else:
@@ -133,6 +130,7 @@ class Decoder(nn.Module):
             in_axes=(0, 0, nn.broadcast),
             length=segment.stop - segment.start,
             metadata_params={nn.PARTITION_NAME: "layers"},
+            methods=["stacked"],
         )(self.config, segment.sparse, name=segment.name)
 
     def __call__(
@@ -166,8 +164,10 @@ class Decoder(nn.Module):
         parts: Any = self.stacks if c.scan_layers else self.layers
         none = (None,) * len(parts)
         kv = []
-        for i, (part, *own) in enumerate(zip(parts, prefix or none, cache or none, strict=True)):
-            x, new = self._run(i, part, x, *own, context)
+        for i, (part, pre, own) in enumerate(
+            zip(parts, prefix or none, cache or none, strict=True)
+        ):
+            x, new = self._run(i, part, x, pre, own, context)
             kv.append(new)
         return self.norm(x).reshape(*tokens.shape, -1), tuple(kv)
 
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
             return part(x, prefix, cache, local, context)
         segment = c.segments()[i]
         local = stacked_locals(c, segment.start, segment.stop)
-        (x, cache), kv = part((x, cache), prefix, local, context)
+        (x, cache), kv = part.stacked((x, cache), prefix, local, context)
         return x, kv if cache is None else cache
 
     def _embed(self, tokens):
