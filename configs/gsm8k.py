@@ -19,7 +19,6 @@ def get_config():
     config.model.path = "models/SmolLM2-135M-Instruct"
     config.model.dtype = "bfloat16"
     config.model.remat = "dots_no_batch"
-    config.model.scan_layers = True
     config.task.name = "gsm8k"
     config.task.path = "data/gsm8k"
     config.task.template = "boxed"

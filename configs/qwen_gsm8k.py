@@ -17,7 +17,6 @@ def get_config():
     config.model.path = "models/Qwen2.5-0.5B"
     config.model.dtype = "bfloat16"
     config.model.remat = "dots_no_batch"
-    config.model.scan_layers = True
     config.task.name = "gsm8k"
     config.task.path = "data/gsm8k"
     config.task.template = "r1_zero"
