@@ -5,7 +5,8 @@
     python -m experiments.train --config=configs/iterations.py:two --workdir=runs/two
 
 Both make as many steps. `two` replaces the reference of the KL term by the policy half-way
-(algorithm 1); there is no reward model here to train anew in between.
+(algorithm 1); there is no reward model here to train anew in between. What was found is in
+docs/results/iterations.md.
 """
 
 from configs._compared import START, compared
