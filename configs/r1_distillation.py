@@ -3,7 +3,8 @@
     python -m experiments.r1 --config=configs/r1_distillation.py --seeds=0,1,2,3,4
 
 Two-digit sums. The student starts from one checkpoint twice: GRPO on the student itself, or
-fine-tuning on what was right among samples of a larger teacher, which GRPO has trained.
+fine-tuning on what was right among samples of a larger teacher, which GRPO has trained. What was
+found is in docs/results/distillation.md.
 """
 
 from configs.quick import get_config as quick
