@@ -1,6 +1,6 @@
 """Distillation beside reinforcement learning on the small model, as in R1's table 6 (2501.12948).
 
-    python -m experiments.r1 --config=configs/r1_distillation.py --seeds=0,1,2,3,4
+    python -m experiments.r1 --config=configs/r1_distillation.py --seeds=5
 
 Two-digit sums. The student starts from one checkpoint twice: GRPO on the student itself, or
 fine-tuning on what was right among samples of a larger teacher, which GRPO has trained. What was

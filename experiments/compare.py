@@ -1,12 +1,12 @@
 """Compare variants: python -m experiments.compare --config=configs/grpo_vs_ppo.py --seeds=5.
 
 The config file's VARIANTS names what its get_config(name) gives. Every variant runs with every
-seed, in turns, each run in a process and a folder of its own, DIR/<variant>/seed<n>: one that is
-there is gone on with, so a comparison can be stopped and resumed, and given more seeds. Where the
-file has a START, that is run first, and all variants start from its run with their seed. Writes
-DIR/comparison.md, the tables, DIR/comparison.png, accuracy against updates and seconds, and
-DIR/comparison.json. --workdir is runs/<config name> by default. --samples=32 adds what is right
-among 32 completions a problem, of every variant and of START.
+seed, five of them by default, in turns, each run in a process and a folder of its own,
+DIR/<variant>/seed<n>: one that is there is gone on with, so a comparison can be stopped and
+resumed, and given more seeds. Where the file has a START, that is run first, and all variants start
+from its run with their seed. Writes DIR/comparison.md, the tables, DIR/comparison.png, accuracy
+against updates and seconds, and DIR/comparison.json. --workdir is runs/<config name> by default.
+--samples=32 adds what is right among 32 completions a problem, of every variant and of START.
 """
 
 import json
@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import stages
+from experiments import seeds, stages
 from grpo_jax.command_line import load_config_file, load_module, run_main
 
 flags.adopt_module_key_flags(stages)
-SEEDS = flags.DEFINE_integer(
-    "seeds", 5, "runs of each variant, with seeds 0, 1, ...", lower_bound=2
-)
+flags.adopt_module_key_flags(seeds)
 CHOSEN = flags.DEFINE_list("variants", [], "names to compare instead of the file's VARIANTS")
 SAMPLES = flags.DEFINE_integer("samples", 0, "a problem for pass@k and maj@k", lower_bound=0)
 TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
@@ -33,23 +31,23 @@ def main():
     file, folder = stages.config_and_folder()
     names = tuple(CHOSEN.value) or variants(file)
     start = getattr(load_module(file), "START", None)
-    for seed in range(SEEDS.value):
+    every = range(seeds.SEEDS.value or 5)
+    for seed in every:
         for name in (*([start] if start else []), *names):
             run(name, seed, folder, None if name == start else start)
-    curves = {name: [curve(path(folder, name, s)) for s in range(SEEDS.value)] for name in names}
+    curves = {name: [curve(path(folder, name, s)) for s in every] for name in names}
     costs = {name: cost(name) for name in names}
     tables = [*learning_table(curves, TARGET.value), "", *cost_table(costs)]
     drawn = {}
     if SAMPLES.value:
         asked = (*([start] if start else []), *names)
-        every = range(SEEDS.value)
         drawn = {n: [sampled(path(folder, n, s), SAMPLES.value) for s in every] for n in asked}
         tables += ["", *sampled_table(drawn)]
     text = "\n".join(tables)
     print(text)
     write_atomically(folder / "comparison.md", (text + "\n").encode())
     write_atomically(folder / "comparison.png", picture(curves))
-    kept = {"seeds": SEEDS.value, "costs": costs, "learning": summary(curves, TARGET.value)}
+    kept = {"seeds": len(every), "costs": costs, "learning": summary(curves, TARGET.value)}
     kept |= {"curves": curves} | ({"sampled": drawn} if drawn else {})
     write_atomically(folder / "comparison.json", json.dumps(kept).encode())
     return 0
@@ -185,7 +183,7 @@ def sampled_table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     """A Markdown table of pass@k and maj@k, and of each variant's gain over the first, by seed."""
     first, *others = found
     values = {
-        measure: {name: [seed[measure] for seed in seeds] for name, seeds in found.items()}
+        measure: {name: [run[measure] for run in runs] for name, runs in found.items()}
         for measure in found[first][0]
         if measure == "accuracy" or ("@" in measure and "/" not in measure)
     }

@@ -4,8 +4,8 @@ Runs the config file's STAGES in turn, each in a folder of its own, DIR/<stage>:
 reasoning RL, rejection sampling and supervised fine-tuning, RL for all scenarios, distillation
 (2501.12948, 2.3 and 2.4), and what they need. The same command goes on where it was cut off.
 --without=cold_start leaves a stage out: reasoning RL then starts where that would have, as
-R1-Zero does. DIR is runs/<config name> by default. --seeds=0,1,2 runs all with each seed, in
-DIR/seed<n>, and writes DIR/results.md, means over the seeds.
+R1-Zero does. DIR is runs/<config name> by default. --seeds=3 runs all with the seeds 0, 1
+and 2, in DIR/seed<n>, and writes DIR/results.md, means over them; else the config's own is taken.
 
 After each stage that trains a policy, its greedy completions of the same held-out problems are
 judged: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/report.html tells all.
@@ -16,16 +16,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments import stages
+from experiments import seeds, stages
 from grpo_jax.command_line import load_module, run_main
 
 flags.adopt_module_key_flags(stages)
-SEEDS = flags.DEFINE_list("seeds", [], "such as 0,1,2; default the config's own alone")
+flags.adopt_module_key_flags(seeds)
 WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
-
-flags.register_validator(
-    "seeds", lambda seeds: all(s.isdigit() for s in seeds), "numbers are needed, such as 0,1,2"
-)
 
 NEEDED = ("STAGES", "STARTS", "JUDGES", "MEASURED_ON", "REJECTION", "prepare", "get_config")
 SHOWN = 2  # completions of each kind that are kept of each stage
@@ -39,10 +35,10 @@ def main():
     stages.part_of_names(folder)
     file = load_module(path)
     names = stages_to_run(file, WITHOUT.value)
-    if not SEEDS.value:
+    if not seeds.SEEDS.value:
         pipeline(file, names, folder, None)
         return
-    folders = {seed: folder / f"seed{seed}" for seed in map(int, SEEDS.value)}
+    folders = {seed: folder / f"seed{seed}" for seed in range(seeds.SEEDS.value)}
     for seed, own in folders.items():
         pipeline(file, names, own, seed)
     starts = {name: start_of(name, file.STARTS, names) for name in names}

@@ -56,7 +56,7 @@ def set_flags(tmp_path, monkeypatch):
     file = tmp_path / "small.py"
     file.write_text(SMALL)
     folder = str(tmp_path / "run")
-    with flagsaver.flagsaver(config=str(file), workdir=folder, without=[], seeds=[]):
+    with flagsaver.flagsaver(config=str(file), workdir=folder, without=[], seeds=None):
         yield tmp_path / "run"
 
 
@@ -114,7 +114,7 @@ def test_every_seed_has_its_own_pipeline_and_a_part_of_the_table(set_flags, monk
             )
 
     monkeypatch.setattr(r1, "pipeline", pipeline)
-    with flagsaver.flagsaver(seeds=["0", "1", "2"]):
+    with flagsaver.flagsaver(seeds=3):
         r1.main()
     assert ran == [("seed0", 0), ("seed1", 1), ("seed2", 2)]
     table = (set_flags / "results.md").read_text()
