@@ -4,7 +4,11 @@
     python -m experiments.train --config=configs/svamp.py --config.task.path=DIR/SVAMP.json
 
 SVAMP.json as published (https://github.com/arkilpatel/SVAMP). Held out are chal-701 to chal-1000;
-variants of one problem are scattered over the file, so that any split leaks a little. Not yet run.
+variants of one problem are scattered over the file, so that any split leaks a little.
+
+Run for 24 steps alone (--config.steps=24, seed 0, one core, 66 s a step), it had hardly begun:
+greedy accuracy on the 300 held-out problems 0.027 [0.014, 0.052] before and 0.050 [0.031, 0.081]
+after; one sample in 14 is right at the end, and one completion in five ends within the 32 tokens.
 """
 
 from grpo_jax.config import defaults
@@ -24,6 +28,7 @@ def get_config():
     config.rollout.max_tokens = 32
     config.rollout.prompt_bucket = 32
     config.steps = 40
+    config.optimizer.accumulation = 4
     config.algorithm.beta = 0.0
     config.algorithm.dynamic_sampling_rounds = 1
     config.optimizer.learning_rate = 3e-5
