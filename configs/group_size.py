@@ -10,7 +10,7 @@ search found for G = 8. What was found is in docs/results/group_size.md.
 
 from configs._compared import START, compared
 
-VARIANTS = ("g2", "g4", "g8", "g16", "g32")
+VARIANTS = ("g8", "g2", "g4", "g16", "g32")  # the first is what others are compared with
 
 
 def get_config(variant="g8"):
