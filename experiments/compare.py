@@ -6,7 +6,7 @@ DIR/<variant>/seed<n>: one that is there is gone on with, so a comparison can be
 resumed, and given more seeds. Where the file has a START, that is run first, and all variants start
 from its run with their seed. Writes DIR/comparison.md, the tables, DIR/comparison.png, accuracy
 against updates and seconds, and DIR/comparison.json. --workdir is runs/<config name> by default.
---samples=32 adds what is right among 32 completions a problem, of every variant and of START.
+--pass_at=32 adds what is right among 32 completions a problem, of every variant and of START.
 """
 
 import json
@@ -21,7 +21,7 @@ from grpo_jax.command_line import load_config_file, load_module, run_main
 flags.adopt_module_key_flags(stages)
 flags.adopt_module_key_flags(seeds)
 CHOSEN = flags.DEFINE_list("variants", [], "names to compare instead of the file's VARIANTS")
-SAMPLES = flags.DEFINE_integer("samples", 0, "a problem for pass@k and maj@k", lower_bound=0)
+PASS_AT = flags.DEFINE_integer("pass_at", 0, "the largest k of pass@k and maj@k", lower_bound=0)
 TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
 
 
@@ -39,9 +39,9 @@ def main():
     costs = {name: cost(name) for name in names}
     tables = [*learning_table(curves, TARGET.value), "", *cost_table(costs)]
     drawn = {}
-    if SAMPLES.value:
+    if PASS_AT.value:
         asked = (*([start] if start else []), *names)
-        drawn = {n: [sampled(path(folder, n, s), SAMPLES.value) for s in every] for n in asked}
+        drawn = {n: [sampled(path(folder, n, s), PASS_AT.value) for s in every] for n in asked}
         tables += ["", *sampled_table(drawn)]
     text = "\n".join(tables)
     print(text)
@@ -189,7 +189,7 @@ def sampled_table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     }
     heads = [first, *(head for name in others for head in (name, f"{name}'s gain"))]
     rows = [
-        f"| of {SAMPLES.value} samples | {' | '.join(heads)} |",
+        f"| of {PASS_AT.value} samples | {' | '.join(heads)} |",
         "|---" * (len(heads) + 1) + "|",
     ]
     for measure, of in values.items():

@@ -102,7 +102,7 @@ def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(compare.stages, "run", train)
     monkeypatch.setattr(compare, "sampled", evaluate)
-    with flagsaver.flagsaver(variants=["ppo", "grpo"], samples=4):
+    with flagsaver.flagsaver(variants=["ppo", "grpo"], pass_at=4):
         assert compare.main() == 0
     half = 12.706205 * 0.1  # Student's t, 1 degree of freedom
     gain = f"0.100 [0.100, 0.100] | 0.400 [{0.4 - half:.3f}, {0.4 + half:.3f}] | "
