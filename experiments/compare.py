@@ -29,7 +29,7 @@ def main():
     from grpo_jax.runs import write_atomically
 
     file, folder = stages.config_and_folder()
-    names = tuple(CHOSEN.value) or variants(file)
+    names = chosen(CHOSEN.value, variants(file))
     start = getattr(load_module(file), "START", None)
     every = range(seeds.SEEDS.value or 5)
     for seed in every:
@@ -61,6 +61,17 @@ def variants(file: str) -> tuple[str, ...]:
     if len(names) < 2:
         raise UsageError(f"config file {file}: VARIANTS must name two variants or more: {names!r}")
     return names
+
+
+def chosen(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, each a known one with or without '@' and options; all known ones for none."""
+    from grpo_jax.checks import UsageError, closest
+
+    for name in names:
+        if (plain := name.partition("@")[0]) not in known:
+            near = closest(plain, known)
+            raise UsageError(f"--variants={name}: no such variant; the closest is {near!r}")
+    return tuple(names) or known
 
 
 def path(folder: Path, name: str, seed: int) -> Path:

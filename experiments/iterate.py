@@ -37,7 +37,7 @@ SAMPLES = flags.DEFINE_integer("samples", 8, "completions of each", lower_bound=
 
 def main():
     file, folder = stages.config_and_folder()
-    stages.part_of_names(folder)
+    stages.check_names(folder)
     for number in range(ITERATIONS.value + 1):
         iterate(file, folder, number)
     print("\n".join(table(folder, ITERATIONS.value)))

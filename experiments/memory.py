@@ -91,13 +91,14 @@ def _mesh():
     if name.endswith(".txtpb"):
         try:
             spec = Path(name).read_text()
-        except OSError as error:
-            raise UsageError(f"--device={name}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            told = getattr(error, "strerror", "not a text file")
+            raise UsageError(f"--device={name}: {told}") from error
         wanted = {"platform": "cuda", "topology": "1x1x1", "target_config": spec}
     try:
         found = topologies.get_topology_desc(**wanted)
-    except (RuntimeError, NotImplementedError) as error:  # no compiler, or no such device
-        told = str(error).splitlines()[0]
+    except RuntimeError as error:  # no compiler, or no such device
+        told = str(error).partition("\n")[0]
         raise UsageError(
             f"--device={name}: {told}; valid: experiments/gpus/h200.txtpb with jax[cuda12], "
             "v5p:2x2x1 with libtpu"

@@ -32,7 +32,7 @@ def main():
     from grpo_jax.runs import read_lines, write_atomically
 
     path, folder = stages.config_and_folder()
-    stages.part_of_names(folder)
+    stages.check_names(folder)
     file = load_module(path)
     names = stages_to_run(file, WITHOUT.value)
     if not seeds.SEEDS.value:

@@ -28,6 +28,9 @@ TOLD = {
     "base": "A model that has read worked solutions of every kind, in two languages and in all "
     "manners, and imitates them badly: the stand-in for a pretrained model.",
     "student": "A smaller model that has read the same: the one to distill into.",
+    "teacher": "A model that has read a few worked solutions.",
+    "teacher_rl": "GRPO on the teacher.",
+    "student_rl": "GRPO on the smaller model itself, for comparison.",
     "helpfulness": "A reward model of what people like in an answer; it sees the answer alone.",
     "harmlessness": "A reward model of what people take ill; it sees the whole response.",
     "cold_start": "Supervised fine-tuning on a few good chains of thought.",
@@ -93,8 +96,6 @@ def over_seeds(runs: list[list[Row]], starts: dict[str, str | None]) -> str:
         mean, low, high = seed_interval(values)
         if name in ("mean_length", "time/seconds"):
             return f"{mean:.0f}"
-        if len(values) == 1:
-            return f"{mean:.3f}"
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
     lines = [

@@ -29,12 +29,11 @@ def config_and_folder() -> tuple[str, Path]:
     return CONFIG.value, Path(WORKDIR.value or default_workdir(CONFIG.value))
 
 
-def part_of_names(folder: Path) -> Path:
-    """The folder, if rewards' names can have its path in them; UsageError where it has a dot, which
-    ConfigDict's keys may not have."""
+def check_names(folder: Path) -> None:
+    """UsageError where the folder has a dot: its path is part of rewards' names, and ConfigDict's
+    keys may not have one."""
     if "." in str(folder):
         raise UsageError(f"--workdir={folder}: it is part of a reward's name; valid: without a dot")
-    return folder
 
 
 def run(module: str, *flags: str) -> None:

@@ -143,6 +143,13 @@ def test_a_stage_dies_with_the_process_that_runs_it(tmp_path):
     assert parent.communicate(timeout=20)[0] == ""
 
 
+def test_an_unknown_variant_is_refused(file):
+    assert compare.chosen(["ppo@1e-3"], ("grpo", "ppo")) == ("ppo@1e-3",)
+    told = "--variants=pp@1e-3: no such variant; the closest is 'ppo'"
+    with flagsaver.flagsaver(variants=["grpo", "pp@1e-3"]), pytest.raises(UsageError, match=told):
+        compare.main()
+
+
 def test_a_file_without_variants_is_refused(file):
     file.write_text(VARIANTS.replace('VARIANTS = ("grpo", "ppo")', 'VARIANTS = ("grpo",)'))
     with pytest.raises(UsageError, match="VARIANTS must name two variants or more"):

@@ -97,11 +97,17 @@ def test_sample_prints_a_line_for_each_completion(run):
             ["--model=qwen2.5-0.5b", "--device=no.txtpb"],
             "--device=no.txtpb: No such file",
         ),
+        (
+            "memory",
+            ["--model=qwen2.5-0.5b", "--device={binary}"],
+            "bytes.txtpb: not a text file",
+        ),
         ("r1", ["--config=configs/quick.py"], "it must have STAGES, STARTS"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_status_2(run, tmp_path, name, arguments, told):
-    given = [a.format(run=run, nothing=tmp_path / "nothing") for a in arguments]
+    (binary := tmp_path / "bytes.txtpb").write_bytes(b"\xff")
+    given = [a.format(run=run, nothing=tmp_path / "nothing", binary=binary) for a in arguments]
     done = program(name, *given)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
