@@ -34,7 +34,7 @@ def programs(
 
     One to max_steps steps, numbers 2 to max_number; worked solutions think in the languages of
     `thinks`, "en" or "de", as the prompt fixes. Accuracy is the reward `code`: the program runs in
-    a sandbox (the extra `code`, bubblewrap). ValueError for options out of range.
+    a sandbox (the extra `code`). ValueError for options out of range.
     """
     if not thinks or not set(thinks) <= set(THOUGHTS):
         raise ValueError(f"thinks={list(thinks)}: valid: {', '.join(THOUGHTS)}, one or more")
