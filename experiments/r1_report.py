@@ -35,6 +35,8 @@ TOLD = {
     "harmlessness": "A reward model of what people take ill; it sees the whole response.",
     "cold_start": "Supervised fine-tuning on a few good chains of thought.",
     "reasoning_rl": "GRPO on problems with a right answer: accuracy, format and language.",
+    "zero": "GRPO on the base model: accuracy and format, as R1-Zero.",
+    "zero_language": "GRPO on the base model: accuracy, format and language.",
     "rejection": "The policy's samples, of which those are kept that are right and readable, and "
     "where there is no right answer the best liked.",
     "rejection_sft": "The base model anew, fine-tuned on what was kept.",

@@ -139,7 +139,10 @@ def test_a_stage_that_is_left_out_hands_its_start_on():
         r1.stages_to_run(r1_tiny, ["cold"])
 
 
-MODELS = [("r1_smollm2", "smollm2-135m"), ("r1_7b", "qwen2.5-7b"), ("r1_distillation", "")]
+MODELS = [
+    *[("r1_smollm2", "smollm2-135m"), ("r1_7b", "qwen2.5-7b")],
+    *[("r1_distillation", ""), ("r1_zero", "")],
+]
 
 
 @pytest.mark.parametrize(("name", "model"), MODELS)
