@@ -1,4 +1,7 @@
-"""Models ready to be asked on one device: of a run's folder, or of a Hugging Face directory."""
+"""Models ready to be asked on one device: of a run's folder, or of a Hugging Face directory.
+
+RUN is a run's newest checkpoint, and RUN/checkpoints/STEP another of its checkpoints.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,15 +33,28 @@ class Model(NamedTuple):
     origin: str
 
 
+def run_and_step(folder: Path) -> tuple[Path, int | None]:
+    """The run that a folder is of, and the step where it is one of the run's checkpoints."""
+    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+        return folder.parent.parent, int(folder.name)
+    return folder, None
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder, or the run that it is a checkpoint of, has checkpoints."""
+    return (run_and_step(folder)[0] / "checkpoints").is_dir()
+
+
 def load(workdir: Path) -> tuple[Experiment, Any, int]:
     """Return (experiment, params, step) of the run in `workdir`, whatever mesh it trained on.
 
     Adapters come with the parameters under them. Raises UsageError where there is no run, or no
     whole checkpoint in it.
     """
-    plain = load_config(workdir).to_dict()
+    run, step = run_and_step(workdir)
+    plain = load_config(run).to_dict()
     plain["mesh"] = dict.fromkeys(plain["mesh"], 1)
-    params, step = checkpoints.restore_params(workdir / "checkpoints")
+    params, step = checkpoints.restore_params(run / "checkpoints", step)
     if "value" in params:
         raise UsageError(f"{workdir} holds a reward model, which scores and does not write")
     ex = build(FrozenConfigDict(plain))
@@ -53,7 +69,7 @@ def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
     The model, its tokenizer and its mesh are its own; all else is as the resolved config says.
     """
     plain = dict(config if isinstance(config, dict) else config.to_dict())
-    if (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
+    if holds_run(folder) or not (folder / "config.json").is_file():
         own, params, step = load(folder)
         kept = own.config.to_dict()
     else:
@@ -70,7 +86,7 @@ def load_model(folder: Path) -> Model:
 
     UsageError where it is neither.
     """
-    if (folder / "checkpoints").is_dir():
+    if holds_run(folder):
         ex, params, step = load(folder)
         params = merge_adapters(ex.model.config, params)
         longest = ex.config.rollout.max_tokens

@@ -3,7 +3,9 @@
 Scores the newest checkpoint of a run on held-out problems, and prints a table and one JSON line.
 With --config=FILE, on that config's problems; without a --workdir, the model in config.model.path.
 --against=DIR,DIR asks other runs or Hugging Face directories the same, and compares them with it
-problem by problem.
+problem by problem. RUN/checkpoints/STEP is one checkpoint of a run. As DeepSeek-R1 was evaluated:
+--samples=64 --config=FILE --config.eval.temperature=0.6 --config.eval.top_p=0.95; pass@1 is then
+the mean over samples, and maj@64 what the paper calls cons@64.
 """
 
 import json
@@ -28,29 +30,35 @@ def main():
     from experiments.checkpoint import asked_the_same
     from grpo_jax.evaluation import evaluate  # imports JAX, which --help and bad flags need not
     from grpo_jax.sharding import using
-    from grpo_jax.statistics import paired
 
     ex, params, step = _examined()
     problems = ex.config.eval.problems if PROBLEMS.value is None else PROBLEMS.value
     samples = ex.config.eval.samples if SAMPLES.value is None else SAMPLES.value
-    told, first = [], None
+    told = []
     for folder in [None, *AGAINST.value]:
         if folder is not None:
             ex, params, step = asked_the_same(Path(folder), ex.config)
-        marks: list[bool] = []
+        singly: dict = {}
         with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
-            metrics = evaluate(ex, params, rewarder, problems, samples, marks)
+            metrics = evaluate(ex, params, rewarder, problems, samples, singly)
         name = str(folder or WORKDIR.value or ex.source)
         print_table(f"{name}, step {step}: {ex.task.name}", metrics)
-        first = first or marks
-        told.append({"model": name, "step": step, **metrics, "paired": paired(first, marks)})
-    if AGAINST.value:
-        print_comparison(told)
-    own, *others = [{k: _json(v) for k, v in one.items() if k != "paired"} for one in told]
+        told.append({"model": name, "step": step, **metrics, "singly": singly})
+    leads = [_leads(told[0]["singly"], one.pop("singly")) for one in told[1:]]
+    told[0].pop("singly")
+    if leads:
+        print_comparison(told, leads)
+    own, *others = [{k: _json(v) for k, v in one.items()} for one in told]
     del own["model"]
-    pairs = [one["paired"] for one in told[1:]]
-    beside = [other | {"lead": pair} for other, pair in zip(others, pairs, strict=True)]
-    print(json.dumps({"samples": samples, **own} | ({"against": beside} if beside else {})))
+    against = [one | {"lead": lead} for one, lead in zip(others, leads, strict=True)]
+    print(json.dumps({"samples": samples, **own} | ({"against": against} if against else {})))
+
+
+def _leads(first, other):
+    """{measure: what the first leads the other by, problem by problem}; none of no problems."""
+    from grpo_jax.statistics import paired
+
+    return {name: paired(marks, other[name]) for name, marks in first.items() if len(marks)}
 
 
 def _json(value):
@@ -78,20 +86,30 @@ def _examined():
     return asked_the_same(Path(WORKDIR.value), config)
 
 
-def print_comparison(told):
-    """Print what the first model leads each other by, on the same problems, greedily."""
+def print_comparison(told, leads):
+    """Print what the first model leads each other by, on the same problems: greedily, and by the
+    mean over samples where there are any."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="greedy accuracy, problem by problem", title_justify="left")
-    for name in ("model", "accuracy", "the first's lead", "95% interval", "McNemar's p"):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for one in told:
-        pair = one["paired"]
-        cells = [f"{pair['difference']:+.4f}", f"{pair['low']:+.4f} to {pair['high']:+.4f}"]
-        cells = [*cells, f"{pair['p']:.2g}"] if one is not told[0] else ["", "", ""]
-        table.add_row(one["model"], f"{one['accuracy']:.4f}", *cells)
-    Console().print(table)
+    for measure in leads[0]:
+        greedy = "greedy " if measure == "accuracy" else ""
+        table = Table(title=f"{greedy}{measure}, problem by problem", title_justify="left")
+        for name in ("model", measure, "95% interval", "first's lead", "95% interval", "p"):
+            table.add_column(name, justify="left" if name == "model" else "right")
+        for one, lead in zip(told, [None, *leads], strict=True):
+            cells = [f"{one[measure]:.4f}", _interval(one, f"{measure}/")]
+            if lead is not None:
+                pair = lead[measure]
+                cells += [f"{pair['difference']:+.4f}", _interval(pair), f"{pair['p']:.2g}"]
+            table.add_row(one["model"], *cells)
+        console = Console()
+        console.width = max(console.width, 100)  # a file or a pipe says 80
+        console.print(table)
+
+
+def _interval(found, prefix=""):
+    return f"{found[f'{prefix}low']:.4f} to {found[f'{prefix}high']:.4f}"
 
 
 def print_table(title, metrics):

@@ -84,16 +84,18 @@ def restore_latest(
     return None
 
 
-def restore_params(directory: Path | str) -> tuple[PyTree, int]:
-    """Return (params, step) of the newest whole checkpoint, on the first device.
+def restore_params(directory: Path | str, step: int | None = None) -> tuple[PyTree, int]:
+    """Return (params, step) of the newest whole checkpoint, or of a step's, on the first device.
 
     The params are those of the checkpoint, the routers' biases among them. Reads nothing else,
     and changes nothing: a run may be writing there.
-    Raises UsageError if there is no whole checkpoint.
+    Raises UsageError if there is no whole checkpoint, or none of that step.
     """
     directory = Path(directory).absolute()
+    if step is not None and step not in steps(directory):
+        raise UsageError(f"no checkpoint of step {step} in {directory}; valid: {steps(directory)}")
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    for folder in _newest_whole(directory, set_aside=False):
+    for folder in _newest_whole(directory, set_aside=False, step=step):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(folder / "state").item_metadata.tree
             meta = {name: tree[name] for name in ("params", "router") if tree.get(name)}
@@ -122,16 +124,16 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _newest_whole(directory: Path, set_aside: bool) -> Iterator[Path]:
-    for step in reversed(steps(directory)):
-        folder = directory / str(step)
+def _newest_whole(directory: Path, set_aside: bool, step: int | None = None) -> Iterator[Path]:
+    for number in reversed(steps(directory) if step is None else [step]):
+        folder = directory / str(number)
         problem = damage(folder)
         if problem is None:
             yield folder
             continue
         print(f"warning: checkpoint {folder} is damaged ({problem}); skipped", file=sys.stderr)
         if set_aside:
-            shutil.rmtree(aside := directory / f"{step}.damaged", ignore_errors=True)
+            shutil.rmtree(aside := directory / f"{number}.damaged", ignore_errors=True)
             folder.rename(aside)
 
 

@@ -27,14 +27,15 @@ def evaluate(
     rewarder: Rewarder,
     problems: int,
     samples: int = 0,
-    marks: list[bool] | None = None,
+    told: dict[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Score held-out problems with the task's own accuracy.
 
     problems  how many, from the first; at most as many as are held out, over-long ones apart
               where they are dropped
     samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
-    marks     a list that takes whether the greedy completion of each problem is right
+    told      a dict that takes of each problem bool "accuracy", whether its greedy completion is
+              right, and with samples f "pass@1", the share of them that is
 
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
     score 1, and <kind>/accuracy those of each kind of a mixture, both of the n problems on which
@@ -44,14 +45,16 @@ def evaluate(
     chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
     greedy = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
     judged = greedy.judged[:, 0]
-    if marks is not None:
-        marks += greedy.right[judged, 0].tolist()
+    singly = {"accuracy": greedy.right[judged, 0]}
     result = greedy_metrics(chosen, greedy)
     if samples and judged.any():
         drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
         sampled = attempts(ex, params, rewarder, chosen, samples, **drawn)
         answers = [a for a, counts in zip(sampled.answers, judged, strict=True) if counts]
         result |= sampled_metrics(answers, sampled.right[judged])
+        singly["pass@1"] = sampled.right[judged].mean(-1)
+    if told is not None:
+        told |= singly
     return result
 
 

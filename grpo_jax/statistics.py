@@ -97,21 +97,28 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float,
 
 
 def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> dict[str, float]:
-    """How much oftener a is right than b on the same problems; marks bool[problems] both.
+    """How much better a does than b on the same problems.
+
+    a, b  bool[problems], whether right; or f[problems], the share of samples that are
 
     difference, low, high  mean of a - b, and Student's t interval over problems
-    p  McNemar's exact test (1947): how likely a difference as large is, two-sided, where each
-       problem that one alone got right had been either's with equal chance; 1 where none was
+    p  two-sided; 1 where no problem differs. Marks: McNemar's exact test (1947), how likely a
+       difference as large is where each problem that one alone got right had been either's with
+       equal chance. Shares: Student's paired t test, NaN of one problem.
 
-    Raises ValueError unless both have one mark a problem.
+    Raises ValueError unless both have one value a problem.
     """
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected marks [problems] twice, got {a.shape} and {b.shape}")
-    mean, low, high = mean_interval(a.astype(float) - b, level)
-    mine, theirs = int((a & ~b).sum()), int((b & ~a).sum())
-    n = mine + theirs
-    p = float(stats.binomtest(mine, n, 0.5).pvalue) if n else 1.0
+    apart = a.astype(float) - b
+    mean, low, high = mean_interval(apart, level)
+    if not apart.any():
+        p = 1.0
+    elif a.dtype == b.dtype == bool:
+        p = float(stats.binomtest(int((apart > 0).sum()), int((apart != 0).sum()), 0.5).pvalue)
+    else:
+        p = float(stats.ttest_1samp(apart, 0).pvalue)
     return {"difference": mean, "low": low, "high": high, "p": p}
 
 

@@ -106,16 +106,18 @@ def test_problems_on_which_accuracy_abstains_do_not_count(ex, monkeypatch):
 
     def told(problems):
         some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=problems))
-        marks = []
+        singly = {}
         with some.rewarder(("accuracy",)) as rewarder:
-            return evaluation.evaluate(some, None, rewarder, 99, samples=2, marks=marks), marks
+            return evaluation.evaluate(some, None, rewarder, 99, 2, singly), singly
 
-    result, marks = told(heldout)
+    result, singly = told(heldout)
     assert (result["n"], result["accuracy"], result["sums/accuracy"]) == (6, 1 / 6, 1 / 6)
-    assert "open/accuracy" not in result and marks == [True, *[False] * 5]
+    assert "open/accuracy" not in result
+    np.testing.assert_array_equal(singly["accuracy"], [True, *[False] * 5])
+    np.testing.assert_array_equal(singly["pass@1"], [1, *[0] * 5])
     assert result["pass@2"] == pytest.approx(1 / 6)
-    result, marks = told(heldout[:1])
-    assert result["n"] == 0 and np.isnan(result["accuracy"]) and marks == []
+    result, singly = told(heldout[:1])
+    assert result["n"] == 0 and np.isnan(result["accuracy"]) and singly["accuracy"].shape == (0,)
 
 
 def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch):

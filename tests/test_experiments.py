@@ -137,13 +137,24 @@ def test_evaluate_prints_a_table_and_then_json(run):
 
 
 def test_evaluate_compares_models_on_the_same_problems(run):
-    done = program("evaluate", f"--workdir={run}", "--problems=4", f"--against={run},{run}")
+    others = [str(run), f"{run}/checkpoints/2"]
+    done = program(
+        *("evaluate", f"--workdir={run}", "--problems=4", "--samples=2"),
+        f"--against={','.join(others)}",
+    )
     assert "greedy accuracy, problem by problem" in done.stdout
+    assert "pass@1, problem by problem" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["against"]) == 2
-    for other in found["against"]:
-        assert other["model"] == str(run) and other["accuracy"] == found["accuracy"]
-        assert other["lead"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    same = {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    for name, other in zip(others, found["against"], strict=True):
+        assert other["model"] == name and other["accuracy"] == found["accuracy"]
+        assert other["lead"] == {"accuracy": same, "pass@1": same}
+
+
+def test_evaluate_names_the_checkpoints_that_are_there(run):
+    done = program("evaluate", f"--workdir={run}/checkpoints/7")
+    assert done.returncode == 2
+    assert "no checkpoint of step 7 in" in done.stderr and "valid: [2]" in done.stderr
 
 
 def test_evaluate_asks_a_run_the_problems_of_another_config(run):

@@ -114,6 +114,16 @@ def test_paired_is_mcnemars_exact_test(mine, theirs, both):
     assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
 
 
+def test_paired_of_shares_is_students_test():
+    a, b = np.array([[0.25, 1.0, 0.5, 0.75], [0.0, 0.75, 0.5, 0.25]])
+    found, expected = statistics.paired(a, b), stats.ttest_rel(a, b)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval()
+    ends = (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert (found["low"], found["high"]) == ends
+    assert statistics.paired(a, a)["p"] == 1
+
+
 def test_paired_needs_the_same_problems():
     with pytest.raises(ValueError, match=r"expected marks \[problems\] twice"):
         statistics.paired([True], [True, False])
