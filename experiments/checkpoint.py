@@ -71,13 +71,13 @@ def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
     plain = dict(config if isinstance(config, dict) else config.to_dict())
     if holds_run(folder) or not (folder / "config.json").is_file():
         own, params, step = load(folder)
-        kept = own.config.to_dict()
+        kept, tokenizer = own.config.to_dict(), own.tokenizer
     else:
         asked = defaults()
         asked.model.path = str(folder)
-        kept, params, step = resolve(asked).to_dict(), None, 0
+        kept, tokenizer, params, step = resolve(asked).to_dict(), None, None, 0
     plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
-    ex = build(FrozenConfigDict(plain))
+    ex = build(FrozenConfigDict(plain), tokenizer)  # "char" is of the task that it was built for
     return ex, pretrained(ex) if params is None else params, step
 
 

@@ -61,14 +61,17 @@ class Experiment:
         return Rewarder(functions, workers=c.reward_workers, timeout_s=c.reward_timeout)
 
 
-def build(config: FrozenConfigDict) -> Experiment:
-    """The experiment of a resolved config; ValueError, naming the field, where it cannot be."""
+def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> Experiment:
+    """The experiment of a resolved config; ValueError, naming the field, where it cannot be.
+
+    tokenizer  None = as config.tokenizer says
+    """
     if config.compilation_cache:
         cache = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     task = _task(config)
-    tokenizer = _tokenizer(config, task)
+    tokenizer = tokenizer or _tokenizer(config, task)
     model = _model(config, tokenizer)
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
     mesh = make_mesh(**config.mesh.to_dict())

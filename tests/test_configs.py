@@ -16,7 +16,7 @@ from grpo_jax.tokenizers import char_tokenizer, encode, prompt_ids, save_tokeniz
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted(set(FOLDER.glob("[!_]*.py")) - set(FOLDER.glob("r1_*.py")))  # these: test_r1.py
-EXTRAS = {"reasoning_gym": "reasoning_gym", "gsm8k": "math"}
+EXTRAS = {"reasoning_gym": "reasoning_gym", "gsm8k": "math", "jsonl": "math"}
 
 
 # What pretrained models and published files look like, in small: no config can bring them along.
@@ -31,6 +31,10 @@ def stand_in(tmp_path):
     """Gives a config a model's folder without weights, and files of a few records."""
 
     def change(config):
+        if config.task.name == "jsonl":  # a benchmark, for any model
+            config.model.path = "SmolLM2-135M-Instruct"
+            config.task.path = str(tmp_path / "benchmark.jsonl")
+            Path(config.task.path).write_text(json.dumps({"prompt": "2 + 3?", "answer": "5"}))
         if config.model.path:
             folder = tmp_path / "model"
             folder.mkdir()
@@ -74,7 +78,8 @@ def test_a_config_fits_its_problems_and_says_how_it_is_run(path, stand_in):
             assert len(prompt) <= config.prompt_length
             assert len(encode(ex.tokenizer, solution)) < config.rollout.max_tokens  # and a stop
     documented = ast.get_docstring(ast.parse(path.read_text()))
-    assert f"python -m experiments.train --config=configs/{path.name} " in documented
+    program = "train" if len(ex.task.train) else "evaluate"
+    assert f"python -m experiments.{program} --config=configs/{path.name} " in documented
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

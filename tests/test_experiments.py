@@ -167,6 +167,20 @@ def test_evaluate_asks_a_run_the_problems_of_another_config(run):
     assert "completions/mean_length" in result and "addition" in done.stdout
 
 
+def test_evaluate_asks_a_run_a_benchmark(run, tmp_path):
+    records = [{"prompt": f"{a}+{a}=", "answer": str(2 * a)} for a in range(1, 4)]
+    path = tmp_path / "benchmark.jsonl"
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    other = ("--config=configs/benchmark.py", f"--config.task.path={path}")
+    plain = ("--config.task.template=none", "--config.task.reward=exact_answer")
+    small = ("--config.rollout.max_tokens=8", "--samples=4", f"--against={run}/checkpoints/2")
+    done = program("evaluate", f"--workdir={run}", *other, *plain, *small)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["n"] == 3 and {"pass@1", "maj@4"} <= result.keys()
+    assert result["against"][0]["lead"]["pass@1"]["difference"] == 0
+
+
 SMALL = ["--prompts=4", "--group=4", "--prompt_len=32", "--completion_len=16", "--hidden=64"]
 SMALL += ["--layers=1", "--heads=2", "--kv_heads=1", "--ff=256", "--vocab=16"]
 

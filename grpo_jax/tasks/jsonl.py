@@ -29,9 +29,10 @@ def jsonl(
     """The problems of a file, .parquet or JSON lines; `prompt`, `answer`, `solution` name columns.
 
     Held out are those of `heldout_path`, or else `heldout_fraction` of the file by a hash of the
-    prompt; a train problem whose prompt is held out is removed and counted in `Task.overlap`. The
-    answer reaches the reward as the column `answer`; where every record has a solution, the task
-    can solve. ValueError names the file and line of a bad record, and what is valid.
+    prompt, 1 for a benchmark that nothing is to be trained on; a train problem whose prompt is held
+    out is removed and counted in `Task.overlap`. The answer reaches the reward as the column
+    `answer`; where every record has a solution, the task can solve. ValueError names the file and
+    line of a bad record, and what is valid.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
@@ -43,8 +44,8 @@ def jsonl(
     if heldout_path is not None:
         heldout = read_table(Path(heldout_path), make)
     else:
-        if not 0 < heldout_fraction < 1:
-            raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, below 1")
+        if not 0 < heldout_fraction <= 1:
+            raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, up to 1")
         sides: tuple[list[Problem], list[Problem]] = ([], [])
         for problem in train:
             sides[is_heldout(key(problem), heldout_fraction)].append(problem)
@@ -62,6 +63,7 @@ def jsonl(
         accuracy=accuracy,
         template=form,
         solve=solve if solvable else None,
+        benchmark=heldout_path is None and heldout_fraction == 1,
     )
 
 

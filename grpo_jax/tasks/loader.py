@@ -27,7 +27,7 @@ def batches(
     is read ahead. Problems that `keep` turns down are left out; ValueError where it keeps none.
     """
     if len(source) == 0:
-        raise ValueError("the source has no problems")
+        raise ValueError("the task has no problems to train on: it can only be evaluated")
     dataset = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()

@@ -8,6 +8,7 @@ import pytest
 from grpo_jax.rewards import Rewarder
 from grpo_jax.rewards.text import format_tags
 from grpo_jax.tasks import make_task
+from grpo_jax.tasks.loader import batches
 from grpo_jax.tasks.templates import TEMPLATES, make_template
 
 
@@ -144,12 +145,21 @@ def test_a_bad_line_is_named(tmp_path, line, match):
         make_task("jsonl", path=str(path))
 
 
+def test_a_benchmark_is_all_held_out(tmp_path, records):
+    path = write(tmp_path / "a.jsonl", records)
+    task = make_task("jsonl", path=path, heldout_fraction=1.0)
+    assert len(task.train) == 0 and task.overlap == 0
+    assert [p.prompt for p in task.heldout] == [record["prompt"] for record in records]
+    with pytest.raises(ValueError, match="no problems to train on"):
+        batches(task.train, 1, seed=0)
+
+
 def test_bad_options_are_named(tmp_path, records):
     path = write(tmp_path / "a.jsonl", records)
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such file"):
         make_task("jsonl", path=str(tmp_path / "none.jsonl"))
-    with pytest.raises(ValueError, match="heldout_fraction=1: valid"):
-        make_task("jsonl", path=path, heldout_fraction=1)
+    with pytest.raises(ValueError, match=r"heldout_fraction=1\.1: valid"):
+        make_task("jsonl", path=path, heldout_fraction=1.1)
     with pytest.raises(ValueError, match="no train problems of 200 records"):
         make_task("jsonl", path=path, heldout_path=path)
     with pytest.raises(ValueError, match="unknown reward 'exact'"):
