@@ -71,5 +71,6 @@ def get_config(stage="cold_start", folder="runs/r1_smollm2"):
     config.sft.learning_rate = 3e-5
     config.optimizer.learning_rate = 2e-5
     config.rollout.prompts = 16
+    config.optimizer.accumulation = 4
     config.steps *= 2
     return config

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Iterable
 
 from grpo_jax.rewards.numbers import last_number
-from grpo_jax.rewards.style import repetition
+from grpo_jax.rewards.style import length, repetition
 from grpo_jax.rewards.text import Reward, choice, exact_answer, format_tags, numeric_answer
 
 REWARDS: dict[str, Reward] = {
@@ -15,6 +15,7 @@ REWARDS: dict[str, Reward] = {
     "last_number": last_number,
     "choice": choice,
     "repetition": repetition(),
+    "length": length,
 }
 # Imported when asked for: name -> its import path, and the extra that it needs.
 EXTRAS = {

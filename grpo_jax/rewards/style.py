@@ -1,4 +1,4 @@
-"""Rewards of form: what a completion repeats."""
+"""Rewards of form: what a completion repeats, and how long it is beside others."""
 
 import re
 from collections.abc import Sequence
@@ -23,6 +23,20 @@ def repetition(n: int = 4) -> Reward:
         return [-_share(_WORD.findall(completion_text(c).lower()), n) for c in completions]
 
     return repeated
+
+
+def length(
+    prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+) -> list[float]:
+    """A penalty in [-1, 0] of one prompt's completions: 0 for the shortest, -1 for the longest.
+
+    -(len - min) / (max - min), in characters, right or wrong: Kimi k1.5's length reward
+    (2501.12599, 2.3.3) less a constant, which advantages within a group do not see. 0 where all are
+    as long. DAPO's soft limit in tokens is Algorithm.overlong_cache.
+    """
+    sizes = [len(completion_text(c)) for c in completions]
+    least, spread = min(sizes, default=0), max(sizes, default=0) - min(sizes, default=0)
+    return [-(size - least) / max(spread, 1) for size in sizes]
 
 
 def _share(words: list[str], n: int) -> float:

@@ -1,9 +1,10 @@
-"""Rewards of form: one language, no repetition, one letter of several."""
+"""Rewards of form: one language, no repetition, few words, one letter of several."""
 
+import numpy as np
 import pytest
 
 from grpo_jax.rewards.registry import resolve
-from grpo_jax.rewards.style import repetition
+from grpo_jax.rewards.style import length, repetition
 from grpo_jax.rewards.text import choice
 
 
@@ -34,6 +35,14 @@ def test_language_abstains_without_words_or_a_target():
     assert got == [None, None, None, 1.0]
     with pytest.raises(ValueError, match="column language: 'english' is not an ISO 639-1 code"):
         language(["a word"], language=["english"])
+
+
+def test_length_is_kimis_reward_less_a_constant():
+    texts = ["ab", "abcdef", [{"role": "assistant", "content": "abc"}], "x" * 12]
+    sizes = np.array([2, 6, 3, 12])
+    kimi = 0.5 - (sizes - 2) / (12 - 2)
+    assert length([""] * 4, texts) == pytest.approx(kimi - 0.5)
+    assert length(["", ""], ["same", "size"]) == [0, 0] and length([""], ["one"]) == [0]
 
 
 def brute_share(words, n):
