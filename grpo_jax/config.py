@@ -89,7 +89,7 @@ def _learning() -> dict[str, Any]:
             "eps": 1e-8,
             "max_grad_norm": 1.0,
             "max_bad_steps": 5,  # non-finite gradients in a row before giving up
-            "accumulation": 1,  # micro-batches a minibatch
+            "accumulation": 1,  # micro-batches a minibatch; of sft.batch, those that divide it
         },
         "sft": {
             "steps": 0,  # 0 = no supervised fine-tuning first

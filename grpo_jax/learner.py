@@ -168,7 +168,7 @@ def update(
     )
     parts = (batch, weights, share)
     trained = state.params, None if state.critic is None else state.critic.params
-    (gradient, slope), (metrics, load) = _gradient(loss, trained, parts, accumulation)
+    (gradient, slope), (metrics, load) = micro_batched(loss, trained, parts, accumulation)
     steps, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, steps)
     metrics |= load_metrics(load)
@@ -197,8 +197,11 @@ def _moved_critic(critic: Critic | None, old: CriticState | None, gradient):
     return CriticState(optax.apply_updates(old.params, steps), opt_state), opt_state.notfinite_count
 
 
-def _gradient(loss, params, parts, accumulation: int):
-    """The gradient of `loss` and what else it returns, summed over micro-batches of `parts`."""
+def micro_batched(loss, params, parts, accumulation: int):
+    """The gradient of `loss` and what else it returns, summed over micro-batches of `parts`.
+
+    parts  arrays [P, ...], in a tuple that begins with one whose tokens say P
+    """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if accumulation == 1:
         (_, aux), gradient = value_and_grad(params, *parts)

@@ -6,6 +6,7 @@ G = 2, T completion length.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
 from grpo_jax.evaluation import first_problems
 from grpo_jax.experiment import Experiment, build
-from grpo_jax.learner import make_optimizer
+from grpo_jax.learner import make_optimizer, micro_batched
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.models.critic import critic_values
 from grpo_jax.models.decoder import Decoder
@@ -49,19 +50,29 @@ def rewards_of(
     return jnp.take_along_axis(values, mask.sum(-1)[..., None], -1)[..., 0]
 
 
-def pair_loss(model: Decoder, params: Any, prompts: Prompts, tokens, mask):
-    """-log sigmoid(r_chosen - r_rejected), a mean over pairs, and its metrics; G = 2."""
+def pair_loss(model: Decoder, pairs: int, params: Any, prompts: Prompts, tokens, mask):
+    """-log sigmoid(r_chosen - r_rejected), a mean over `pairs`, and its metrics; G = 2.
+
+    Given a part of them, sums to that over the parts, as do the metrics.
+    """
     rewards = rewards_of(model, params, prompts, tokens, mask)
     margin = rewards[:, 0] - rewards[:, 1]
-    loss = jax.nn.softplus(-margin).mean()
-    metrics = {"loss": loss, "accuracy": (margin > 0).mean(), "margin": margin.mean()}
-    return loss, metrics | {"reward_mean": rewards.mean(), "reward_std": rewards.std()}
+    loss = jax.nn.softplus(-margin).sum() / pairs
+    metrics = {"loss": loss, "accuracy": (margin > 0).sum() / pairs, "margin": margin.sum() / pairs}
+    moments = {"reward_mean": rewards.sum(), "reward_square": jnp.square(rewards).sum()}
+    return loss, metrics | {name: moment / (2 * pairs) for name, moment in moments.items()}
 
 
-@partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames=("state",))
-def _update(state: TrainState, prompts, tokens, mask, *, model: Decoder, optimizer):
-    loss = partial(pair_loss, model)
-    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, prompts, tokens, mask)
+@partial(
+    jax.jit,
+    static_argnames=("model", "optimizer", "accumulation"),
+    donate_argnames=("state",),
+)
+def _update(state: TrainState, *batch, model: Decoder, optimizer, accumulation: int):
+    loss = partial(pair_loss, model, len(batch[1]))
+    gradient, metrics = micro_batched(loss, state.params, batch, accumulation)
+    variance = metrics.pop("reward_square") - jnp.square(metrics["reward_mean"])
+    metrics["reward_std"] = jnp.sqrt(jnp.maximum(variance, 0.0))
     steps, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, steps)
     metrics["grad_norm"] = optax.tree.norm(gradient)
@@ -143,7 +154,9 @@ def _train(ex: Experiment, run: Any) -> None:
         nonlocal number
         number, began = at, time.monotonic()
         batch = pairs_batch(ex, next(data))
-        state, metrics = _update(state, *batch, model=ex.model, optimizer=optimizer)
+        parts = math.gcd(c.optimizer.accumulation, c.rollout.prompts)
+        options = {"model": ex.model, "optimizer": optimizer, "accumulation": parts}
+        state, metrics = _update(state, *batch, **options)
         metrics = jax.device_get(metrics)
         metrics["time/step"] = time.monotonic() - began
         metrics["time/tokens_per_second"] = float(batch[2].sum()) / metrics["time/step"]

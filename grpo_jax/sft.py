@@ -1,5 +1,6 @@
 """Supervised fine-tuning on worked solutions: the cold start, by the learner's own update."""
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -141,7 +142,8 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch: Batch):
     """One update on a batch that is on the host, and the metrics that mean something here."""
     batch = put_batch(batch, ex.mesh)
     options = {"model": ex.model, "optimizer": optimizer, "mesh": ex.mesh, "joint_mtp": True}
-    state, metrics = update(state, batch, algorithm=LIKELIHOOD, **options)
+    parts = math.gcd(ex.config.optimizer.accumulation, len(batch.tokens))
+    state, metrics = update(state, batch, algorithm=LIKELIHOOD, accumulation=parts, **options)
     kept = ("loss", "entropy", "grad_norm", "learning_rate", "skipped_in_a_row")
     return state, {k: float(metrics[k]) for k in kept}
 

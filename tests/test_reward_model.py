@@ -4,7 +4,9 @@ import dataclasses
 import json
 import random
 import shutil
+from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from experiments.checkpoint import load
 from grpo_jax import reward_model, trainer
 from grpo_jax.checkpoints import restore_params
 from grpo_jax.checks import UsageError
+from grpo_jax.learner import micro_batched
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import Problem, make_task
@@ -32,8 +35,9 @@ VALUE = rng.normal(size=C.hidden).astype(np.float32)
 def test_loss_and_gradient_are_bradley_terrys():
     body = {k: v for k, v in BODY.items() if k != "head"}
     params = jax.tree.map(jnp.asarray, {"body": body, "value": VALUE})
-    run = jax.jit(jax.value_and_grad(reward_model.pair_loss, 1, has_aux=True), static_argnums=0)
-    (loss, metrics), gradient = run(Decoder(C), params, PROMPTS, TOKENS, MASK)
+    of = partial(reward_model.pair_loss, Decoder(C), P)
+    run = jax.jit(jax.value_and_grad(of, has_aux=True))
+    (loss, metrics), gradient = run(params, PROMPTS, TOKENS, MASK)
 
     def numpy_loss(value):
         """A head whose first row is `value` says the reward where the decoder says logits."""
@@ -55,6 +59,9 @@ def test_loss_and_gradient_are_bradley_terrys():
     slope = (sides[0] - sides[1]) / 2e-6
     assert float(gradient["value"] @ aim) == pytest.approx(slope, rel=1e-3)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient["body"]))
+    in_parts = jax.jit(partial(micro_batched, of, accumulation=P))
+    found = in_parts(params, (PROMPTS, TOKENS, MASK))
+    chex.assert_trees_all_close(found, (gradient, metrics), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

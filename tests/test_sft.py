@@ -66,6 +66,18 @@ def test_a_cold_start_learns_its_examples_and_is_done_once(ex, tmp_path, capsys)
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
+def test_micro_batches_do_not_change_a_cold_start(tmp_path):
+    told = []
+    for number in (1, 4):  # of 4, the 2 that divide the batch of 6
+        changes = {"sft.steps": 1, "sft.batch": 6, "optimizer.accumulation": number}
+        ex = build(tiny_config(**changes))
+        with using(ex.mesh):
+            cold_start(ex, None, tmp_path / str(number))
+        record = json.loads((tmp_path / f"{number}/metrics.jsonl").read_text())
+        told.append([record["loss"], record["grad_norm"], record["entropy"]])
+    np.testing.assert_allclose(*told, rtol=1e-5)
+
+
 def test_a_cold_start_ends_when_it_answers_training_problems(tmp_path, capsys):
     changes = {"sft.steps": 9, "sft.batch": 4, "sft.stop_accuracy": 0.5, "sft.check_every": 2}
     ex = build(tiny_config(**changes, **{"sft.check_problems": 4}))
