@@ -94,7 +94,8 @@ def _wait(launcher: subprocess.Popen, seconds: float) -> int | None:
             # all others: killed itself, it would leave them to die a little later.
             pid = launcher.pid
             first = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            os.kill(int(first[0]) if first else pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(int(first[0]) if first else pid, signal.SIGKILL)
             launcher.wait()
 
 

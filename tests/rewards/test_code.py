@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax.rewards import code, sandbox
+from grpo_jax.rewards import code, launchers, sandbox
 from grpo_jax.rewards.code import Case, Limits, judge
-from grpo_jax.rewards.launchers import LAUNCHERS, SCRIPT
+from grpo_jax.rewards.launchers import LAUNCHERS
 from grpo_jax.rewards.sandbox import check, run
 
 QUICK = Limits(cpu_s=1, wall_s=2.0, memory=128 * 2**20, disk=2**20, files=32)
 SECRET = "a52b1c9e"  # what no program is told
+SCRIPT = f"/script{os.getpid()}.py"  # to tell this module's programs from those of other runs
 
 
 @pytest.fixture(params=LAUNCHERS, scope="module", autouse=True)
@@ -27,6 +28,7 @@ def launcher(request):
     """Every test in both kinds of sandbox."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sandbox, "LAUNCHERS", {request.param: LAUNCHERS[request.param]})
+        patch.setattr(launchers, "SCRIPT", SCRIPT)
         check.cache_clear()
         try:
             check()
@@ -46,7 +48,7 @@ def said(program, limits=QUICK):
 
 
 def left_behind():
-    """The processes on this machine that run a sandboxed script."""
+    """The processes on this machine that run SCRIPT."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -289,9 +291,9 @@ def test_daemons_end_with_the_program():
 
 def test_programs_end_with_a_killed_trainer(launcher):
     trainer = f"""
-        from grpo_jax.rewards import sandbox
-        from grpo_jax.rewards.launchers import LAUNCHERS
-        sandbox.LAUNCHERS = {{"one": LAUNCHERS[{launcher!r}]}}
+        from grpo_jax.rewards import launchers, sandbox
+        launchers.SCRIPT = {SCRIPT!r}
+        sandbox.LAUNCHERS = {{"one": launchers.LAUNCHERS[{launcher!r}]}}
         sandbox.run("import time; time.sleep(99)", b"", sandbox.Limits(wall_s=99))
     """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(trainer)]) as process:
