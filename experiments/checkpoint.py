@@ -45,20 +45,20 @@ def holds_run(folder: Path) -> bool:
     return (run_and_step(folder)[0] / "checkpoints").is_dir()
 
 
-def load(workdir: Path) -> tuple[Experiment, Any, int]:
+def load(workdir: Path, scores: bool = False) -> tuple[Experiment, Any, int]:
     """Return (experiment, params, step) of the run in `workdir`, whatever mesh it trained on.
 
     Adapters come with the parameters under them. Raises UsageError where there is no run, or no
-    whole checkpoint in it.
+    whole checkpoint in it, or, unless it may be one that `scores`, a reward model's.
     """
     run, step = run_and_step(workdir)
     plain = load_config(run).to_dict()
     plain["mesh"] = dict.fromkeys(plain["mesh"], 1)
     params, step = checkpoints.restore_params(run / "checkpoints", step)
-    if "value" in params:
+    if "value" in params and not scores:
         raise UsageError(f"{workdir} holds a reward model, which scores and does not write")
     ex = build(FrozenConfigDict(plain))
-    if ex.model.config.lora.rank:
+    if ex.model.config.lora.rank and "value" not in params:
         params = merged(pretrained(ex), params)
     return ex, params, step
 

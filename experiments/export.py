@@ -1,7 +1,8 @@
 """Export: python -m experiments.export --workdir=RUN --out=DIR [--adapters].
 
 Writes a run's newest checkpoint as a Hugging Face directory, adapters merged, that Transformers
-loads; or, with --adapters, as PEFT keeps adapters.
+loads; or, with --adapters, as PEFT keeps adapters. A reward model is written as a model
+ForSequenceClassification.
 """
 
 from pathlib import Path
@@ -17,12 +18,15 @@ ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT'
 def main(workdir):
     from experiments.checkpoint import load  # imports JAX, which --help and bad flags need not
     from grpo_jax.checks import UsageError
+    from grpo_jax.judges import scoring_params
     from grpo_jax.models.lora import merge_adapters, save_adapters
     from grpo_jax.models.weights import save_model
 
-    ex, params, step = load(workdir)
+    ex, params, step = load(workdir, scores=True)
     c, out = ex.model.config, Path(OUT.value)
-    if not ADAPTERS.value:
+    if "value" in params:
+        save_model(out, *scoring_params(c, params), ex.source, ex.tokenizer)
+    elif not ADAPTERS.value:
         save_model(out, c, merge_adapters(c, params), ex.source, ex.tokenizer)
     elif c.lora.rank:
         save_adapters(out, c, params, str(ex.source))

@@ -152,7 +152,7 @@ def judged(ex: Any, params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 completion is preferred to the worked solution (Bradley-Terry)
     """
     from grpo_jax.evaluation import attempts, first_problems, greedy_metrics
-    from grpo_jax.reward_model import PREFIX, load_judge
+    from grpo_jax.judges import PREFIX, load_judge
     from grpo_jax.sharding import using
 
     source = ex.task.heldout
@@ -161,7 +161,7 @@ def judged(ex: Any, params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     with ex.rewarder(names) as rewarder, using(ex.mesh):
         greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
         folders = [name.removeprefix(PREFIX) for name in ex.config.rewards if PREFIX in name]
-        judges = {Path(f).name: load_judge(Path(f), ex.mesh) for f in folders}
+        judges = {Path(f).name: load_judge(Path(f), ex) for f in folders}
         general = [i for i, counts in enumerate(greedy.judged[:, 0]) if not counts]
         liked = preference(ex.task, judges, problems, greedy.completions, general)
     row: dict[str, Any] = {**greedy_metrics(problems, greedy)}

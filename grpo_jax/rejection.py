@@ -10,7 +10,7 @@ import numpy as np
 from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
-from grpo_jax.reward_model import Judge, load_judge
+from grpo_jax.judges import Judge, load_judge
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
 from grpo_jax.tasks.mixture import scored_by
@@ -96,7 +96,7 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     """
     out.mkdir(parents=True, exist_ok=True)
     _same_rule(out / "rule.json", {"origin": origin, **rule._asdict()})
-    judges = [load_judge(Path(folder), ex.mesh) for folder in rule.judges]
+    judges = [load_judge(Path(folder), ex) for folder in rule.judges]
     journal = out / "samples.jsonl"
     n = len(ex.task.train)
     order = (i % n for i in range(rule.first, rule.first + n))

@@ -1,53 +1,35 @@
 """A neural reward model: Bradley-Terry on pairs of completions (2009.01325, eq. 1).
 
-Its network is a critic's, {"body", "value"}, read after a completion's last token, or after that of
-its final answer alone: as its task's option `judged` says. A pair is a group of two: P prompts,
-G = 2, T completion length.
+Its network (`judges`) reads whole completions, or final answers alone: as its task's option
+`judged` says. A pair is a group of two: P prompts, G = 2, T completion length.
 """
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax import checkpoints
-from grpo_jax.checks import UsageError
 from grpo_jax.evaluation import first_problems
 from grpo_jax.experiment import Experiment, build
+from grpo_jax.judges import completions_batch, read, rewards, rewards_of
 from grpo_jax.learner import make_optimizer, micro_batched
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
-from grpo_jax.models.critic import critic_values
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.pretrained import beginning, fitting, started
-from grpo_jax.rewards.evaluate import Rewarder, Scores
-from grpo_jax.rollout.collect import encode_batch
-from grpo_jax.runs import load_config, open_run
-from grpo_jax.sharding import put_batch, using
+from grpo_jax.runs import open_run
+from grpo_jax.sharding import using
 from grpo_jax.statistics import wilson_interval
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
-from grpo_jax.tasks.pairs import JUDGED
-from grpo_jax.tokenizers import encode
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Prompts, TrainState
-
-
-def rewards_of(
-    model: Decoder, params: Any, prompts: Prompts, tokens: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """The reward of whole completions, f32[P, G]; tokens i32, mask bool [P, G, T], right-padded."""
-    longer = jnp.pad(tokens, ((0, 0), (0, 0), (0, 1)))  # value t is read before token t
-    values = critic_values(model, params, None, prompts, longer, None)
-    return jnp.take_along_axis(values, mask.sum(-1)[..., None], -1)[..., 0]
 
 
 def pair_loss(model: Decoder, pairs: int, params: Any, prompts: Prompts, tokens, mask):
@@ -55,11 +37,11 @@ def pair_loss(model: Decoder, pairs: int, params: Any, prompts: Prompts, tokens,
 
     Given a part of them, sums to that over the parts, as do the metrics.
     """
-    rewards = rewards_of(model, params, prompts, tokens, mask)
-    margin = rewards[:, 0] - rewards[:, 1]
+    found = rewards_of(model, params, prompts, tokens, mask)
+    margin = found[:, 0] - found[:, 1]
     loss = jax.nn.softplus(-margin).sum() / pairs
     metrics = {"loss": loss, "accuracy": (margin > 0).sum() / pairs, "margin": margin.sum() / pairs}
-    moments = {"reward_mean": rewards.sum(), "reward_square": jnp.square(rewards).sum()}
+    moments = {"reward_mean": found.sum(), "reward_square": jnp.square(found).sum()}
     return loss, metrics | {name: moment / (2 * pairs) for name, moment in moments.items()}
 
 
@@ -81,37 +63,10 @@ def _update(state: TrainState, *batch, model: Decoder, optimizer, accumulation: 
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-_rewards = jax.jit(rewards_of, static_argnums=0)
-
-
-def completions_batch(
-    ex: Experiment, problems: Sequence[Any], completions: Sequence[Sequence[str]]
-):
-    """Prompts, tokens i32[P, G, T] and mask of texts [P][G], each closed by the stop token.
-
-    A completion beyond rollout.max_tokens is cut there.
-    """
-    c, T = ex.config, ex.config.rollout.max_tokens
-    tokens = np.zeros((len(problems), len(completions[0]), T), np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for p, group in enumerate(completions):
-        for g, text in enumerate(group):
-            ids = [*encode(ex.tokenizer, text), ex.tokenizer.stop[0]][:T]
-            tokens[p, g, : len(ids)], mask[p, g, : len(ids)] = ids, True
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
-    return put_batch((prompts, tokens, mask), ex.mesh)
-
-
 def pairs_batch(ex: Experiment, problems: Sequence[Problem]):
     """The pairs of problems of the task `pairs`, G = 2."""
     pairs = [[p.columns["chosen"], p.columns["rejected"]] for p in problems]
     return completions_batch(ex, problems, read(ex, pairs))
-
-
-def read(ex: Experiment, completions: Sequence[Sequence[str]]) -> list[list[Any]]:
-    """What the model reads of completions [P][G]: text, or None where there is nothing to judge."""
-    part = JUDGED[ex.config.task.get("judged", "whole")]
-    return [[part(text) for text in group] for group in completions]
 
 
 def train(config: Any, workdir: Path) -> None:
@@ -193,69 +148,8 @@ def evaluate(ex: Experiment, state: TrainState) -> dict[str, float]:
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
         filled = part + [part[0]] * (size - len(part))
-        rewards = jax.device_get(_rewards(ex.model, state.params, *pairs_batch(ex, filled)))
-        hits += int((rewards[:, 0] > rewards[:, 1])[: len(part)].sum())
+        found = jax.device_get(rewards(ex.model, state.params, *pairs_batch(ex, filled)))
+        hits += int((found[:, 0] > found[:, 1])[: len(part)].sum())
     low, high = map(float, wilson_interval(hits, len(problems)))
     accuracy = hits / len(problems)
     return {"accuracy": accuracy, "accuracy/low": low, "accuracy/high": high, "n": len(problems)}
-
-
-PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
-Judge = Callable[[Sequence[Any], Sequence[Sequence[str]]], np.ndarray]
-
-
-def load_judge(folder: Path, mesh: Mesh) -> Judge:
-    """The reward model of a run's folder, as a function of problems [P] and texts [P][G] that
-    returns rewards f32[P, G]. UsageError where the folder holds none.
-
-    It reads of completions what it was trained on; `lowest` marks those that have no such part.
-    """
-    params, _ = checkpoints.restore_params(folder / "checkpoints")
-    if "value" not in params:
-        raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
-    ex = dataclasses.replace(build(load_config(folder)), mesh=mesh)
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-
-    def judge(problems, completions):
-        texts = read(ex, completions)
-        batch = completions_batch(ex, problems, [[text or "" for text in g] for g in texts])
-        judged = np.array([[text is not None for text in group] for group in texts])
-        return lowest(np.asarray(_rewards(ex.model, params, *batch)), judged)
-
-    return judge
-
-
-def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    """Rewards f32[P, G], where bool[P, G] is False one below the least judged one of the group.
-
-    So nothing is gained by leaving out what is judged, whatever the scale of the rewards. A group
-    without one takes the batch's least; NaN, which abstains, where nothing at all was judged.
-    """
-    known = np.where(judged, rewards, np.inf)
-    least = known.min(-1, keepdims=True)
-    below = np.where(np.isinf(least), known.min(), least) - 1
-    return np.where(judged, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
-
-
-def with_judges(
-    rewarder: Rewarder, names: Sequence[str], mesh: Mesh
-) -> Callable[..., Callable[[], Scores]]:
-    """`rewarder.submit`, with what the reward models among `names` say added to the scores.
-
-    They score on the accelerator, in this process, once the scores are asked for, while the others
-    are at work in theirs.
-    """
-    chosen = [name for name in names if name.startswith(PREFIX)]
-    judges = {name: load_judge(Path(name.removeprefix(PREFIX)), mesh) for name in chosen}
-
-    def submit(problems, completions) -> Callable[[], Scores]:
-        scores = rewarder.submit(problems, completions)
-
-        def wait() -> Scores:
-            judged = {name: judge(problems, completions) for name, judge in judges.items()}
-            others = scores()
-            return others._replace(parts=others.parts | judged)
-
-        return wait
-
-    return submit

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from grpo_jax import algorithms, checkpoints
 from grpo_jax.evaluation import evaluate
 from grpo_jax.experiment import Experiment, build
+from grpo_jax.judges import PREFIX, with_judges
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.pretrained import beginning, with_base
-from grpo_jax.reward_model import PREFIX, with_judges
 from grpo_jax.rewards.evaluate import Rewarder, Scores
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, texts
 from grpo_jax.rollout.sampler import sample
@@ -54,7 +54,7 @@ def train(config: Any, workdir: Path) -> None:
 def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
     c = ex.config
     problems = Problems(ex)
-    judged = with_judges(rewarder, list(c.rewards), ex.mesh)
+    judged = with_judges(rewarder, list(c.rewards), ex)
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
     learners = make_optimizer(c.optimizer, updates), make_critic(ex, updates)
     done, state = _start(ex, run, *learners, problems, rewarder)

@@ -14,13 +14,16 @@ import pytest
 from tiny import compile_fast, reference, tiny_config  # noqa: F401
 
 from experiments.checkpoint import load
-from grpo_jax import reward_model, trainer
+from grpo_jax import judges, reward_model, trainer
 from grpo_jax.checkpoints import restore_params
 from grpo_jax.checks import UsageError
+from grpo_jax.experiment import build
 from grpo_jax.learner import micro_batched
+from grpo_jax.models.critic import init_critic
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.sharding import make_mesh
+from grpo_jax.models.weights import save_model
 from grpo_jax.tasks import Problem, make_task
+from grpo_jax.tokenizers import encode
 
 C = dataclasses.replace(reference.TINY, layers=1)
 P, S, T = 3, 5, 4
@@ -131,12 +134,12 @@ def test_a_policy_learns_what_a_reward_model_prefers(pairs, tmp_path, capsys):
     reward_model.train(config, tmp_path / "judge")
     reward_model.train(config, tmp_path / "judge")
     assert "judge is finished: all 30 steps are done" in capsys.readouterr().out
-    judge = reward_model.load_judge(tmp_path / "judge", make_mesh())
+    judge = judges.load_judge(tmp_path / "judge", build(config))
     problems = [Problem("12="), Problem("7=")]
     scores = judge(problems, [["777777", "700000"], ["000000", "077777"]])
     assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
 
-    name = f"{reward_model.PREFIX}{tmp_path / 'judge'}"
+    name = f"{judges.PREFIX}{tmp_path / 'judge'}"
     changes = {"steps": 12, "rewards": {name: 1.0}, "eval.every": 0, "algorithm.beta": 0.0}
     trainer.train(config_of(pairs, **changes | {"rollout.max_tokens": 6}), tmp_path / "policy")
     records = [json.loads(line) for line in (tmp_path / "policy/metrics.jsonl").open()]
@@ -144,7 +147,7 @@ def test_a_policy_learns_what_a_reward_model_prefers(pairs, tmp_path, capsys):
     assert last > first + 0.5, (first, last)
     assert records[0][f"rewards/{name}/mean"] == pytest.approx(records[0]["reward"], abs=1e-5)
     with pytest.raises(UsageError, match="that run's model writes and does not score"):
-        reward_model.load_judge(tmp_path / "policy", make_mesh())
+        judges.load_judge(tmp_path / "policy", build(config))
     with pytest.raises(UsageError, match="holds a reward model, which scores and does not write"):
         load(tmp_path / "judge")
 
@@ -168,10 +171,11 @@ def test_a_judge_of_answers_reads_no_thoughts(tmp_path):
     texts = [["<think>1</think>70", "<think>2</think>70", "70", "<think>70"]] * 2
     changes = {"task.judged": "answer", "steps": 2, "eval.every": 0}
     reward_model.train(config_of(path, **changes), tmp_path / "run")
-    answer = reward_model.load_judge(tmp_path / "run", make_mesh())(problems, texts)
+    asked = build(config_of(path))
+    answer = judges.load_judge(tmp_path / "run", asked)(problems, texts)
     saved = tmp_path / "run/config.json"
     saved.write_text(saved.read_text().replace('"judged": "answer"', '"judged": "whole"'))
-    whole = reward_model.load_judge(tmp_path / "run", make_mesh())(problems, texts)
+    whole = judges.load_judge(tmp_path / "run", asked)(problems, texts)
     assert (answer[:, 0] == answer[:, 1]).all() and (whole[:, 0] != whole[:, 1]).all()
     # Nothing is gained by giving none.
     np.testing.assert_allclose(answer[:, 2:], np.repeat(answer[:, :1] - 1, 2, 1), rtol=1e-6)
@@ -181,5 +185,46 @@ def test_what_has_nothing_to_judge_is_below_all_that_has():
     rewards = np.array([[3, -2, 9], [5, 5, 5], [7, 8, 0]], np.float32)
     judged = np.array([[True, True, False], [False] * 3, [True, True, False]])
     want = [[3, -2, -3], [-3, -3, -3], [7, 8, 6]]
-    np.testing.assert_array_equal(reward_model.lowest(rewards, judged), want)
-    assert np.isnan(reward_model.lowest(rewards, np.zeros((3, 3), bool))).all()
+    np.testing.assert_array_equal(judges.lowest(rewards, judged), want)
+    assert np.isnan(judges.lowest(rewards, np.zeros((3, 3), bool))).all()
+
+
+@pytest.mark.parametrize("pads", [True, False])
+@pytest.mark.parametrize("name", ["Llama", "Qwen2"])
+def test_transformers_scores_as_we_do_and_its_files_come_back(name, pads, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs torch, of the extra grpo_jax[test]")
+    transformers = pytest.importorskip("transformers", reason="needs grpo_jax[hf]")
+    config = tiny_config(**{"rollout.max_tokens": 8, "model.qkv_bias": name == "Qwen2"})
+    ex = build(config)
+    if not pads:  # as in many published tokenizers, which end with what they pad with
+        ex = dataclasses.replace(
+            ex, tokenizer=dataclasses.replace(ex.tokenizer, pad=ex.tokenizer.stop[0])
+        )
+    params = init_critic("network", ex.model.config, reference.random_params(ex.model.config))
+    params["value"] = jax.random.normal(jax.random.key(1), params["value"].shape)
+    save_model(tmp_path, *judges.scoring_params(ex.model.config, params), None, ex.tokenizer)
+    assert judges.is_scoring(tmp_path)
+
+    problems, texts = [Problem("12+3="), Problem("7+9=")], [["15", "7"], ["<think>1", ""]]
+    batch = judges.completions_batch(ex, problems, texts)
+    ours = np.asarray(judges.rewards(ex.model, params, *batch))
+    again = judges.load_judge(tmp_path, ex)(problems, texts)
+    np.testing.assert_allclose(again, ours, atol=1e-5)
+
+    kind = transformers.AutoModelForSequenceClassification
+    model = kind.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(model).__name__ == f"{name}ForSequenceClassification"
+    rows = [
+        [*encode(ex.tokenizer, p.prompt), *encode(ex.tokenizer, t), ex.tokenizer.stop[0]]
+        for p, group in zip(problems, texts, strict=True)
+        for t in group
+    ]
+    longest = max(map(len, rows))
+    padded = torch.tensor([row + [ex.tokenizer.pad] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    with torch.no_grad():
+        if pads:
+            theirs = model(padded, attention_mask=mask).logits
+        else:
+            theirs = torch.cat([model(torch.tensor([row])).logits for row in rows])
+    np.testing.assert_allclose(theirs.numpy().reshape(2, 2), ours, atol=1e-4)

@@ -42,6 +42,7 @@ VALID: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (False,),
     "moe_layer_freq": (1,),
 }
+SCORING = "ForSequenceClassification"  # how the architectures of reward models end
 # What a user of a published model may still choose: how it is computed and trained.
 CHOSEN = ("dtype", "param_dtype", "scan_layers", "remat", "lora", "mtp_weight")
 CHOSEN_EXPERTS = ("bias_rate", "balance")
@@ -82,7 +83,8 @@ def read_config(hf: Json) -> ModelConfig:
         raise ValueError(
             f"no field {error.args[0]!r}, which {family.architecture} needs"
         ) from error
-    fields["tied"] = bool(hf.get("tie_word_embeddings", family.model_type == "gemma3_text"))
+    tied = hf.get("tie_word_embeddings", family.model_type == "gemma3_text")
+    fields["tied"] = bool(tied) or _scores(hf)  # a model that scores has no head for tokens
     return model_config(fields)
 
 
@@ -128,8 +130,32 @@ def architecture(c: ModelConfig) -> ModelConfig:
     return dataclasses.replace(c, **defaults, experts=experts if experts.count else Experts())
 
 
+def is_scoring(directory: Path) -> bool:
+    """Whether a directory holds a Hugging Face model ForSequenceClassification."""
+    file = directory / "config.json"
+    return file.is_file() and _scores(json.loads(file.read_text()))
+
+
+def as_scoring(hf: Json, pad: int | None) -> Json:
+    """The config.json of a model with one label in place of a head for tokens.
+
+    pad  what Transformers looks for the last token before; None where that ends completions too:
+         it then scores rows one by one
+    """
+    (name,) = hf["architectures"]
+    named = name.replace("Gemma3For", "Gemma3TextFor").replace("ForCausalLM", SCORING)
+    return hf | {"architectures": [named], "id2label": {"0": "LABEL_0"}, "pad_token_id": pad}
+
+
+def _scores(hf: Json) -> bool:
+    return any(name.endswith(SCORING) for name in hf.get("architectures") or [])
+
+
 def _family(hf: Json) -> Family:
-    named = hf.get("architectures") or []
+    named = [
+        name.replace(SCORING, "ForCausalLM").replace("Gemma3TextFor", "Gemma3For")
+        for name in hf.get("architectures") or []
+    ]
     for family in FAMILIES:
         if family.architecture in named or (
             not named and hf.get("model_type") == family.model_type

@@ -45,6 +45,7 @@ WHOLE = {
     "embed/embedding": "model.embed_tokens.weight",
     "norm/scale": "model.norm.weight",
     "head": "lm_head.weight",
+    "score": "score.weight",  # of a reward model
 }
 # The multi-token prediction layer, which DeepSeek numbers after the last layer.
 MTP = {

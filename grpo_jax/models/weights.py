@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from grpo_jax.folders import replacing
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.config_json import write_config
+from grpo_jax.models.config_json import as_scoring, write_config
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
 from grpo_jax.models.names import Part, copies, parts
 from grpo_jax.tokenizers import TextTokenizer, save_tokenizer
@@ -180,7 +180,7 @@ def save_model(
 ) -> None:
     """Write a Hugging Face directory: config.json, safetensors in shards, and the tokenizer.
 
-    params     without adapters
+    params     without adapters; a reward model's with "score" for a head
     source     the Hugging Face directory that the model came from: what config.json says besides
                the architecture, and the tokenizer's files, are taken from there
     tokenizer  to write, where there is no source
@@ -190,6 +190,9 @@ def save_model(
     """
     old = json.loads((source / "config.json").read_text()) if source else {}
     hf = _kept(old) | write_config(c, old.get("model_type", ""))
+    if "score" in params:
+        pads = tokenizer is not None and tokenizer.pad not in tokenizer.stop
+        hf = as_scoring(hf, tokenizer.pad if tokenizer and pads else None)
     with replacing(out) as made:
         if source is None:
             hf |= {"max_position_embeddings": POSITIONS}

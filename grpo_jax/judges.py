@@ -1,0 +1,161 @@
+"""Reward models at work: what they say of completions, as rewards.
+
+A reward model is a critic's network, {"body", "value"}, read after a completion's last token. P
+prompts, G group, T completion length.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from grpo_jax import checkpoints
+from grpo_jax.checks import UsageError
+from grpo_jax.experiment import Experiment, build
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config_json import is_scoring, read_config_file
+from grpo_jax.models.critic import critic_values
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.weights import load_weights
+from grpo_jax.pretrained import abstract_params
+from grpo_jax.rewards.evaluate import Rewarder, Scores
+from grpo_jax.rollout.collect import encode_batch
+from grpo_jax.runs import load_config
+from grpo_jax.sharding import put_batch
+from grpo_jax.tasks.pairs import JUDGED
+from grpo_jax.tokenizers import bucket, encode, load_tokenizer
+from grpo_jax.types import Prompts
+
+PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
+Judge = Callable[[Sequence[Any], Sequence[Sequence[str]]], np.ndarray]
+
+
+def rewards_of(
+    model: Decoder, params: Any, prompts: Prompts, tokens: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """The reward of whole completions, f32[P, G]; tokens i32, mask bool [P, G, T], right-padded."""
+    longer = jnp.pad(tokens, ((0, 0), (0, 0), (0, 1)))  # value t is read before token t
+    values = critic_values(model, params, None, prompts, longer, None)
+    return jnp.take_along_axis(values, mask.sum(-1)[..., None], -1)[..., 0]
+
+
+rewards = jax.jit(rewards_of, static_argnums=0)
+
+
+def completions_batch(
+    ex: Experiment, problems: Sequence[Any], completions: Sequence[Sequence[str]], cut: bool = True
+):
+    """Prompts, tokens i32[P, G, T] and mask of texts [P][G], each closed by the stop token.
+
+    cut  to rollout.max_tokens, with prompts up to prompt_length; else all are as long as they are
+    """
+    c, stop = ex.config, ex.tokenizer.stop[0]
+    ids = [[[*encode(ex.tokenizer, text), stop] for text in group] for group in completions]
+    T = c.rollout.max_tokens if cut else bucket(max(len(row) for group in ids for row in group))
+    tokens = np.zeros((len(problems), len(completions[0]), T), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for p, group in enumerate(ids):
+        for g, row in enumerate(group):
+            tokens[p, g, : len(row)], mask[p, g, : len(row)] = row[:T], True
+    longest = c.prompt_length if cut else sys.maxsize
+    prompts = encode_batch(ex.tokenizer, problems, longest, c.rollout.prompt_bucket)
+    return put_batch((prompts, tokens, mask), ex.mesh)
+
+
+def read(ex: Experiment, completions: Sequence[Sequence[str]]) -> list[list[Any]]:
+    """What the model reads of completions [P][G]: text, or None where there is nothing to judge."""
+    part = JUDGED[ex.config.task.get("judged", "whole")]
+    return [[part(text) for text in group] for group in completions]
+
+
+def load_judge(folder: Path, asked: Experiment) -> Judge:
+    """A reward model, as a function of problems [P] and texts [P][G] to rewards f32[P, G].
+
+    folder  a run of experiments.reward_model, or a Hugging Face directory of a model
+            ForSequenceClassification with one label
+    asked   the experiment whose completions are judged, on whose mesh
+
+    A run's reads of completions what it was trained on, and `lowest` marks those that have no such
+    part; a directory's reads the whole. UsageError where the folder holds no reward model.
+    """
+    of_run = not is_scoring(folder)
+    ex, params = (_of_run if of_run else _of_directory)(folder, asked)
+
+    def judge(problems, completions):
+        texts = read(ex, completions) if of_run else completions
+        filled = [[text or "" for text in group] for group in texts]
+        batch = completions_batch(ex, problems, filled, cut=of_run)
+        judged = np.array([[text is not None for text in group] for group in texts])
+        return lowest(np.asarray(rewards(ex.model, params, *batch)), judged)
+
+    return judge
+
+
+def _of_run(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
+    if not (folder / "checkpoints").is_dir():
+        raise UsageError(
+            f"{PREFIX}{folder}: no reward model; valid: a run of experiments.reward_model, or a "
+            "Hugging Face directory of a model ForSequenceClassification"
+        )
+    params, _ = checkpoints.restore_params(folder / "checkpoints")
+    if "value" not in params:
+        raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
+    ex = dataclasses.replace(build(load_config(folder)), mesh=asked.mesh)
+    return ex, jax.device_put(params, NamedSharding(ex.mesh, PartitionSpec()))
+
+
+def _of_directory(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
+    c = dataclasses.replace(read_config_file(folder), dtype=asked.model.config.dtype)
+    ex = dataclasses.replace(asked, model=Decoder(c), tokenizer=load_tokenizer(folder))
+    everywhere = NamedSharding(ex.mesh, PartitionSpec())
+    head = jax.ShapeDtypeStruct((1, c.hidden), jnp.float32, sharding=everywhere)
+    body = load_weights(folder, c, abstract_params(ex.model, ex.mesh) | {"score": head})
+    return ex, {"value": body.pop("score")[0], "body": body}
+
+
+def scoring_params(c: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+    """A reward model as `save_model` writes it: a model ForSequenceClassification."""
+    c = dataclasses.replace(c, tied=True, mtp=0)  # without what predicts tokens
+    return c, {**params["body"], "score": params["value"][None]}
+
+
+def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Rewards f32[P, G], where bool[P, G] is False one below the least judged one of the group.
+
+    So nothing is gained by leaving out what is judged, whatever the scale of the rewards. A group
+    without one takes the batch's least; NaN, which abstains, where nothing at all was judged.
+    """
+    known = np.where(judged, rewards, np.inf)
+    least = known.min(-1, keepdims=True)
+    below = np.where(np.isinf(least), known.min(), least) - 1
+    return np.where(judged, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
+
+
+def with_judges(
+    rewarder: Rewarder, names: Sequence[str], asked: Experiment
+) -> Callable[..., Callable[[], Scores]]:
+    """`rewarder.submit`, with what the reward models among `names` say added to the scores.
+
+    They score on the accelerator, in this process, once the scores are asked for, while the others
+    are at work in theirs.
+    """
+    chosen = [name for name in names if name.startswith(PREFIX)]
+    judges = {name: load_judge(Path(name.removeprefix(PREFIX)), asked) for name in chosen}
+
+    def submit(problems, completions) -> Callable[[], Scores]:
+        scores = rewarder.submit(problems, completions)
+
+        def wait() -> Scores:
+            judged = {name: judge(problems, completions) for name, judge in judges.items()}
+            others = scores()
+            return others._replace(parts=others.parts | judged)
+
+        return wait
+
+    return submit
