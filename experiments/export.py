@@ -25,7 +25,7 @@ def main(workdir):
     ex, params, step = load(workdir, scores=True)
     c, out = ex.model.config, Path(OUT.value)
     if "value" in params:
-        save_model(out, *scoring_params(c, params), ex.source, ex.tokenizer)
+        save_model(out, *scoring_params(ex, params), ex.source, ex.tokenizer)
     elif not ADAPTERS.value:
         save_model(out, c, merge_adapters(c, params), ex.source, ex.tokenizer)
     elif c.lora.rank:

@@ -20,28 +20,37 @@ from grpo_jax.checks import UsageError
 from grpo_jax.experiment import Experiment, build
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import is_scoring, read_config_file
-from grpo_jax.models.critic import critic_values
+from grpo_jax.models.critic import NOT_THE_BODYS, critic_values
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
-from grpo_jax.pretrained import abstract_params
+from grpo_jax.pretrained import abstract_params, pretrained
 from grpo_jax.rewards.evaluate import Rewarder, Scores
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import load_config
 from grpo_jax.sharding import put_batch
 from grpo_jax.tasks.pairs import JUDGED
 from grpo_jax.tokenizers import bucket, encode, load_tokenizer
-from grpo_jax.types import Prompts
+from grpo_jax.types import Prompts, merged
 
 PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
 Judge = Callable[[Sequence[Any], Sequence[Sequence[str]]], np.ndarray]
 
 
 def rewards_of(
-    model: Decoder, params: Any, prompts: Prompts, tokens: jax.Array, mask: jax.Array
+    model: Decoder,
+    params: Any,
+    prompts: Prompts,
+    tokens: jax.Array,
+    mask: jax.Array,
+    frozen: Any = None,
 ) -> jax.Array:
-    """The reward of whole completions, f32[P, G]; tokens i32, mask bool [P, G, T], right-padded."""
+    """The reward of whole completions, f32[P, G]; tokens i32, mask bool [P, G, T], right-padded.
+
+    frozen  parameters of the body that are not among `params`, or None
+    """
     longer = jnp.pad(tokens, ((0, 0), (0, 0), (0, 1)))  # value t is read before token t
-    values = critic_values(model, params, None, prompts, longer, None)
+    values = critic_values(model, params, frozen, prompts, longer, None)
     return jnp.take_along_axis(values, mask.sum(-1)[..., None], -1)[..., 0]
 
 
@@ -107,7 +116,14 @@ def _of_run(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
     if "value" not in params:
         raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
     ex = dataclasses.replace(build(load_config(folder)), mesh=asked.mesh)
-    return ex, jax.device_put(params, NamedSharding(ex.mesh, PartitionSpec()))
+    return ex, with_frozen(ex, jax.device_put(params, NamedSharding(ex.mesh, PartitionSpec())))
+
+
+def with_frozen(ex: Experiment, params: Any) -> Any:
+    """A run's {"value", "body"} with all of the body: what its adapters are on, routers' biases."""
+    routers = {name: x for name, x in params.items() if name not in ("value", "body")}
+    base = pretrained(ex) if ex.model.config.lora.rank else None
+    return {"value": params["value"], "body": merged(base, routers, params["body"])}
 
 
 def _of_directory(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
@@ -119,10 +135,12 @@ def _of_directory(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
     return ex, {"value": body.pop("score")[0], "body": body}
 
 
-def scoring_params(c: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
-    """A reward model as `save_model` writes it: a model ForSequenceClassification."""
-    c = dataclasses.replace(c, tied=True, mtp=0)  # without what predicts tokens
-    return c, {**params["body"], "score": params["value"][None]}
+def scoring_params(ex: Experiment, params: Any) -> tuple[ModelConfig, Any]:
+    """A run's reward model, adapters merged, as `save_model` writes a ForSequenceClassification."""
+    c = ex.model.config
+    body = merge_adapters(c, with_frozen(ex, params)["body"])
+    kept = {name: x for name, x in body.items() if name not in NOT_THE_BODYS}
+    return dataclasses.replace(c, tied=True, mtp=0), {**kept, "score": params["value"][None]}
 
 
 def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:

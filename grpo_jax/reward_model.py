@@ -22,7 +22,7 @@ from grpo_jax.judges import completions_batch, read, rewards, rewards_of
 from grpo_jax.learner import make_optimizer, micro_batched
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.pretrained import beginning, fitting, started
+from grpo_jax.pretrained import beginning, fitting, pretrained, started
 from grpo_jax.runs import open_run
 from grpo_jax.sharding import using
 from grpo_jax.statistics import wilson_interval
@@ -32,12 +32,12 @@ from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Prompts, TrainState
 
 
-def pair_loss(model: Decoder, pairs: int, params: Any, prompts: Prompts, tokens, mask):
+def pair_loss(model: Decoder, pairs: int, frozen, params: Any, prompts: Prompts, tokens, mask):
     """-log sigmoid(r_chosen - r_rejected), a mean over `pairs`, and its metrics; G = 2.
 
     Given a part of them, sums to that over the parts, as do the metrics.
     """
-    found = rewards_of(model, params, prompts, tokens, mask)
+    found = rewards_of(model, params, prompts, tokens, mask, frozen)
     margin = found[:, 0] - found[:, 1]
     loss = jax.nn.softplus(-margin).sum() / pairs
     metrics = {"loss": loss, "accuracy": (margin > 0).sum() / pairs, "margin": margin.sum() / pairs}
@@ -51,7 +51,7 @@ def pair_loss(model: Decoder, pairs: int, params: Any, prompts: Prompts, tokens,
     donate_argnames=("state",),
 )
 def _update(state: TrainState, *batch, model: Decoder, optimizer, accumulation: int):
-    loss = partial(pair_loss, model, len(batch[1]))
+    loss = partial(pair_loss, model, len(batch[1]), state.frozen)
     gradient, metrics = micro_batched(loss, state.params, batch, accumulation)
     variance = metrics.pop("reward_square") - jnp.square(metrics["reward_mean"])
     metrics["reward_std"] = jnp.sqrt(jnp.maximum(variance, 0.0))
@@ -93,9 +93,10 @@ def _train(ex: Experiment, run: Any) -> None:
     critic = Critic("network", optimizer)
     options: Any = {"reference": False, "critic": critic}
     like = abstract_state(ex.model, optimizer, ex.mesh, **options)
-    restored = checkpoints.restore_latest(run.checkpoints, _alone(like))
+    restored = checkpoints.restore_latest(run.checkpoints, _alone(like).replace(base=None))
     if restored is not None:
         state, position = restored
+        state = state.replace(base=_base(ex))
         data.set_state(position["data"])
         start = position["step"]
     else:
@@ -126,7 +127,7 @@ def _begun(ex: Experiment, optimizer: Any, options: Any, like: TrainState) -> Tr
     """The state to start from: a reward model's in config.start, or a policy's."""
     key = jax.random.key(ex.config.seed)
     goes_on = ex.config.start != "" and "value" in started(ex)
-    params = None if goes_on else beginning(ex)
+    params = _base(ex) if goes_on else beginning(ex)
     state = _alone(init_state(ex.model, optimizer, key, ex.mesh, params=params, **options))
     if not goes_on:
         return state
@@ -137,7 +138,12 @@ def _alone(state: TrainState) -> TrainState:
     """The critic of a state as a state of its own."""
     assert state.critic is not None
     params, opt_state = state.critic.params, state.critic.opt_state
-    return TrainState(state.step, params, opt_state, None, state.rng)
+    return TrainState(state.step, params, opt_state, None, state.rng, state.router, state.base)
+
+
+def _base(ex: Experiment) -> Any:
+    """What adapters are on, which no checkpoint holds; None without adapters."""
+    return pretrained(ex) if ex.model.config.lora.rank else None
 
 
 def evaluate(ex: Experiment, state: TrainState) -> dict[str, float]:
@@ -148,7 +154,9 @@ def evaluate(ex: Experiment, state: TrainState) -> dict[str, float]:
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
         filled = part + [part[0]] * (size - len(part))
-        found = jax.device_get(rewards(ex.model, state.params, *pairs_batch(ex, filled)))
+        found = jax.device_get(
+            rewards(ex.model, state.params, *pairs_batch(ex, filled), state.frozen)
+        )
         hits += int((found[:, 0] > found[:, 1])[: len(part)].sum())
     low, high = map(float, wilson_interval(hits, len(problems)))
     accuracy = hits / len(problems)

@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +39,7 @@ VALUE = rng.normal(size=C.hidden).astype(np.float32)
 def test_loss_and_gradient_are_bradley_terrys():
     body = {k: v for k, v in BODY.items() if k != "head"}
     params = jax.tree.map(jnp.asarray, {"body": body, "value": VALUE})
-    of = partial(reward_model.pair_loss, Decoder(C), P)
+    of = partial(reward_model.pair_loss, Decoder(C), P, None)
     run = jax.jit(jax.value_and_grad(of, has_aux=True))
     (loss, metrics), gradient = run(params, PROMPTS, TOKENS, MASK)
 
@@ -202,7 +203,7 @@ def test_transformers_scores_as_we_do_and_its_files_come_back(name, pads, tmp_pa
         )
     params = init_critic("network", ex.model.config, reference.random_params(ex.model.config))
     params["value"] = jax.random.normal(jax.random.key(1), params["value"].shape)
-    save_model(tmp_path, *judges.scoring_params(ex.model.config, params), None, ex.tokenizer)
+    save_model(tmp_path, *judges.scoring_params(ex, params), None, ex.tokenizer)
     assert judges.is_scoring(tmp_path)
 
     problems, texts = [Problem("12+3="), Problem("7+9=")], [["15", "7"], ["<think>1", ""]]
@@ -228,3 +229,26 @@ def test_transformers_scores_as_we_do_and_its_files_come_back(name, pads, tmp_pa
         else:
             theirs = torch.cat([model(torch.tensor([row])).logits for row in rows])
     np.testing.assert_allclose(theirs.numpy().reshape(2, 2), ours, atol=1e-4)
+
+
+def test_adapters_learn_to_score_and_go_on_exactly(pairs, tmp_path):
+    plain = build(config_of(pairs))
+    random = jax.tree.map(jnp.asarray, reference.random_params(plain.model.config))
+    save_model(tmp_path / "model", plain.model.config, random, None, plain.tokenizer)
+    changes = {"model.path": str(tmp_path / "model"), "model.lora.rank": 2, "steps": 4}
+    config = config_of(pairs, **changes, **{"checkpoint.every": 2, "eval.every": 4})
+    reward_model.train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/checkpoints/4")
+    reward_model.train(config, tmp_path / "again")
+    two = [restore_params(tmp_path / name / "checkpoints")[0] for name in ("whole", "again")]
+    jax.tree.map(np.testing.assert_array_equal, *two)
+    names = {path[-1] for path in flax.traverse_util.flatten_dict(two[0])}
+    assert names == {"value", "lora_a", "lora_b"}
+
+    ex, params, _ = load(tmp_path / "whole", scores=True)
+    save_model(tmp_path / "out", *judges.scoring_params(ex, params), ex.source, ex.tokenizer)
+    asked = [Problem("12="), Problem("7=")], [["7707", "70"], ["0", "077"]]
+    ours, merged = (judges.load_judge(tmp_path / name, ex)(*asked) for name in ("whole", "out"))
+    np.testing.assert_allclose(ours, merged, atol=1e-5)
+    assert np.ptp(ours) > 1e-3

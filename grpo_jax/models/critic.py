@@ -15,7 +15,7 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.score import score
 from grpo_jax.types import Prompts, merged
 
-_NOT_THE_BODYS = ("head", "mtp")  # what predicts tokens
+NOT_THE_BODYS = ("head", "mtp")  # what predicts tokens
 
 
 def init_critic(kind: str, config: ModelConfig, trained: Any) -> Any:
@@ -27,7 +27,7 @@ def init_critic(kind: str, config: ModelConfig, trained: Any) -> Any:
     value = jnp.zeros(config.hidden, jnp.float32)
     if kind == "head":
         return {"value": value}
-    body = {k: v for k, v in trained.items() if k not in _NOT_THE_BODYS}
+    body = {k: v for k, v in trained.items() if k not in NOT_THE_BODYS}
     return {"value": value, "body": jax.tree.map(jnp.copy, body)}
 
 
