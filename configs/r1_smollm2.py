@@ -59,7 +59,7 @@ def get_config(stage="cold_start", folder="runs/r1_smollm2"):
     config.model.dtype = "bfloat16"
     config.prompt_length = 128
     config.rollout.max_tokens = 96
-    config.rollout.prompt_bucket = 32
+    config.rollout.prompt_bucket = 128  # one length, so each program is compiled once
     if config.task.name == "solved":
         tiny = config.task.of.parts.manners
         config.task.of.parts = parts(tiny.share, tiny.rewards)
@@ -71,6 +71,6 @@ def get_config(stage="cold_start", folder="runs/r1_smollm2"):
     config.sft.learning_rate = 3e-5
     config.optimizer.learning_rate = 2e-5
     config.rollout.prompts = 16
-    config.optimizer.accumulation = 4
+    config.optimizer.accumulation = 16
     config.steps *= 2
     return config
