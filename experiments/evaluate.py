@@ -3,9 +3,8 @@
 Scores the newest checkpoint of a run on held-out problems, and prints a table and one JSON line.
 With --config=FILE, on that config's problems; without a --workdir, the model in config.model.path.
 --against=DIR,DIR asks other runs or Hugging Face directories the same, and compares them with it
-problem by problem. RUN/checkpoints/STEP is one checkpoint of a run. As DeepSeek-R1 was evaluated:
---samples=64 --config=FILE --config.eval.temperature=0.6 --config.eval.top_p=0.95; pass@1 is then
-the mean over samples, and maj@64 what the paper calls cons@64.
+problem by problem. RUN/checkpoints/STEP is one checkpoint of a run. --config=configs/benchmark.py
+asks the problems of a file as DeepSeek-R1 was asked.
 """
 
 import json

@@ -127,7 +127,8 @@ def with_frozen(ex: Experiment, params: Any) -> Any:
 
 
 def _of_directory(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
-    c = dataclasses.replace(read_config_file(folder), dtype=asked.model.config.dtype)
+    how = {name: getattr(asked.model.config, name) for name in ("dtype", "param_dtype")}
+    c = dataclasses.replace(read_config_file(folder), **how)
     ex = dataclasses.replace(asked, model=Decoder(c), tokenizer=load_tokenizer(folder))
     everywhere = NamedSharding(ex.mesh, PartitionSpec())
     head = jax.ShapeDtypeStruct((1, c.hidden), jnp.float32, sharding=everywhere)
