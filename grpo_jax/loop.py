@@ -76,6 +76,16 @@ def _handling(handler: Callable) -> Iterator[None]:
             signal.signal(number, before)
 
 
+@contextlib.contextmanager
+def _put_off() -> Iterator[None]:
+    """Signals wait for the end of what is done within, where leaving would take far longer."""
+    late: list[int] = []
+    with _handling(lambda number, _: late.append(number)):
+        yield
+    for number in late:
+        signal.raise_signal(number)
+
+
 def run_steps(
     run: Run,
     config: Any,
@@ -151,7 +161,8 @@ def _compile_clock() -> Iterator[Callable[[], float]]:
 
 def _save(run: Run, number: int, state: TrainState, position: Metrics, config: Any) -> None:
     kept = state.replace(base=None)  # it is where it came from
-    checkpoints.save(run.checkpoints, number, kept, position, config.checkpoint.keep)
+    with _put_off():  # Orbax, left in the middle, waits for minutes
+        checkpoints.save(run.checkpoints, number, kept, position, config.checkpoint.keep)
 
 
 def _due(number: int, every: int, total: int) -> bool:

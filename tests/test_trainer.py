@@ -280,6 +280,21 @@ def test_a_second_signal_leaves_at_once(steps, capsys):
     assert "go on from the last checkpoint" in capsys.readouterr().err
 
 
+def test_a_second_signal_waits_for_a_checkpoint_to_be_whole(steps, capsys, monkeypatch):
+    folder, seen, run = steps
+    save = checkpoints.save
+
+    def struck(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save", struck)
+    with pytest.raises(loop.Interrupted):
+        run(lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else 0)
+    assert checkpoints.steps(folder / "checkpoints") == [1] and seen == [1]
+    assert "go on from the last checkpoint" in capsys.readouterr().err
+
+
 def test_a_signal_between_the_steps_leaves_with_a_word(capsys):
     with pytest.raises(loop.Interrupted), loop.leaving_on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
