@@ -3,7 +3,9 @@
 import ctypes
 import importlib.util
 import itertools
+import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -179,10 +181,17 @@ def run_main(
     """
     keep_freed_memory()
     define_flags(with_config, with_workdir=with_workdir)
-    app.run(
-        lambda argv: _reporting(_call_main, main, argv, with_workdir),
-        flags_parser=lambda argv: _reporting(_parse_or_help, argv),
-    )
+    try:
+        app.run(
+            lambda argv: _reporting(_call_main, main, argv, with_workdir),
+            flags_parser=lambda argv: _reporting(_parse_or_help, argv),
+        )
+    except SystemExit as leaving:
+        if leaving.code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(leaving.code))  # where XLA still compiles, Python's own way out can crash
     raise AssertionError("app.run returned")
 
 

@@ -21,6 +21,9 @@ COMPILED = (
 )
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
 class Step(NamedTuple):
     """What one step gives: the new state, its scalars, and samples to show."""
 
@@ -38,16 +41,17 @@ class Interrupted(SystemExit):
 def stop_signals() -> Iterator[Callable[[], int]]:
     """A function that gives the signal (SIGINT, SIGTERM) that arrived, or 0.
 
-    The first one lets the step end; a second one leaves at once.
+    The first one lets the step end; a second one ends the process as any other's: an exception in
+    the middle of a compilation or of a checkpoint would wait for it, for minutes.
     """
     arrived = 0
 
     def note(number, frame):
         nonlocal arrived
-        if arrived:
-            _leave_at_once(number, frame)
         arrived = number
         print("\nstopping after this step (again to stop at once) ...", file=sys.stderr)
+        for each in STOPPING:
+            signal.signal(each, signal.SIG_DFL)
 
     with _handling(note):
         yield lambda: arrived
@@ -68,22 +72,12 @@ def _leave_at_once(number, _):
 
 @contextlib.contextmanager
 def _handling(handler: Callable) -> Iterator[None]:
-    old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {s: signal.signal(s, handler) for s in STOPPING}
     try:
         yield
     finally:
         for number, before in old.items():
             signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def _put_off() -> Iterator[None]:
-    """Signals wait for the end of what is done within, where leaving would take far longer."""
-    late: list[int] = []
-    with _handling(lambda number, _: late.append(number)):
-        yield
-    for number in late:
-        signal.raise_signal(number)
 
 
 def run_steps(
@@ -161,8 +155,7 @@ def _compile_clock() -> Iterator[Callable[[], float]]:
 
 def _save(run: Run, number: int, state: TrainState, position: Metrics, config: Any) -> None:
     kept = state.replace(base=None)  # it is where it came from
-    with _put_off():  # Orbax, left in the middle, waits for minutes
-        checkpoints.save(run.checkpoints, number, kept, position, config.checkpoint.keep)
+    checkpoints.save(run.checkpoints, number, kept, position, config.checkpoint.keep)
 
 
 def _due(number: int, every: int, total: int) -> bool:

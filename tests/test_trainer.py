@@ -267,32 +267,14 @@ def test_a_signal_lets_the_step_end_saves_and_leaves(steps, capsys, number):
     assert values(folder / "metrics.jsonl", "x") == [(n, n - 1.0) for n in range(1, 7)]
 
 
-def test_a_second_signal_leaves_at_once(steps, capsys):
-    folder, seen, run = steps
-
-    def twice(step):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_process(steps, number):
+    def struck(step):
+        os.kill(os.getpid(), number)
+        assert [signal.getsignal(each) for each in loop.STOPPING] == [signal.SIG_DFL] * 2
 
     with pytest.raises(loop.Interrupted):
-        run(twice)
-    assert checkpoints.steps(folder / "checkpoints") == [] and seen == [1]
-    assert "go on from the last checkpoint" in capsys.readouterr().err
-
-
-def test_a_second_signal_waits_for_a_checkpoint_to_be_whole(steps, capsys, monkeypatch):
-    folder, seen, run = steps
-    save = checkpoints.save
-
-    def struck(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        save(*arguments)
-
-    monkeypatch.setattr(checkpoints, "save", struck)
-    with pytest.raises(loop.Interrupted):
-        run(lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else 0)
-    assert checkpoints.steps(folder / "checkpoints") == [1] and seen == [1]
-    assert "go on from the last checkpoint" in capsys.readouterr().err
+        steps[2](struck)
 
 
 def test_a_signal_between_the_steps_leaves_with_a_word(capsys):
