@@ -122,6 +122,10 @@ def test_damage_to_any_file_is_reported_and_the_checkpoint_before_is_used(
 def test_params_are_read_without_the_optimizer(two_saves, tmp_path, capsys):
     params, step = checkpoints.restore_params(two_saves)
     assert step == 2 and bits(params) == bits(train_state(2).params)
+    params, step = checkpoints.restore_params(two_saves, 1)
+    assert step == 1 and bits(params) == bits(train_state(1).params)
+    with pytest.raises(UsageError, match=r"no checkpoint of step 7 in .*; valid: \[1, 2\]"):
+        checkpoints.restore_params(two_saves, 7)
     copy = shutil.copytree(two_saves, tmp_path / "copy")
     (copy / "2" / "position.json").unlink()
     assert checkpoints.restore_params(copy)[1] == 1

@@ -125,8 +125,12 @@ def test_speculation_prints_what_it_measured(monkeypatch):
     assert result["speedup"] > 0 and result["mtp/loss"] > 0
 
 
-def test_evaluate_prints_a_table_and_then_json(run):
-    done = program("evaluate", f"--workdir={run}", "--problems=4", "--samples=2")
+def test_evaluate_prints_tables_and_then_json(run):
+    others = [str(run), f"{run}/checkpoints/2"]
+    done = program(
+        *("evaluate", f"--workdir={run}", "--problems=4", "--samples=2"),
+        f"--against={','.join(others)}",
+    )
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
     result = json.loads(last)
@@ -134,27 +138,12 @@ def test_evaluate_prints_a_table_and_then_json(run):
     assert result["accuracy/low"] <= result["accuracy"] <= result["accuracy/high"]
     assert {"pass@1", "pass@2", "pass@2/low"} <= result.keys()
     assert any("pass@2" in line and " to " in line for line in table)
-
-
-def test_evaluate_compares_models_on_the_same_problems(run):
-    others = [str(run), f"{run}/checkpoints/2"]
-    done = program(
-        *("evaluate", f"--workdir={run}", "--problems=4", "--samples=2"),
-        f"--against={','.join(others)}",
-    )
-    assert "greedy accuracy, problem by problem" in done.stdout
-    assert "pass@1, problem by problem" in done.stdout
-    found = json.loads(done.stdout.splitlines()[-1])
+    for measure in ("greedy accuracy", "pass@1"):
+        assert any(f"{measure}, problem by problem" in line for line in table)
     same = {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
-    for name, other in zip(others, found["against"], strict=True):
-        assert other["model"] == name and other["accuracy"] == found["accuracy"]
+    for name, other in zip(others, result["against"], strict=True):
+        assert other["model"] == name and other["accuracy"] == result["accuracy"]
         assert other["lead"] == {"accuracy": same, "pass@1": same}
-
-
-def test_evaluate_names_the_checkpoints_that_are_there(run):
-    done = program("evaluate", f"--workdir={run}/checkpoints/7")
-    assert done.returncode == 2
-    assert "no checkpoint of step 7 in" in done.stderr and "valid: [2]" in done.stderr
 
 
 def test_evaluate_asks_a_run_the_problems_of_another_config(run):
@@ -173,12 +162,11 @@ def test_evaluate_asks_a_run_a_benchmark(run, tmp_path):
     path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     other = ("--config=configs/benchmark.py", f"--config.task.path={path}")
     plain = ("--config.task.template=none", "--config.task.reward=exact_answer")
-    small = ("--config.rollout.max_tokens=8", "--samples=4", f"--against={run}/checkpoints/2")
+    small = ("--config.rollout.max_tokens=8", "--samples=4")
     done = program("evaluate", f"--workdir={run}", *other, *plain, *small)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["n"] == 3 and {"pass@1", "maj@4"} <= result.keys()
-    assert result["against"][0]["lead"]["pass@1"]["difference"] == 0
 
 
 SMALL = ["--prompts=4", "--group=4", "--prompt_len=32", "--completion_len=16", "--hidden=64"]
