@@ -68,19 +68,18 @@ class Verdict(NamedTuple):
 def judge(program: str, cases: Sequence[Case], limits: Limits = Limits()) -> Verdict:  # noqa: B008
     """Run a Python program on every case, each in a sandbox of its own with `limits`.
 
-    A case that takes too long ends the matter: those after it count as failed. ValueError where
-    there is no sandbox, with what to install.
+    ValueError where there is no sandbox, with what to install.
     """
     check()
-    passed, reason = [], ""
-    for number, case in enumerate(cases, 1):
-        done = run(*_asked(program, case), limits)
-        why = done.reason or _wrong(case, done.output)
-        passed.append(not why)
-        reason = reason or (why and f"case {number}: {why}")
-        if done.timed_out:
-            break
-    return Verdict(passed + [False] * (len(cases) - len(passed)), reason)
+    found = [_failure(program, case, limits) for case in cases]
+    reasons = (f"case {number}: {why}" for number, why in enumerate(found, 1) if why)
+    return Verdict([not why for why in found], next(reasons, ""))
+
+
+def _failure(program: str, case: Case, limits: Limits) -> str:
+    """Why a program fails a case, '' where it passes."""
+    done = run(*_asked(program, case), limits)
+    return done.reason or _wrong(case, done.output)
 
 
 def code(
@@ -89,13 +88,18 @@ def code(
     """1.0 where a completion's program passes every case of the column `cases`, else 0.0.
 
     The program is the last block fenced by ```, of what <answer>…</answer> holds or else of the
-    whole completion, or where there is no fence the whole. A record's `cases` is a list of Case's
-    fields, or such a list as JSON. Abstains (None) where the column holds None.
+    whole completion, or where there is no fence the whole. The first case that fails is the last
+    to be run. A record's `cases` is a list of Case's fields, or such a list as JSON. Abstains
+    (None) where the column holds None.
     """
     return [
-        None if given is None else float(all(judge(extract_code(c), _cases(given)).passed))
+        None if given is None else _all_pass(extract_code(c), _cases(given))
         for c, given in zip(completions, cases, strict=True)
     ]
+
+
+def _all_pass(program: str, cases: Sequence[Case]) -> float:
+    return float(not any(_failure(program, case, Limits()) for case in cases))
 
 
 def extract_code(completion: Completion) -> str:

@@ -50,7 +50,6 @@ class Run(NamedTuple):
 
     output: bytes
     reason: str
-    timed_out: bool = False
 
 
 def run(script: str, stdin: bytes, limits: Limits) -> Run:
@@ -75,7 +74,7 @@ def run(script: str, stdin: bytes, limits: Limits) -> Run:
         )
         status = _wait(process, limits.wall_s)
         if status is None:
-            return Run(b"", f"more than {limits.wall_s:g} s", timed_out=True)
+            return Run(b"", f"more than {limits.wall_s:g} s")
         size = os.fstat(output).st_size
         if size > limits.output:
             return Run(b"", f"more than {limits.output} bytes of output")
