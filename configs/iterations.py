@@ -18,6 +18,7 @@ def get_config(variant="one"):
     config = compared(variant)
     if variant == START:
         return config
+    config.optimizer.learning_rate = 2.5e-4
     config.algorithm.beta = 0.04
     config.algorithm.reference_refresh = {"one": 0, "two": config.steps // 2}[variant]
     return config

@@ -20,4 +20,5 @@ def get_config(variant="outcome"):
         return config
     config.algorithm.preset = {"outcome": "grpo", "process": "grpo_process"}[variant]
     config.rewards = {"accuracy": 1.0}
+    config.optimizer.learning_rate = 2.5e-4
     return config
