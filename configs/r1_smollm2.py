@@ -1,11 +1,14 @@
-"""DeepSeek-R1's pipeline from SmolLM2-135M-Instruct: hours on a CPU, minutes on a GPU. Not yet run.
+"""DeepSeek-R1's pipeline from SmolLM2-135M-Instruct: hours on a CPU, minutes on a GPU.
 
     make smollm2-model
     python -m experiments.r1 --config=configs/r1_smollm2.py --workdir=runs/r1_smollm2
     python -m experiments.train --config=configs/r1_smollm2.py --workdir=runs/cold_start
 
 The stages of `r1_tiny.py`, from the published weights and with their chat template, on sums, word
-problems, programs and errands. The student is the published model again.
+problems, programs and errands. The student is the published model again, of which adapters alone
+learn. Run for a thirtieth of its steps alone (6 of RL on reasoning, about 2 minutes each on 2 cores,
+other work beside): every stage works and 11 GB hold it, and nothing is learnt yet (accuracy 0.056
+after the cold start, 0.089 [0.046, 0.166] at the end).
 """
 
 from configs import r1_tiny
@@ -70,6 +73,9 @@ def get_config(stage="cold_start", folder="runs/r1_smollm2"):
     config.sft.steps *= 2
     config.sft.learning_rate = 3e-5
     config.optimizer.learning_rate = 2e-5
+    if stage == "distillation":
+        config.model.lora.rank = 16
+        config.sft.learning_rate = 3e-4
     config.rollout.prompts = 16
     config.optimizer.accumulation = 16
     config.steps *= 2
