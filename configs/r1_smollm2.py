@@ -6,9 +6,9 @@
 
 The stages of `r1_tiny.py`, from the published weights and with their chat template, on sums, word
 problems, programs and errands. The student is the published model again, of which adapters alone
-learn. Run for a thirtieth of its steps alone (6 of RL on reasoning, about 2 minutes each on 2 cores,
-other work beside): every stage works and 11 GB hold it, and nothing is learnt yet (accuracy 0.056
-after the cold start, 0.089 [0.046, 0.166] at the end).
+learn. Run for a thirtieth of its steps alone (6 of RL on reasoning, about 2 minutes each on 2
+cores, other work beside): every stage works and 11 GB hold it, and nothing is learnt yet (accuracy
+0.056 after the cold start, 0.089 [0.046, 0.166] at the end).
 """
 
 from configs import r1_tiny
