@@ -77,6 +77,7 @@ def unshare(limits: Any, code: int, rules: int) -> list[str]:
     """util-linux's unshare, mount and pivot_root: the same without bubblewrap."""
     folders = [*_folders(), "/box", "/dev", "/old"]
     steps = (
+        "umask 022",
         f"mount -t tmpfs -o mode=755 none {_ROOT}",
         f"cd {_ROOT}",
         "mkdir -p " + " ".join(map(_below, folders)),
