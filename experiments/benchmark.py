@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from grpo_jax.command_line import keep_freed_memory
+from grpo_jax.command_line import prepare_process
 
 SIZES: dict[str, float] = {
     "prompts": 8,
@@ -382,7 +382,7 @@ def read_sizes(a, parser):
 def main(argv=None):
     a = parse(argv)
     if not a.beside:
-        keep_freed_memory()  # as every program does
+        prepare_process()  # as every program does
         print(json.dumps(measure(a)))
         return
     result = compare(a)

@@ -23,6 +23,8 @@ FLAGS = flags.FLAGS
 # glibc's M_MMAP_MAX = 0, M_TRIM_THRESHOLD = never, M_ARENA_MAX = 1 (malloc.h, mallopt(3)).
 _KEEP_FREED = ((-4, 0), (-1, -1), (-8, 1))
 
+_TRITON = "--xla_gpu_enable_triton_gemm"
+
 _NO_CONFIG = "--config=configs/<name>.py is needed: the experiment to run"
 
 
@@ -156,6 +158,20 @@ def default_workdir(config_path: str) -> Path:
     return Path("runs") / Path(config_path.split(":", 1)[0]).stem
 
 
+def prepare_process() -> None:
+    """What every program does before JAX starts: memory, and XLA's flags."""
+    keep_freed_memory()
+    os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""))
+
+
+def xla_flags(given: str) -> str:
+    """XLA_FLAGS that leave matrix products on a GPU to cuBLAS, where `given` does not say.
+
+    Else XLA compiles and times Triton kernels for each, which takes it minutes a program.
+    """
+    return given if _TRITON in given else f"{given} {_TRITON}=false".strip()
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next allocation, not hand it back to the system.
 
@@ -179,7 +195,7 @@ def run_main(
     Exits with main's result. Bad input ends in one line 'error: ...' and status 2; an unexpected
     exception keeps its traceback.
     """
-    keep_freed_memory()
+    prepare_process()
     define_flags(with_config, with_workdir=with_workdir)
     try:
         app.run(

@@ -164,6 +164,18 @@ print(faults[2] - faults[1])
     assert kept < 0.1 * left
 
 
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("", "--xla_gpu_enable_triton_gemm=false"),
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_enable_triton_gemm=false"),
+        ("--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+    ],
+)
+def test_the_flags_of_xla_that_are_given_stand(given, wanted):
+    assert command_line.xla_flags(given) == wanted
+
+
 def test_help_is_quick_and_names_the_flags():
     code = "import sys; from grpo_jax import command_line; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
