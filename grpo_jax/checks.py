@@ -16,7 +16,7 @@ _CHOICES = {
 }
 # Smallest value allowed; the other numbers must be at least 0.
 _AT_LEAST_ONE = (
-    *("prompt_length", "reward_workers", "model.layers", "model.hidden", "model.heads"),
+    *("prompt_length", "model.layers", "model.hidden", "model.heads"),
     *("model.kv_heads", "model.ff", "rollout.prompts", "rollout.group", "rollout.max_tokens"),
     *("rollout.prompt_bucket", "optimizer.max_bad_steps", "optimizer.accumulation"),
     *("sft.batch", "sft.check_every", "sft.check_problems", "eval.problems", "checkpoint.keep"),

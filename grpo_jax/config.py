@@ -30,7 +30,7 @@ def defaults() -> ConfigDict:
             "overlong_prompts": "refuse",  # or 'drop'
             "tokenizer": "char",  # or a Hugging Face directory
             "rewards": {"accuracy": 1.0, "format": 0.1},
-            "reward_workers": 2,  # processes
+            "reward_workers": 0,  # processes; 0 = one a core
             "reward_timeout": 5.0,  # seconds for one completion
             "compilation_cache": "~/.cache/grpo_jax",  # '' = none
             **_model_and_rollout(),

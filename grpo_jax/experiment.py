@@ -1,6 +1,7 @@
 """A resolved config made real: its task, tokenizer, model, algorithm and mesh."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ class Experiment:
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
         """The rewards of these names, ready to score in parallel."""
         functions = {name: resolve(name, self.task.accuracy) for name in names}
-        c = self.config
-        return Rewarder(functions, workers=c.reward_workers, timeout_s=c.reward_timeout)
+        workers = self.config.reward_workers or os.cpu_count() or 1
+        return Rewarder(functions, workers=workers, timeout_s=self.config.reward_timeout)
 
 
 def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> Experiment:

@@ -7,8 +7,10 @@ right: exit codes and prints prove nothing.
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from grpo_jax.rewards.text import Completion, completion_text, extract_answer
 
 __all__ = ["Case", "Limits", "Verdict", "code", "judge"]
 
+_AT_ONCE = min(8, os.cpu_count() or 1)  # programs that one call runs
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
 # Calls a function of a program. The program's own prints go nowhere.
@@ -92,13 +95,17 @@ def code(
     to be run. A record's `cases` is a list of Case's fields, or such a list as JSON. Abstains
     (None) where the column holds None.
     """
-    return [
-        None if given is None else _all_pass(extract_code(c), _cases(given))
+    runs = [
+        (extract_code(c), given if given is None else _cases(given))
         for c, given in zip(completions, cases, strict=True)
     ]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # which wait for the sandboxes
+        return list(threads.map(lambda run: _all_pass(*run), runs))
 
 
-def _all_pass(program: str, cases: Sequence[Case]) -> float:
+def _all_pass(program: str, cases: Sequence[Case] | None) -> float | None:
+    if cases is None:
+        return None
     return float(not any(_failure(program, case, Limits()) for case in cases))
 
 
