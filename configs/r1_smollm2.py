@@ -6,10 +6,17 @@
 
 The stages of `r1_tiny.py`, from the published weights and with their chat template, on sums, word
 problems, programs and errands. The student is the published model again, of which adapters alone
-learn. Run for a thirtieth of its steps alone (6 of RL on reasoning, about 2 minutes each on 2
-cores, other work beside): every stage works and 11 GB hold it, and nothing is learnt yet (accuracy
-0.056 after the cold start, 0.089 [0.046, 0.166] at the end).
+learn. On one H100, accuracy on 165 held-out problems with 95% intervals, one run of seed 0, cut off
+after 7 minutes (its update took 8 micro-batches, and programs ran one after another):
+
+    cold_start    0.697 [0.623, 0.762]
+    reasoning_rl  0.842 [0.779, 0.890] after 40 of 100 steps, 0.897 [0.841, 0.935] after 80
+
+All stages would take about 12 minutes at its speed. On 2 cores the update takes 12 GB; a step of RL
+takes a minute and a half, and all of it 4 hours or 5.
 """
+
+import jax
 
 from configs import r1_tiny
 from grpo_jax.config import defaults
@@ -19,7 +26,7 @@ STAGES = tuple(stage for stage in r1_tiny.STAGES if stage not in ("base", "stude
 STARTS = {k: v for k, v in r1_tiny.STARTS.items() if v in STAGES}
 MEASURED_ON = r1_tiny.MEASURED_ON
 JUDGES = r1_tiny.JUDGES
-REJECTION = r1_tiny.REJECTION | {"problems": 2048}
+REJECTION = r1_tiny.REJECTION
 IN_TAGS = " Think between <think> and </think>, then answer between <answer> and </answer>."
 SAYS = {
     "addition": "What is {prompt}?" + IN_TAGS,
@@ -60,6 +67,8 @@ def get_config(stage="cold_start", folder="runs/r1_smollm2"):
     config.model = defaults().model
     config.model.path = "models/SmolLM2-135M-Instruct"
     config.model.dtype = "bfloat16"
+    accelerator = jax.default_backend() != "cpu"
+    config.model.scan_layers = accelerator  # compiled in less time; a CPU runs them more slowly
     config.prompt_length = 128
     config.rollout.max_tokens = 96
     config.rollout.prompt_bucket = 128  # one length, so each program is compiled once
@@ -71,12 +80,12 @@ def get_config(stage="cold_start", folder="runs/r1_smollm2"):
         config.task.parts = parts(tiny.share, tiny.rewards)
     config.sft.batch = 32
     config.sft.steps *= 2
-    config.sft.learning_rate = 3e-5
-    config.optimizer.learning_rate = 2e-5
+    config.sft.learning_rate = 1e-4
+    config.optimizer.learning_rate = 3e-5
     if stage == "distillation":
         config.model.lora.rank = 16
         config.sft.learning_rate = 3e-4
     config.rollout.prompts = 16
-    config.optimizer.accumulation = 16
-    config.steps *= 2
+    config.optimizer.accumulation = 2 if accelerator else 8  # 13 GB there, few kernels
+    config.eval.every *= 2
     return config
