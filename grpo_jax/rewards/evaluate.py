@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from pebble import CONSTS, ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessPool
 
 from grpo_jax.rewards.call import (
     Group,
@@ -26,7 +26,6 @@ from grpo_jax.rewards.text import Reward
 
 __all__ = ["RewardError", "Rewarder", "Scores"]
 
-CONSTS.term_timeout = 0  # seconds until SIGKILL: workers do not hear SIGTERM
 POLL_S = 1.0  # between looks whether the processes still are
 
 Call = tuple[str, int, int | None]  # reward, prompt, completion (None: the whole group)

@@ -9,6 +9,12 @@ from multiprocessing import spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
+from pebble import CONSTS
+
+# Of the pool, in this process and in the workers, which import this module too; seconds.
+CONSTS.term_timeout = 0  # until SIGKILL: workers do not hear SIGTERM
+CONSTS.channel_lock_timeout = 5  # until a lock of a killed worker is given up, and the pool with it
+
 _lock = threading.Lock()
 
 

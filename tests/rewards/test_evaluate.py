@@ -9,6 +9,7 @@ import threading
 import time
 
 import numpy as np
+import pebble
 import pytest
 
 from grpo_jax.rewards import Rewarder, RewardError, resolve
@@ -28,6 +29,10 @@ def misbehave(prompts, completions, **columns):
         if completion == "die":
             os._exit(0 if prompts[0] == "zero" else 3)
     return [float(len(c)) for c in completions]
+
+
+def lock_timeout(completions, **columns):
+    return [pebble.CONSTS.channel_lock_timeout for _ in completions]
 
 
 def raise_on_b(completions, **columns):
@@ -129,6 +134,12 @@ def test_calls_to_workers_just_killed_are_made_again():
         scores = scored(many, [["a", "bb"]] * 100)
     np.testing.assert_array_equal(scores.parts["length"], [[1, 2]] * 100)
     assert scores.timeouts == 0
+
+
+def test_a_worker_does_not_wait_long_for_a_lock_that_a_killed_one_held():
+    with Rewarder({"seconds": lock_timeout}, workers=1) as rewarder:
+        scores = rewarder(PROBLEMS[:1], [["a"]])
+    assert scores.parts["seconds"] <= 5  # pebble's own: 60, twice
 
 
 @pytest.mark.parametrize("workers", [0, 1])
