@@ -95,18 +95,16 @@ def code(
     to be run. A record's `cases` is a list of Case's fields, or such a list as JSON. Abstains
     (None) where the column holds None.
     """
-    runs = [
-        (extract_code(c), given if given is None else _cases(given))
-        for c, given in zip(completions, cases, strict=True)
-    ]
+    pairs = zip(completions, cases, strict=True)
     with ThreadPoolExecutor(_AT_ONCE) as threads:  # which wait for the sandboxes
-        return list(threads.map(lambda run: _all_pass(*run), runs))
+        return list(threads.map(lambda pair: _all_pass(*pair), pairs))
 
 
-def _all_pass(program: str, cases: Sequence[Case] | None) -> float | None:
-    if cases is None:
+def _all_pass(completion: Completion, given: Any) -> float | None:
+    if given is None:
         return None
-    return float(not any(_failure(program, case, Limits()) for case in cases))
+    program = extract_code(completion)
+    return float(not any(_failure(program, case, Limits()) for case in _cases(given)))
 
 
 def extract_code(completion: Completion) -> str:
