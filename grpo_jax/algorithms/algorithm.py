@@ -150,6 +150,13 @@ def needs_steps(algorithm: Algorithm) -> bool:
     return function is not None and "step_rewards" in inspect.signature(function).parameters
 
 
+def unclipped(algorithm: Algorithm) -> Algorithm:
+    """The algorithm without any clip of its ratios, which ratios.LOG_RATIO_MAX keeps below 1e9."""
+    return dataclasses.replace(
+        algorithm, clip_low=1e9, clip_high=1e9, ratio_cap=None, dual_clip=None
+    )
+
+
 def call(
     function: Callable[..., Any],
     algorithm: Algorithm,
@@ -195,6 +202,12 @@ def _check_pairs(algorithm: Algorithm, group: int) -> None:
         raise ValueError(
             f"ratio_cap must exceed 1 + clip_high = {1 + a.clip_high:g}, got {a.ratio_cap}"
         )
+    for field in ("ratio_cap", "dual_clip"):
+        if a.token_selection == "kl_cov" and getattr(a, field) is not None:
+            raise ValueError(
+                f"{field} must be None with token_selection 'kl_cov', whose penalty takes the "
+                f"clip's place; got {getattr(a, field)}"
+            )
     if a.kl_in == "reward" and a.beta > 0 and a.advantage == "process":
         raise ValueError("kl_in must be 'loss' with advantage 'process', got 'reward'")
     if a.kl_in == "reward" and a.kl_unbiased:

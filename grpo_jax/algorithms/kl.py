@@ -25,7 +25,10 @@ def k2(logp: jax.Array, logp_ref: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def k3(logp: jax.Array, logp_ref: jax.Array, mask: jax.Array) -> jax.Array:
-    """exp(d) - d - 1 with d = logp_ref - logp, [P, G, T] (GRPO, 2402.03300)."""
+    """exp(d) - d - 1 with d = logp_ref - logp, [P, G, T] (GRPO, 2402.03300).
+
+    d is bounded above, where exp(d) would overflow; below, the value is -d - 1 and its gradient 1.
+    """
     difference = clamp(masked_difference(logp_ref, logp, mask))
     return jnp.exp(difference) - difference - 1.0
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from grpo_jax.algorithms import shaping
 from grpo_jax.algorithms.advantages import ADVANTAGES, generalized_advantages
-from grpo_jax.algorithms.algorithm import Algorithm, call
+from grpo_jax.algorithms.algorithm import Algorithm, call, unclipped
 from grpo_jax.algorithms.corrections import CORRECTIONS
 from grpo_jax.algorithms.kl import KLS, importance_weighted
-from grpo_jax.algorithms.ratios import RATIOS, token
+from grpo_jax.algorithms.ratios import RATIOS, masked_difference, token
 from grpo_jax.algorithms.selection import SELECTIONS
 from grpo_jax.algorithms.surrogates import SURROGATES, clipped_tokens
 from grpo_jax.types import StepRewards
@@ -139,6 +139,8 @@ def policy_loss(
     old = detached(logp if logp_old is None else jnp.where(mask, logp_old, 0.0))
     advantages = detached(jnp.where(mask, advantages, 0.0))
 
+    if algorithm.token_selection == "kl_cov":
+        algorithm = unclipped(algorithm)
     log_ratio = RATIOS[algorithm.ratio](logp, old, mask)
     token_log_ratio = token(logp, old, mask)
     surrogate = SURROGATES[algorithm.surrogate]
@@ -146,7 +148,7 @@ def policy_loss(
     if correction is not None:
         loss = loss * detached(correction)
     if algorithm.token_selection != "none":
-        loss = _apply_selection(algorithm, loss, token_log_ratio, selection)
+        loss = _apply_selection(algorithm, loss, masked_difference(logp, old, mask), selection)
     penalty, penalty_metrics = _penalties(algorithm, logp, mask, token_log_ratio, logp_ref, entropy)
     metrics = _ratio_metrics(algorithm, log_ratio, token_log_ratio, advantages) | penalty_metrics
     metrics = {name: detached(jnp.sum(token_share * x)) for name, x in metrics.items()}
@@ -156,15 +158,20 @@ def policy_loss(
 def _apply_selection(
     algorithm: Algorithm,
     loss: jax.Array,
-    token_log_ratio: jax.Array,
+    drift: jax.Array,
     selection: jax.Array | None,
 ) -> jax.Array:
-    """KL-Cov penalises the selected tokens' drift; any other selection keeps only them."""
+    """KL-Cov penalises the selected tokens' drift; any other selection keeps only them.
+
+    drift  logp - logp_old, f32[P, G, T]
+    """
     if selection is None:
         raise ValueError(f"token_selection {algorithm.token_selection!r} needs selection")
     selection = jax.lax.stop_gradient(selection)
     if algorithm.token_selection == "kl_cov":
-        return loss + algorithm.kl_cov_coef * selection * jnp.abs(token_log_ratio)
+        # |drift|, without a gradient where it is 0: that of jnp.abs is 1 there.
+        distance = drift * jax.lax.stop_gradient(jnp.sign(drift))
+        return loss + algorithm.kl_cov_coef * selection * distance
     return loss * selection
 
 

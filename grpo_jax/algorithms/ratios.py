@@ -1,12 +1,13 @@
 """Importance weights between the policy and its older self, as logarithms.
 
 Logarithms, because a surrogate may clip there (GMPO) and because a difference of log-probs is exact
-where its exponential overflows. Every ratio is safe to exponentiate: it lies in +-LOG_RATIO_MAX.
+where its exponential overflows. Every ratio is safe to exponentiate: none exceeds LOG_RATIO_MAX.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 # exp(20) = 4.9e8 keeps losses and gradients finite in float32; no healthy ratio comes near it.
 LOG_RATIO_MAX = 20.0
@@ -24,8 +25,21 @@ def masked_difference(logp: jax.Array, other: jax.Array, mask: jax.Array) -> jax
 
 
 def clamp(log_ratio: jax.Array) -> jax.Array:
-    """Bounds log-ratios to +-LOG_RATIO_MAX, any shape, so that their exponential is finite."""
-    return jnp.clip(log_ratio, -LOG_RATIO_MAX, LOG_RATIO_MAX)
+    """Bounds log-ratios by LOG_RATIO_MAX, any shape, so that their exponential is finite.
+
+    From above only: exp(-1000) is 0, which is right, and no value or gradient is lost there.
+    """
+    return at_most(log_ratio, LOG_RATIO_MAX)
+
+
+def at_most(x: jax.Array, bound: ArrayLike) -> jax.Array:
+    """min(x, bound), with the whole gradient of x at x = bound, where jnp.minimum gives half."""
+    return jnp.where(x > bound, bound, x)
+
+
+def at_least(x: jax.Array, bound: ArrayLike) -> jax.Array:
+    """max(x, bound), with the whole gradient of x at x = bound, where jnp.maximum gives half."""
+    return jnp.where(x < bound, bound, x)
 
 
 def token(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array:

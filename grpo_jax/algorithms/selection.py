@@ -47,8 +47,8 @@ def kl_cov(
 ) -> jax.Array:
     """1 on the `kl_cov_fraction` of tokens of highest covariance (2505.22617).
 
-    The loss adds kl_cov_coef |logp - logp_old| there. mask bool[P, G, T], logp_rollout f32[P, G,
-    T].
+    The loss adds kl_cov_coef |logp - logp_old| there, in place of any clip: as in the paper, no
+    token's ratio is clipped. mask bool[P, G, T], logp_rollout f32[P, G, T].
     """
     cov = covariance(mask, logp_rollout, advantages)
     return _top(cov, mask, _count(mask, kl_cov_fraction))

@@ -9,6 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.algorithms.ratios import at_least, at_most
+
 
 def clip(
     log_ratio: jax.Array,
@@ -28,12 +30,12 @@ def clip(
     """
     chex.assert_equal_shape([log_ratio, advantages, mask])
     ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    clipped = at_most(at_least(ratio, 1.0 - clip_low), 1.0 + clip_high)
     if ratio_cap is not None:
-        ratio = jnp.minimum(ratio, ratio_cap)
+        ratio = at_most(ratio, ratio_cap)
     loss = -jnp.minimum(ratio * advantages, clipped * advantages)
     if dual_clip is not None:
-        loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+        loss = jnp.where(advantages < 0, at_most(loss, -dual_clip * advantages), loss)
     return loss
 
 
@@ -89,8 +91,8 @@ def gmpo(
     sign of A makes greedy: above for A > 0, below for A < 0.
     """
     chex.assert_equal_shape([log_ratio, advantages, mask])
-    upper = jnp.minimum(log_ratio, clip_high)
-    lower = jnp.maximum(log_ratio, -clip_low)
+    upper = at_most(log_ratio, clip_high)
+    lower = at_least(log_ratio, -clip_low)
     clipped = jnp.where(advantages > 0, upper, lower)
     length = jnp.maximum(mask.sum(-1, keepdims=True), 1)
     mean = jnp.where(mask, clipped, 0.0).sum(-1, keepdims=True) / length

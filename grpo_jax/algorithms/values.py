@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.algorithms.ratios import at_least, at_most
+
 CRITICS = ("network", "head")  # the kinds that models.critic builds
 
 
@@ -31,6 +33,7 @@ def value_loss(
     error = jnp.square(new - target)
     clipped_error = error
     if value_clip is not None:
-        clipped_error = jnp.square(jnp.clip(new, old - value_clip, old + value_clip) - target)
+        clipped = at_most(at_least(new, old - value_clip), old + value_clip)
+        clipped_error = jnp.square(clipped - target)
     loss = 0.5 * value_coef * jnp.sum(weights * jnp.maximum(error, clipped_error))
     return loss, {"val/clipfrac": jnp.sum(weights * (clipped_error > error))}

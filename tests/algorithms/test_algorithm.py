@@ -83,6 +83,7 @@ def test_every_coefficient_is_a_field():
         ({"surrogate": "gmpo", "ratio": "sequence"}, "ratio must be 'token' with surrogate 'gmpo'"),
         ({"advantage": "process", "kl_in": "reward", "beta": 0.1}, "kl_in must be 'loss'"),
         ({"kl_in": "reward", "kl_unbiased": True}, "kl_unbiased must be False"),
+        ({"token_selection": "kl_cov", "dual_clip": 3.0}, "dual_clip must be None with .*'kl_cov'"),
         ({"reference_refresh": 400}, "reference_refresh must be 0 with beta 0, got 400"),
     ],
 )

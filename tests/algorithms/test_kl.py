@@ -21,6 +21,26 @@ def test_formula(batch, name):
     np.testing.assert_allclose(got, np.where(mask, want, 0), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", KLS)
+def test_far_from_the_reference_value_and_gradient_are_still_the_formulas(name):
+    """d = logp_ref - logp from where exp(d) vanishes up to where it nearly overflows, and 0."""
+    d = np.array([-1e4, -50.0, -20.0, -3.0, 0.0, 3.0, 19.0], np.float32)
+    one = lambda x: jnp.reshape(x, (1, 1, -1))  # noqa: E731
+    total = lambda logp: KLS[name](one(logp), one(d), one(d == d)).sum()  # noqa: E731
+    gradient = jit(jax.grad(total))(jnp.zeros_like(d))
+    exact = {"k1": np.ones(7), "k2": -d, "k3": 1 - np.exp(d.astype(np.float64))}[name]
+    np.testing.assert_allclose(gradient, exact, rtol=1e-6)
+    want = FORMULAS[name](d.astype(np.float64))
+    np.testing.assert_allclose(KLS[name](one(0 * d), one(d), one(d == d))[0, 0], want, rtol=1e-6)
+
+
+def test_k3_beyond_overflow_is_finite():
+    d = jnp.full((1, 1, 1), 200.0)
+    value, gradient = jax.value_and_grad(lambda x: KLS["k3"](x, d, d > 0).sum())(0 * d)
+    np.testing.assert_allclose(value, np.exp(20.0) - 21, rtol=1e-6)
+    assert gradient == 0
+
+
 @pytest.mark.parametrize("name", ["k1", "k3"])
 def test_is_unbiased(name):
     """The mean over the policy's own tokens is the KL divergence of two categoricals."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -174,6 +175,8 @@ def reference_loss(a, logp, frozen, b, completions):
 
 
 def surrogate(a, w, advantage, logp, detached_log_ratio):
+    if a.token_selection == "kl_cov":  # equation 11 of 2505.22617 has no clip
+        return -w * advantage
     if a.surrogate == "cispo":
         weight = np.clip(np.exp(detached_log_ratio), 1 - a.clip_low, 1 + a.clip_high)
         return -weight * advantage * logp
@@ -207,6 +210,23 @@ def test_value_and_gradient_against_the_formula(batch, name):
         # No other completion's loss depends on this token.
         up, down = (reference(logp + s, completions=[index[:2]]) for s in (step, -step))
         np.testing.assert_allclose(gradient[index], (up - down) / (2 * h), atol=2e-5)
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "cispo", "gmpo"])
+def test_kl_cov_pushes_nothing_where_the_policy_has_not_moved_and_clips_nothing(surrogate):
+    """-w A + coef |log w|, whose gradient in logp is -w A + coef sign(log w), and -A at w = 1."""
+    algorithm = Algorithm(token_selection="kl_cov", surrogate=surrogate, kl_cov_coef=0.7)
+    logp, ones = np.full((1, 1, 1), -0.5, np.float32), np.ones((1, 1, 1), np.float32)
+    fixed = {"mask": ones > 0, "weights": ones, "token_share": ones, "selection": ones}
+    for drift, advantage in itertools.product((0.0, 0.5, -0.5, 2.0, -2.0, -30.0), (1.5, -1.5)):
+        arrays = fixed | {"logp_old": logp - np.float32(drift), "advantages": advantage * ones}
+        (loss, metrics), gradient = value_and_grad(algorithm, logp, arrays)
+        gain, metrics = np.exp(drift) * advantage, jax.device_get(metrics)
+        np.testing.assert_allclose(gradient[0, 0, 0], 0.7 * np.sign(drift) - gain, rtol=1e-5)
+        if surrogate != "cispo":  # whose gradient is the same, but not its value
+            np.testing.assert_allclose(loss, 0.7 * abs(drift) - gain, rtol=1e-5)
+        assert metrics["clip_ratio/region_mean"] == 0
+        np.testing.assert_allclose(metrics["approx_kl"], np.expm1(drift) - drift, rtol=1e-4)
 
 
 def test_without_logp_old_the_loss_is_on_policy(batch):

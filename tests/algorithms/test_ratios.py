@@ -20,14 +20,14 @@ def test_formula(batch, name):
 
 
 @pytest.mark.parametrize("name", RATIOS)
-def test_ordinary_ratios_are_not_altered_and_huge_ones_bounded(name):
+def test_only_ratios_that_would_overflow_are_bounded(name):
     mask = np.ones((1, 1, 1), bool)
     log_ratio = lambda x: RATIOS[name](np.full((1, 1, 1), x, np.float32), 0.0 * mask, mask)  # noqa: E731
     for ordinary in (-19.5, -1e-3, 0.0, 19.5):
         assert log_ratio(ordinary) == np.float32(ordinary)
     for huge in (200.0, 1e4):
         assert log_ratio(huge) == LOG_RATIO_MAX
-        assert log_ratio(-huge) == -LOG_RATIO_MAX
+        assert log_ratio(-huge) == -huge  # its exponential is 0
 
 
 def test_gspo_token_has_each_tokens_own_gradient(batch):

@@ -42,6 +42,11 @@ def at(surrogate, ratio, advantage, **fields):
         (5.0, -2.0, {"dual_clip": 3.0}, 6.0, 0.0),
         (2.0, -2.0, {"dual_clip": 3.0}, 4.0, 4.0),
         (5.0, 2.0, {"dual_clip": 3.0}, -2.4, 0.0),  # only for A < 0
+        # On a bound, as where an on-policy token lies on all of these, it is not yet clipped.
+        (1.0, 2.0, {"clip_high": 0.0}, -2.0, -2.0),
+        (1.0, -2.0, {"clip_low": 0.0}, 2.0, 2.0),
+        (1.0, -2.0, {"dual_clip": 1.0}, 2.0, 2.0),
+        (1.0, -2.0, {"ratio_cap": 1.0}, 2.0, 2.0),
     ],
 )
 def test_clip(ratio, advantage, fields, loss, gradient):
@@ -88,6 +93,14 @@ def test_gmpo_clips_the_greedy_side(log_ratio, advantage, mean):
     algorithm = Algorithm(clip_low=0.4, clip_high=0.4)
     got = call(SURROGATES["gmpo"], algorithm, x, jnp.full(x.shape, advantage), x, mask)
     np.testing.assert_allclose(got, np.full((1, 1, 3), -advantage * math.exp(mean)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_gmpo_on_its_bounds_and_far_below_has_the_whole_gradient(advantage):
+    for ratio, fields in ((1.0, {"clip_low": 0.0, "clip_high": 0.0}), (math.exp(-25), {})):
+        free = {"clip_low": 1e9, "clip_high": 1e9} | fields
+        loss, gradient = at("gmpo", ratio, advantage, **free)
+        np.testing.assert_allclose((loss, gradient), (-advantage * ratio,) * 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
