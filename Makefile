@@ -65,7 +65,7 @@ $(SMOLLM2)/config.json: | $(VENV)/gguf.stamp
 	@rm -rf $(SMOLLM2).download
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) build/lib build/bdist.* .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(VENV)/train.stamp: $(PINS) | $(BIN)/pip

@@ -2,7 +2,7 @@
 
 Writes a run's newest checkpoint as a Hugging Face directory, adapters merged, that Transformers
 loads; or, with --adapters, as PEFT keeps adapters. A reward model is written as a model
-ForSequenceClassification.
+ForSequenceClassification. DIR is new, empty, or wholly an earlier export, which is replaced.
 """
 
 from pathlib import Path
@@ -18,12 +18,15 @@ ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT'
 def main(workdir):
     from experiments.checkpoint import load  # imports JAX, which --help and bad flags need not
     from grpo_jax.checks import UsageError
+    from grpo_jax.folders import check_replaceable
     from grpo_jax.judges import scoring_params
     from grpo_jax.models.lora import merge_adapters, save_adapters
     from grpo_jax.models.weights import save_model
 
+    out = Path(OUT.value)
+    check_replaceable(out)  # before the minutes that a large model takes
     ex, params, step = load(workdir, scores=True)
-    c, out = ex.model.config, Path(OUT.value)
+    c = ex.model.config
     if "value" in params:
         save_model(out, *scoring_params(ex, params), ex.source, ex.tokenizer)
     elif not ADAPTERS.value:

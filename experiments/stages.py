@@ -8,6 +8,7 @@ from absl import flags
 
 from grpo_jax.checks import UsageError
 from grpo_jax.command_line import default_workdir
+from grpo_jax.folders import inside_run
 
 # Of every such program: it calls flags.adopt_module_key_flags(stages), for its --help.
 CONFIG = flags.DEFINE_string("config", None, "a Python file with get_config(name)")
@@ -23,10 +24,18 @@ os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
 
 
 def config_and_folder() -> tuple[str, Path]:
-    """--config, and --workdir or its default; UsageError without a --config."""
+    """--config, and --workdir or its default; UsageError without a --config, and where the folder
+    is one run's, or what rejection sampling left."""
     if CONFIG.value is None:
         raise UsageError("--config=configs/<name>.py is needed: what the stages are configured by")
-    return CONFIG.value, Path(WORKDIR.value or default_workdir(CONFIG.value))
+    folder = Path(WORKDIR.value or default_workdir(CONFIG.value))
+    stands = inside_run(folder)
+    for name in ("config.json", "rule.json"):
+        if (folder / name).exists():
+            stands = f"holds a {name}, and so is no folder of several runs"
+    if stands is not None:
+        raise UsageError(f"--workdir={folder} {stands}; valid: a new folder, or one of its own")
+    return CONFIG.value, folder
 
 
 def check_names(folder: Path) -> None:

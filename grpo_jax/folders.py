@@ -1,27 +1,46 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, and those that nothing may be written over."""
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# A folder that holds one of these is a model's, and may be replaced by another.
-MARKS = ("config.json", "adapter_config.json")
+from safetensors import SafetensorError, safe_open
+
+# What a run's folder holds; see `runs`. Nothing else may be written there under these names.
+RUN_NAMES = (
+    *("config.json", "metrics.jsonl", "eval.jsonl", "completions.jsonl", "checkpoints"),
+    *("tokenizer", "cold_start", "tensorboard", "curves.png", ".lock"),
+)
+INDEX = "model.safetensors.index.json"
+# What makes up a tokenizer and its use, besides config.json and the weights.
+TEXT_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"),
+    *("chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt"),
+    *("added_tokens.json", "LICENSE"),
+)
+_EXPORTED = {"config.json", "adapter_config.json", INDEX, *TEXT_FILES}
+_WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
+# Metadata of the weights that an export writes. Transformers and PEFT want "format"; the other
+# tells an export of ours from a model that somebody else made of files with the same names.
+METADATA = {"format": "pt", "written_by": "grpo_jax"}
 
 
 @contextlib.contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path, source: Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which becomes `out` at the end; after an exception `out` is as it
-    was. ValueError where `out` is a file, or a folder that holds something else than a model."""
-    if out.exists() and not (out.is_dir() and _replaceable(out)):
-        raise ValueError(f"{out} is there and is no model's folder; choose another, or remove it")
+    was. ValueError as of `check_replaceable`."""
+    check_replaceable(out, source)
+    out = out.expanduser().resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield made
-        made.chmod(0o755)
+        _share(made)
+        check_replaceable(out, source)  # what came there meanwhile stays
         old = made.with_name(f"{made.name}.old")
         if out.exists():
             os.rename(out, old)
@@ -31,11 +50,97 @@ def replacing(out: Path) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, out)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            _remove_export(old)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _replaceable(out: Path) -> bool:
-    names = {p.name for p in out.iterdir()}
-    return not names or bool(names & set(MARKS))
+def check_replaceable(out: Path, source: Path | None = None) -> None:
+    """ValueError, saying what stands there, unless `out` is free for an export: not there, an empty
+    folder, or wholly an export of ours, and no part of a run.
+
+    source  the model's own directory, which stays even where it is an export
+    """
+    full = out.expanduser().resolve()
+    stands = inside_run(full)
+    if stands is None and (full.exists() or full.is_symlink()):
+        stands = _occupied(full)
+        if source is not None and full == source.expanduser().resolve():
+            stands = "is the model's own directory (config.model.path)"
+        elif Path.cwd().is_relative_to(full):
+            stands = "is the current directory, or above it"
+    if stands is not None:
+        raise ValueError(
+            f"{out} {stands}; valid: a new or empty folder, or one that holds an export and "
+            "nothing else"
+        )
+
+
+def inside_run(path: Path) -> str | None:
+    """What to say of a path that is one of a run's own files or folders, or in one; else None."""
+    full = path.expanduser().resolve()
+    for above in full.parents:
+        name = full.relative_to(above).parts[0]
+        if name in RUN_NAMES and holds_run(above):
+            return f"is, or lies in, {name} of the run in {above}"
+    return None
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run is, or was, in this folder: its config.json beside what only a run has."""
+    others = (".lock", "metrics.jsonl", "checkpoints", "cold_start")
+    return (folder / "config.json").exists() and any((folder / n).exists() for n in others)
+
+
+def listed(folder: Path, limit: int = 3) -> str:
+    """The first names in a folder, for a message."""
+    names = sorted(p.name for p in folder.iterdir())
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _occupied(out: Path) -> str | None:
+    """What stands at `out`, unless an export may replace it."""
+    if not out.is_dir():
+        return "is a file"
+    if holds_run(out):
+        return "holds a run"
+    found = sorted(out.iterdir())
+    foreign = [p.name for p in found if not _is_exported(p)]
+    if foreign:
+        return f"holds {foreign[0]}, which no export writes, among {listed(out)}"
+    weights = [p for p in found if _WEIGHTS.fullmatch(p.name)]
+    if found and not (weights and all(map(_is_ours, weights))):
+        return f"holds a model that is no export of a run ({listed(out)})"
+    return None
+
+
+def _is_exported(path: Path) -> bool:
+    named = path.name in _EXPORTED or _WEIGHTS.fullmatch(path.name) is not None
+    return named and path.is_file() and not path.is_symlink()
+
+
+def _is_ours(weights: Path) -> bool:
+    try:
+        with safe_open(weights, framework="np") as file:
+            return (file.metadata() or {}).get("written_by") == METADATA["written_by"]
+    except (SafetensorError, OSError):
+        return False
+
+
+def _remove_export(folder: Path) -> None:
+    """Delete a folder with the files of an export; what else is in it stays, by OSError."""
+    for path in folder.iterdir():
+        if _is_exported(path):
+            path.unlink()
+    folder.rmdir()
+
+
+def _share(folder: Path) -> None:
+    """Give what `mkdtemp` and safetensors keep to one user the permissions of ordinary files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.iterdir():
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

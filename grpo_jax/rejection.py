@@ -10,6 +10,7 @@ import numpy as np
 from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
+from grpo_jax.folders import inside_run, listed
 from grpo_jax.judges import Judge, load_judge
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
@@ -92,10 +93,10 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     pairs.jsonl    a line for each pair of a kept and a wrong one of a problem: task pairs
     tokenizer/     the policy's, for who is to read as it wrote
 
-    Returns how many samples had which verdict. UsageError where `out` was begun with another rule.
+    Returns how many samples had which verdict. UsageError where `out` was begun with another rule,
+    and where it holds anything that was not begun here.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _same_rule(out / "rule.json", {"origin": origin, **rule._asdict()})
+    _begin(out, {"origin": origin, **rule._asdict()})
     judges = [load_judge(Path(folder), ex) for folder in rule.judges]
     journal = out / "samples.jsonl"
     n = len(ex.task.train)
@@ -125,14 +126,25 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     return _divide(out, read_lines(journal))
 
 
-def _same_rule(path: Path, rule: dict[str, Any]) -> None:
+def _begin(out: Path, rule: dict[str, Any]) -> None:
+    """Keep the rule in a new or empty folder; UsageError where another stands there, or no rule."""
+    stands = inside_run(out)
+    path = out / "rule.json"
+    if stands is None and out.exists() and not path.exists():
+        if not out.is_dir():
+            stands = "is a file"
+        elif [p for p in out.iterdir() if not p.name.startswith(".")]:
+            stands = f"holds {listed(out)}, and no rule.json of rejection sampling"
+    if stands is not None:
+        raise UsageError(f"{out} {stands}; valid: a new or empty folder, or one to go on with")
+    out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_atomically(path, json.dumps(rule).encode())
         return
     begun = Rule._field_defaults | json.loads(path.read_bytes())
     changed = config_diff(begun, rule)
     if changed:
-        raise UsageError(f"{path.parent} was begun with another rule: {'; '.join(changed)}")
+        raise UsageError(f"{out} was begun with another rule: {'; '.join(changed)}")
 
 
 def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:

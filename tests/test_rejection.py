@@ -142,6 +142,7 @@ def test_other_problems_come_after_the_last_from_the_first_on(policy, tmp_path):
 def test_a_cut_off_run_ends_as_a_whole_one(policy, whole, tmp_path, lines):
     out = tmp_path / "set"
     out.mkdir()
+    (out / "rule.json").write_bytes((whole[0] / "rule.json").read_bytes())
     done = (whole[0] / "samples.jsonl").read_bytes().splitlines(keepends=True)
     (out / "samples.jsonl").write_bytes(b"".join(done[:lines]) + b'{"torn": ')
     assert run(policy, out) == whole[1]

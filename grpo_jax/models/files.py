@@ -6,7 +6,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-INDEX = "model.safetensors.index.json"
+from grpo_jax.folders import INDEX
+
 SINGLE = "model.safetensors"
 
 

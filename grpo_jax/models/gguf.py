@@ -1,8 +1,9 @@
 """GGUF files turned into Hugging Face directories, by Transformers' own reader and writer."""
 
-import shutil
 from pathlib import Path
 from typing import Any
+
+from grpo_jax.folders import replacing
 
 DTYPES = ("float32", "bfloat16")
 
@@ -18,21 +19,16 @@ def convert(file: Path, out: Path, dtype: str = "float32") -> None:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; valid: {', '.join(DTYPES)}")
+    out = out.expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} exists; valid: a directory that is empty or not there yet")
     split = _text_split(file)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a conversion that was killed
-    try:
+    with replacing(out) as made:
         model, tokenizer = _load(file, dtype)
         if split == "smollm":
             _isolate_digits(tokenizer)
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
 
 
 def _text_split(file: Path) -> str | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from grpo_jax.folders import replacing
+from grpo_jax.folders import METADATA, replacing
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.names import parts
 from grpo_jax.models.quantized import dense
@@ -61,6 +61,6 @@ def save_adapters(out: Path, c: ModelConfig, params: Any, base: str) -> None:
         "bias": "none",
         "inference_mode": True,
     }
-    with replacing(out) as made:
+    with replacing(out, Path(base)) as made:
         (made / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, made / "adapter_model.safetensors", metadata=METADATA)

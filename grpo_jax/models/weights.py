@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from grpo_jax.folders import replacing
+from grpo_jax.folders import METADATA, TEXT_FILES, replacing
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import as_scoring, write_config
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
@@ -186,14 +186,15 @@ def save_model(
     tokenizer  to write, where there is no source
     shard      bytes a file
 
-    The directory appears whole or not at all, and replaces a model that stood there.
+    The directory appears whole or not at all. It replaces an export that stood there, and nothing
+    else: ValueError says what stands there.
     """
     old = json.loads((source / "config.json").read_text()) if source else {}
     hf = _kept(old) | write_config(c, old.get("model_type", ""))
     if "score" in params:
         pads = tokenizer is not None and tokenizer.pad not in tokenizer.stop
         hf = as_scoring(hf, tokenizer.pad if tokenizer and pads else None)
-    with replacing(out) as made:
+    with replacing(out, source) as made:
         if source is None:
             hf |= {"max_position_embeddings": POSITIONS}
             if tokenizer is not None:
@@ -206,14 +207,6 @@ def save_model(
         hf |= {"dtype": dtype, "torch_dtype": dtype}
         (made / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
         _save_tensors(made, c, params, shard)
-
-
-# What makes up a tokenizer and its use, besides config.json and the weights.
-TEXT_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"),
-    *("chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt"),
-    *("added_tokens.json", "LICENSE"),
-)
 
 
 def _kept(hf: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +230,7 @@ def _save_tensors(folder: Path, c: ModelConfig, params: Any, limit: int) -> None
     for i, group in enumerate(groups, start=1):
         file = f"model-{i:05}-of-{len(groups):05}.safetensors" if len(groups) > 1 else SINGLE
         fetched = {name: fetch() for name, fetch in group}
-        save_file(fetched, folder / file, metadata={"format": "pt"})
+        save_file(fetched, folder / file, metadata=METADATA)
         where |= dict.fromkeys(fetched, file)
     if len(groups) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}

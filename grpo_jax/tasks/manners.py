@@ -97,7 +97,8 @@ def preferences(
            without insults, however curt the answer
     form   what a prompt is told as, such as chat messages
 
-    Of training problems; ValueError for anything else to prefer.
+    Of training problems; ValueError for anything else to prefer, and where other records stand at
+    `path`.
     """
     if about not in ("helpfulness", "harmlessness"):
         raise ValueError(f"about={about!r}: valid: helpfulness, harmlessness")
@@ -112,7 +113,12 @@ def preferences(
         )
         record = {"prompt": form(str(problem.prompt)), "chosen": chosen, "rejected": rejected}
         lines.append(f"{json.dumps(record)}\n")
-    path.write_text("".join(lines))
+    content = "".join(lines)
+    if path.exists() and path.read_text() != content:
+        raise ValueError(f"{path} holds other records; valid: another folder, or none there")
+    made = path.with_name(f".{path.name}.tmp")
+    made.write_text(content)
+    made.replace(path)
 
 
 def _draw(rng: random.Random) -> tuple[str, str, str]:
