@@ -174,7 +174,7 @@ def mean(values: Any, problems: list[Any], reward: str) -> float | None:
     """The mean over the problems that a reward is to score; None where it says nothing of any."""
     import numpy as np
 
-    from grpo_jax.tasks.mixture import scored_by
+    from grpo_jax.rewards.evaluate import scored_by
 
     asked = values[[scored_by(problem, reward) for problem in problems]]
     told = asked[~np.isnan(asked)]

@@ -31,7 +31,7 @@ def defaults() -> ConfigDict:
             "tokenizer": "char",  # or a Hugging Face directory
             "rewards": {"accuracy": 1.0, "format": 0.1},
             "reward_workers": 0,  # processes; 0 = one a core
-            "reward_timeout": 5.0,  # seconds for one completion
+            "reward_timeout": 5.0,  # seconds for one completion, loading not among them
             "compilation_cache": "~/.cache/grpo_jax",  # '' = none
             **_model_and_rollout(),
             **_learning(),

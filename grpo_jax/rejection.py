@@ -12,9 +12,8 @@ from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.folders import inside_run, listed
 from grpo_jax.judges import Judge, load_judge
-from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.rewards.evaluate import Rewarder, scored_by
 from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
-from grpo_jax.tasks.mixture import scored_by
 from grpo_jax.tokenizers import save_tokenizer
 
 KEPT = "kept"

@@ -21,7 +21,7 @@ from grpo_jax.judges import PREFIX, with_judges
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.pretrained import beginning, with_base
-from grpo_jax.rewards.evaluate import Rewarder, Scores
+from grpo_jax.rewards.evaluate import Rewarder, Scores, scored_by
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.rollout.speculative import speculation_metrics
@@ -30,7 +30,6 @@ from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks.loader import batches
-from grpo_jax.tasks.mixture import scored_by
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Batch, Prompts, Rollouts, TrainState
 

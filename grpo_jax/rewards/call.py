@@ -1,9 +1,13 @@
 """One call of one reward on one prompt's group, checked, in this process or in a worker."""
 
+import contextlib
 import inspect
+import pickle
 import signal
+import threading
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +15,8 @@ import cloudpickle
 import numpy as np
 
 from grpo_jax.rewards.text import Reward
+
+AT_START = "at_start"  # a reward's attribute: a function that loads what it needs, in each process
 
 
 class RewardError(ValueError):
@@ -36,15 +42,54 @@ class Group:
 
 
 def call_reward(name: str, function: Reward, group: Group) -> list[float]:
-    """The reward's values, NaN where it abstains; RewardError names the reward and the record."""
+    """The reward's values, NaN where it abstains; RewardError names the reward and the record.
+
+    Whatever the reward raises is its fault, KeyboardInterrupt too, unless a signal brought it.
+    """
+    with _signals() as interrupted:
+        try:
+            return _values(function, group)
+        except BaseException as error:
+            if interrupted():
+                raise
+            if isinstance(error, _Returned):
+                culprit = error.index
+            else:
+                culprit = _culprit(function, group, error, interrupted)
+            raise RewardError(
+                f"reward {name!r} {_reason(error)}; prompt: {excerpt(group.prompt)}; "
+                f"completion: {excerpt(group.completions[culprit])}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """A function that says whether the handler of SIGINT or SIGTERM has raised meanwhile."""
+    raised = False
+
+    def noting(handler: Callable[..., Any]) -> Callable[..., Any]:
+        def note(number: int, frame: Any) -> None:
+            nonlocal raised
+            try:
+                handler(number, frame)
+            except BaseException:
+                raised = True
+                raise
+
+        return note
+
+    here = threading.current_thread() is threading.main_thread()  # handlers run in no other
+    numbers = (signal.SIGINT, signal.SIGTERM) if here else ()
+    before = {n: handler for n in numbers if callable(handler := signal.getsignal(n))}
+    ours = {n: noting(handler) for n, handler in before.items()}
+    for number, handler in ours.items():
+        signal.signal(number, handler)
     try:
-        return _values(function, group)
-    except (Exception, SystemExit) as error:
-        culprit = error.index if isinstance(error, _Returned) else _culprit(function, group, error)
-        raise RewardError(
-            f"reward {name!r} {_reason(error)}; prompt: {excerpt(group.prompt)}; "
-            f"completion: {excerpt(group.completions[culprit])}"
-        ) from error
+        yield lambda: raised
+    finally:
+        for number, handler in ours.items():
+            if signal.getsignal(number) is handler:  # else a handler has set another
+                signal.signal(number, before[number])
 
 
 def _values(function: Reward, group: Group) -> list[float]:
@@ -53,10 +98,15 @@ def _values(function: Reward, group: Group) -> list[float]:
     given = {"prompts": [group.prompt] * size, "completions": group.completions}
     arguments: dict[str, Any] = columns | dict(group.extras) | given
     returned = function(**_accepted(function, arguments))
+    # A mapping would be read as its keys, a set in any order, text as its characters, a table by
+    # its columns.
+    wrong = isinstance(returned, Mapping | Set | str | bytes | bytearray | memoryview)
+    if wrong or getattr(returned, "ndim", 1) != 1:
+        raise _Returned(f"returned {_kind(returned)}; {_valid(size)}")
     try:
         values = list(returned)
     except TypeError:
-        raise _Returned(f"returned {type(returned).__name__}; {_valid(size)}") from None
+        raise _Returned(f"returned {_kind(returned)}; {_valid(size)}") from None
     if len(values) != size:
         raise _Returned(f"returned {len(values)} values; {_valid(size)}")
     return [_value(value, index, size) for index, value in enumerate(values)]
@@ -80,16 +130,33 @@ def _accepted(function: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in keywords}
 
 
+def _kind(value: Any) -> str:
+    dims = getattr(value, "ndim", 1)
+    return type(value).__name__ + (f" of {dims} dimensions" if dims != 1 else "")
+
+
 def _value(value: Any, index: int, size: int) -> float:
     if value is None:
         return float("nan")
+    number = _number(value)
+    if number is None:
+        raise _Returned(f"returned the value {excerpt(value)}; {_valid(size)}", index)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.float32(number)):
+            beyond = " beyond float32" if np.isfinite(number) else ""
+            raise _Returned(f"returned the value {excerpt(value)}{beyond}; {_valid(size)}", index)
+    return number
+
+
+def _number(value: Any) -> float | None:
+    """The number that a scalar of any library is, or None: text, dates and the like are none."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    if getattr(value, "ndim", 0) or kind in "cMmSUO" or not hasattr(value, "__float__"):
+        return None
     try:
-        array = np.asarray(value)
-        if array.ndim == 0 and array.dtype.kind in "biuf" and np.isfinite(array):
-            return float(array)
-    except Exception:  # an array library may refuse; the value is then no number either
-        pass
-    raise _Returned(f"returned the value {excerpt(value)}; {_valid(size)}", index)
+        return float(value)
+    except Exception:  # an array library may refuse, and a Python integer be too large
+        return None
 
 
 def _valid(size: int) -> str:
@@ -104,13 +171,17 @@ class _Returned(Exception):
         self.index = index
 
 
-def _culprit(function: Reward, group: Group, error: BaseException) -> int:
-    """The first completion that raises the same error alone, else the group's first."""
+def _culprit(
+    function: Reward, group: Group, error: BaseException, interrupted: Callable[[], bool]
+) -> int:
+    """The first completion that raises the same error by itself, else the group's first."""
     for index in range(len(group.completions)):
         try:
             _values(function, group.single(index))
-        except (Exception, SystemExit) as alone:
-            if type(alone) is type(error):
+        except BaseException as single:
+            if interrupted():
+                raise
+            if type(single) is type(error):
                 return index
     return 0
 
@@ -118,10 +189,21 @@ def _culprit(function: Reward, group: Group, error: BaseException) -> int:
 def _reason(error: BaseException) -> str:
     if isinstance(error, _Returned):
         return str(error)
-    last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return f"raised {last}{where}"
+    return f"raised {_first_line(error)}{where}"
+
+
+def _first_line(error: BaseException) -> str:
+    """An exception's type and the first line of its text; notes and what follows are left out."""
+    kind = type(error)
+    ours = kind.__module__ in ("builtins", "__main__")
+    name = kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an exception's text is a program, too
+        lines = []
+    return f"{name}: {lines[0]}" if lines else name
 
 
 def excerpt(value: Any, limit: int = 120) -> str:
@@ -134,29 +216,69 @@ def excerpt(value: Any, limit: int = 120) -> str:
 
 _functions: dict[str, Reward] = {}
 _broken: list[str] = []
+_loaded: set[str] = set()  # the rewards that have returned here, or were loaded at the start
+_clock: MutableSequence[float] = []
 
 
-def load_functions(pickled: bytes) -> None:
+def load_functions(pickled: bytes, clock: MutableSequence[float]) -> None:
     """Worker initialiser: keep the rewards; remember a failure, for a worker must not die here.
+
+    clock  shared with the trainer: of each call when it began, see `call_in_worker`
 
     The trainer alone decides when to stop: what a job's manager sends to every process of the job
     must not take its workers from under it.
     """
+    global _clock
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _clock = clock
+    named = "rewards"
     try:
         _functions.update(cloudpickle.loads(pickled))
-    except Exception as error:
-        _broken.append(f"rewards cannot be loaded in a worker process: {_reason(error)}")
+        for name, function in _functions.items():
+            if prepare := getattr(function, AT_START, None):
+                named = f"reward {name!r}"
+                prepare()
+                _loaded.add(name)
+    except BaseException as error:
+        _broken.append(f"{named} cannot be loaded in a worker process: {_reason(error)}")
 
 
-def call_in_worker(name: str, group: Group) -> list[float] | str:
-    """The values, or the error's text: text always survives the way back, exceptions may not."""
+def call_in_worker(name: str, group: bytes, slot: int) -> list[float] | str:
+    """The values, or the error's text: text always survives the way back, exceptions may not.
+
+    group  a Group, pickled
+    slot   where the clock gets time.monotonic(), negative if the reward may have to load first
+    """
     if _broken:
         return _broken[0]
+    now = time.monotonic()
+    _clock[slot] = now if name in _loaded else -now
     try:
-        return call_reward(name, _functions[name], group)
+        return call_reward(name, _functions[name], _unpickled(name, group))
     except RewardError as error:
         return str(error)
+    finally:
+        _loaded.add(name)
+
+
+def _unpickled(name: str, group: bytes) -> Group:
+    try:
+        return pickle.loads(group)
+    except BaseException as error:
+        raise RewardError(
+            f"reward {name!r}: a prompt or its columns cannot be read in a worker: {_reason(error)}"
+        ) from error
+
+
+def dump_group(name: str, group: Group) -> bytes:
+    """The group as bytes; RewardError names a prompt that cannot be sent to a process."""
+    try:
+        return pickle.dumps(group, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r}: prompt {excerpt(group.prompt)} or its columns cannot be sent to a "
+            f"worker: {_first_line(error)}"
+        ) from error
 
 
 def dump_functions(functions: Mapping[str, Callable[..., Any]]) -> bytes:
@@ -166,7 +288,7 @@ def dump_functions(functions: Mapping[str, Callable[..., Any]]) -> bytes:
             cloudpickle.dumps(function)
         except Exception as error:
             raise RewardError(
-                f"reward {name!r} cannot be sent to worker processes: {error}; "
+                f"reward {name!r} cannot be sent to worker processes: {_first_line(error)}; "
                 "valid: a function whose closure can be pickled, or workers=0"
             ) from error
     return cloudpickle.dumps(dict(functions))

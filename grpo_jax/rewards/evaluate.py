@@ -1,34 +1,42 @@
 """Score a batch of completions with several rewards, in parallel and with time limits."""
 
+import contextlib
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
+from grpo_jax.rewards.batch import Batch, Call
 from grpo_jax.rewards.call import (
     Group,
     RewardError,
     call_in_worker,
     call_reward,
     dump_functions,
+    dump_group,
     excerpt,
     load_functions,
 )
+from grpo_jax.rewards.limits import Limits
 from grpo_jax.rewards.processes import context
 from grpo_jax.rewards.text import Reward
 
-__all__ = ["RewardError", "Rewarder", "Scores"]
+__all__ = ["RewardError", "Rewarder", "Scores", "scored_by"]
 
-POLL_S = 1.0  # between looks whether the processes still are
+REWARDS = "rewards"  # the column that names the rewards that score a problem, where not all do
+POLL_S = 0.1  # between looks at what is overdue
+RESTARTS = 3  # of the processes, one after the other, without a call that returns
 
-Call = tuple[str, int, int | None]  # reward, prompt, completion (None: the whole group)
+Asked = Mapping[str, Sequence[bool]]  # of each reward, which of the problems it is to score
 
 
 class Record(Protocol):
@@ -46,14 +54,32 @@ class Record(Protocol):
 class Scores(NamedTuple):
     """A batch's rewards, part by part.
 
-    parts     name -> f32[P, G]; NaN where the reward abstained or hung
+    parts     name -> f32[P, G]; NaN where the reward abstained, hung or was not asked
     timeouts  how many (reward, completion) pairs hung or killed their process
     lost      bool[P, G]; True where one of the completion's rewards did
+    failed    name -> how, of the rewards that did on every completion that they were asked about
     """
 
     parts: dict[str, np.ndarray]
     timeouts: int
     lost: np.ndarray
+    failed: Mapping[str, str] = {}
+
+
+def scored_by(problem: Record, reward: str) -> bool:
+    """Whether a reward is to score a problem: the column `rewards` may leave it out.
+
+    ValueError where that column holds no names.
+    """
+    names = problem.columns.get(REWARDS)
+    if names is None:
+        return True
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"column {REWARDS!r} of the prompt {excerpt(problem.prompt)} is {excerpt(names)}; "
+            "valid: a list of the names of the rewards that score it"
+        )
+    return reward in names
 
 
 class Rewarder:
@@ -61,11 +87,12 @@ class Rewarder:
 
     functions   name -> reward, in TRL's signature; lambdas and notebook functions work
     workers     processes; 0 runs the rewards here, without a time limit
-    timeout_s   seconds that one call, on one prompt's group, may take
+    timeout_s   seconds that a reward may take for one completion: a call on a prompt's group of G
+                has G times as many. Loading is not part of it, see `limits.Limits`.
 
-    A call that hangs or dies is killed and retried one completion at a time; what hangs again is
-    NaN, counted, and told of on stderr. Use it in a `with`, or close() it; it leaves no process
-    behind.
+    A call that hangs or dies is killed, and a group asked about again one completion at a time;
+    what is lost then is NaN, counted, and warned of on stderr. Use it in a `with`, or close() it;
+    it leaves no process behind.
     """
 
     def __init__(
@@ -79,9 +106,13 @@ class Rewarder:
         self.workers = workers
         self.timeout_s = timeout_s
         self._thread, self._lock = ThreadPoolExecutor(1), threading.RLock()
+        self._scoring = threading.Lock()  # one batch at a time
         self._pickled = dump_functions(self.functions) if workers else b""
         self._pool: ProcessPool | None = None
+        self._restarts = 0
         if workers:
+            # Two calls a process wait for it; what begins when is what limits are reckoned by.
+            self._limits = Limits(context().RawArray("d", 2 * workers), timeout_s)
             self._start()
 
     def __call__(
@@ -89,27 +120,37 @@ class Rewarder:
         problems: Sequence[Record],
         completions: Sequence[Sequence[str]],
         completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+        asked: Asked | None = None,
     ) -> Scores:
         """The rewards of completions [P][G] for problems [P].
+
+        asked  which rewards score which problems; by default all, but for what a problem's column
+               `rewards` leaves out
 
         ValueError for ragged or mismatched input; RewardError where a reward fails.
         """
         groups = _groups(problems, completions, completion_ids)
+        if asked is None:
+            asked = {name: [scored_by(p, name) for p in problems] for name in self.functions}
         shape = len(groups), len(completions[0]) if completions else 0
-        parts = {name: np.full(shape, np.nan, np.float32) for name in self.functions}
-        lost = np.zeros(shape, bool)
-        calls: list[Call] = [(name, p, None) for name in self.functions for p in range(len(groups))]
+        parts = {name: np.full(shape, np.nan, np.float32) for name in asked}
+        calls: list[Call] = [
+            (name, p, None) for name in asked for p in np.flatnonzero(asked[name]).tolist()
+        ]
         if not self.workers:
             for name, p, _ in calls:
                 parts[name][p] = call_reward(name, self.functions[name], groups[p])
-            return Scores(parts, 0, lost)
-        hung = self._run(calls, groups, parts)
-        singles: list[Call] = [(name, p, g) for name, p, _ in hung for g in range(shape[1])]
-        hung = self._run(singles, groups, parts)
+            return Scores(parts, 0, np.zeros(shape, bool))
+        with self._scoring:
+            hung = self._run(calls, groups, parts)
+        lost = np.zeros(shape, bool)
         for _, p, g in hung:
             lost[p, g] = True
-        _warn(hung, groups, self.timeout_s)
-        return Scores(parts, len(hung), lost)
+        sizes = Counter({name: sum(asked[name]) * shape[1] for name in asked})
+        sizes.subtract(name for name, *_ in hung)
+        failed = {name: how for (name, *_), how in hung.items() if not sizes[name]}
+        _warn(hung, groups)
+        return Scores(parts, len(hung), lost, failed)
 
     def submit(
         self, problems: Sequence[Record], completions: Sequence[Sequence[str]]
@@ -122,47 +163,79 @@ class Rewarder:
 
     def _run(
         self, calls: Sequence[Call], groups: Sequence[Group], parts: dict[str, np.ndarray]
-    ) -> dict[Call, Exception]:
-        """Fills `parts` and returns the calls that hung or died, and how."""
-        futures = [(call, *self._schedule(call, groups)) for call in calls]
-        hung: dict[Call, Exception] = {}
+    ) -> dict[tuple[str, int, int], str]:
+        """Fills `parts` and returns the completions that a reward hung or died on, and how."""
+        batch = Batch(calls, groups, parts)
+        running: dict[Future, _Running] = {}
+        done: SimpleQueue[Future] = SimpleQueue()
         try:
-            for call, pool, future in futures:
-                name, p, g = call
-                try:
-                    result = _result(pool, future)
-                except (FutureTimeout, ProcessExpired, BrokenProcessPool) as error:
-                    hung[call] = error
-                    continue
-                except Exception as error:  # what the process pool itself could not send
-                    raise RewardError(
-                        f"reward {name!r}: prompt {excerpt(groups[p].prompt)} or its columns "
-                        f"cannot be sent to a worker: {error}"
-                    ) from error
-                if isinstance(result, str):
-                    raise RewardError(result)
-                parts[name][p, slice(None) if g is None else slice(g, g + 1)] = result
+            while running or batch.waiting:
+                free = set(self._limits.slots - {one.slot for one in running.values()})
+                while batch.waiting and free:
+                    call = batch.waiting.popleft()
+                    if batch.wants(call):
+                        one = self._schedule(call, batch.group(call), free.pop())
+                        running[one.future] = one
+                        one.future.add_done_callback(done.put)
+                for future in _ended(done, running):
+                    self._settle(running.pop(future), batch)
+                for one in running.values():
+                    if self._limits.overdue(one.slot, one.call[0], one.size):
+                        one.future.cancel()  # which kills its process
         except BaseException:  # an error or Ctrl-C: what still waits must not run
-            for *_, future in futures:
+            for future in running:
                 future.cancel()
             raise
-        return hung
+        return batch.lost
 
-    def _schedule(self, call: Call, groups: Sequence[Group]) -> tuple[ProcessPool, Future]:
-        name, p, g = call
-        group = groups[p] if g is None else groups[p].single(g)
+    def _schedule(self, call: Call, group: Group, slot: int) -> "_Running":
+        arguments = call[0], dump_group(call[0], group), slot
         with self._lock:  # a thread must start nothing that close() has not seen
-            pool = self._pool
-            if pool is None:
-                raise RuntimeError("the Rewarder is closed")
+            pool = self._opened()
             if not pool.active:  # pebble gives up on a pool that lost an idle worker
+                self._restarts += 1
+                if self._restarts > RESTARTS:
+                    raise RewardError("the processes for rewards end before they have started")
                 self._finalizer()
                 pool = self._start()
-            return pool, pool.schedule(call_in_worker, (name, group), timeout=self.timeout_s)
+            self._limits.schedule(slot)
+            future = pool.schedule(call_in_worker, arguments)
+        return _Running(call, slot, len(group.completions), pool, future)
+
+    def _settle(self, one: "_Running", batch: Batch) -> None:
+        """Put what became of a call into the batch."""
+        call, slot = one.call, one.slot
+        try:
+            result = one.future.result(0)
+        except ProcessExpired as error:
+            batch.lose(call, f"killed its process (exit status {error.exitcode})", hung=False)
+        except (FutureTimeout, BrokenProcessPool):  # its pool gave up, and it with the pool
+            if self._limits.begun(slot):
+                batch.lose(call, "lost its process", hung=False)
+            else:
+                batch.waiting.appendleft(call)
+        except CancelledError:
+            self._opened()
+            self._limits.cut_off(slot, call[0])
+            batch.lose(call, f"took more than {self.timeout_s} s", hung=True)
+        else:
+            if isinstance(result, str):
+                raise RewardError(result)
+            self._restarts = 0
+            self._limits.returned(slot, call[0])
+            batch.keep(call, result)
+
+    def _opened(self) -> ProcessPool:
+        if self._pool is None:
+            raise RuntimeError("the Rewarder is closed")
+        return self._pool
 
     def _start(self) -> ProcessPool:
         pool = ProcessPool(
-            self.workers, initializer=load_functions, initargs=(self._pickled,), context=context()
+            self.workers,
+            initializer=load_functions,
+            initargs=(self._pickled, self._limits.clock),
+            context=context(),
         )
         pool.schedule(int)  # the first call starts the processes, in the background
         self._pool = pool
@@ -184,36 +257,36 @@ class Rewarder:
         self.close()
 
 
-def _warn(hung: Mapping[Call, Exception], groups: Sequence[Group], timeout_s: float) -> None:
-    """Tell, in one line a reward, of the completions that it hung or died on."""
+class _Running(NamedTuple):
+    """A call that was given to a pool; its slot is the clock's, `size` in completions."""
+
+    call: Call
+    slot: int
+    size: int
+    pool: ProcessPool
+    future: Future
+
+
+def _ended(done: SimpleQueue, running: Mapping[Future, _Running]) -> list[Future]:
+    """The next of the running calls that is over, or, after a short wait, those of a dead pool."""
+    with contextlib.suppress(Empty):
+        future = done.get(timeout=POLL_S)
+        return [future] if future in running else []
+    return [future for future, one in running.items() if not one.pool.active]
+
+
+def _warn(hung: Mapping[tuple[str, int, int], str], groups: Sequence[Group]) -> None:
+    """Warn, in one line a reward, of the completions that it hung or died on."""
     for name in dict.fromkeys(name for name, *_ in hung):
-        (_, p, g), *others = [call for call in hung if call[0] == name]
-        error = hung[name, p, g]
-        how = "lost its process"
-        if isinstance(error, FutureTimeout):
-            how = f"took more than {timeout_s} s"
-        elif isinstance(error, ProcessExpired):
-            how = f"killed its process (exit status {error.exitcode})"
+        first, *others = sorted(call for call in hung if call[0] == name)
+        _, p, g = first
         print(
-            f"warning: reward {name!r} {how} and counts as None; "
+            f"warning: reward {name!r} {hung[first]} and counts as None; "
             f"prompt: {excerpt(groups[p].prompt)}; "
-            f"completion: {excerpt(groups[p].completions[g or 0])}"
+            f"completion: {excerpt(groups[p].completions[g])}"
             + (f" ({len(others)} more completions were lost)" if others else ""),
             file=sys.stderr,
         )
-
-
-def _result(pool: ProcessPool, future: Future) -> list[float] | str:
-    """What the call returned; BrokenProcessPool where its pool gave up, and it with the pool."""
-    while pool.active:
-        try:
-            return future.result(POLL_S)
-        except FutureTimeout:
-            if future.done():  # the call's own time limit
-                raise
-    if future.done():
-        return future.result()
-    raise BrokenProcessPool("the processes were killed")
 
 
 def _stop(pool: ProcessPool) -> None:

@@ -35,6 +35,14 @@ def language(
     ]
 
 
+def _load() -> None:
+    """Have the models in memory, which takes seconds."""
+    consistency("hello", "en")
+
+
+language.at_start = _load  # type: ignore[attr-defined]
+
+
 def consistency(text: str, target: str) -> float | None:
     """The share of the words of `text` that are in language `target`; None without words."""
     detector, wanted = _detector(target), _code(target)

@@ -5,16 +5,11 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from grpo_jax.rewards.evaluate import REWARDS
 from grpo_jax.rewards.text import Completion
 from grpo_jax.tasks.problem import Problem, Source, Task
 
 KIND = "kind"  # the column that says which part a problem is of
-REWARDS = "rewards"  # the column that names the rewards that score it, where not all do
-
-
-def scored_by(problem: Any, reward: str) -> bool:
-    """Whether a reward is to score a problem: the column `rewards` may leave it out."""
-    return reward in problem.columns.get(REWARDS, (reward,))
 
 
 class Mixed:

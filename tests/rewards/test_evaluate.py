@@ -1,4 +1,3 @@
-import inspect
 import multiprocessing
 import os
 import signal
@@ -35,10 +34,6 @@ def lock_timeout(completions, **columns):
     return [pebble.CONSTS.channel_lock_timeout for _ in completions]
 
 
-def raise_on_b(completions, **columns):
-    return [1.0 / (c != "b") for c in completions]
-
-
 @pytest.fixture(scope="module")
 def pool():
     functions = {
@@ -47,7 +42,7 @@ def pool():
         "misbehave": misbehave,
         "none": lambda completions, **_: [None if c == "a" else 1 for c in completions],
     }
-    with Rewarder(functions, workers=2, timeout_s=1.0) as rewarder:
+    with Rewarder(functions, workers=2, timeout_s=0.3) as rewarder:
         yield rewarder
 
 
@@ -59,7 +54,7 @@ def test_parts_are_scored_and_what_hangs_or_dies_is_nan_alone(pool):
     np.testing.assert_array_equal(scores.parts["lambda"], [[1, 1, 4], [1, 1, 3]])
     np.testing.assert_array_equal(scores.parts["misbehave"], [[1, 1, np.nan], [1, 1, np.nan]])
     np.testing.assert_array_equal(scores.parts["none"], [[np.nan, 1, 1], [1, np.nan, 1]])
-    assert scores.timeouts == 2
+    assert scores.timeouts == 2 and scores.failed == {}
     clean = pool(PROBLEMS, [["a", "b"], ["b", "a"]])
     assert clean.timeouts == 0 and np.isfinite(clean.parts["misbehave"]).all()
 
@@ -81,7 +76,7 @@ def test_what_is_lost_is_told_of_in_one_line_a_reward(pool, capsys):
         "prompt: 'p0'; completion: 'SIGKILL' (2 more completions were lost)"
     )
     pool(PROBLEMS[:1], [["hang"]])
-    assert "warning: reward 'misbehave' took more than 1.0 s and" in capsys.readouterr().err
+    assert "warning: reward 'misbehave' took more than 0.3 s and" in capsys.readouterr().err
 
 
 def test_scores_are_computed_before_they_are_waited_for(tmp_path):
@@ -98,6 +93,10 @@ def test_scores_are_computed_before_they_are_waited_for(tmp_path):
             time.sleep(0.01)
         scores = wait()
     assert scores.timeouts == 0 and scores.parts["after"].tolist() == [[1.0, 1.0]]
+
+
+def raise_on_b(completions, **columns):
+    return [1.0 / (c != "b") for c in completions]
 
 
 def test_what_a_thread_scores_raises_where_it_is_waited_for():
@@ -142,82 +141,85 @@ def test_a_worker_does_not_wait_long_for_a_lock_that_a_killed_one_held():
     assert scores.parts["seconds"] <= 5  # pebble's own: 60, twice
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_reward_that_raises_names_itself_and_the_record(workers):
-    with Rewarder({"mine": raise_on_b}, workers=workers) as rewarder:
-        with pytest.raises(RewardError) as caught:
-            rewarder(PROBLEMS, [["a", "c"], ["a", "b"]])
-        message = str(caught.value)
-        assert "'mine' raised ZeroDivisionError: float division by zero at " in message
-        line = inspect.getsourcelines(raise_on_b)[1] + 1
-        assert f"test_evaluate.py:{line}; prompt: 'p1'; completion: 'b'" in message
-        assert rewarder(PROBLEMS, [["a"], ["c"]]).parts["mine"].tolist() == [[1.0], [1.0]]
+def noted(path):
+    """A reward that writes down what it is asked, and sleeps where told to."""
+
+    def reward(completions, **columns):
+        for completion in completions:
+            with path.open("a") as file:
+                file.write(f"{completion}\n")
+            time.sleep(60 if completion == "hang" else 0.1)
+        return [1.0] * len(completions)
+
+    return reward
 
 
-@pytest.mark.parametrize(
-    ("returned", "match"),
-    [
-        ([1.0], "returned 1 values; valid: 2 finite numbers or None"),
-        (None, "returned NoneType"),
-        (["1", 2], "returned the value '1'"),
-        ([1.0, float("nan")], "returned the value nan"),
-        ([1.0, [2.0]], r"returned the value \[2.0\]"),
-        ([1j, 1], "returned the value 1j"),
-    ],
-)
-def test_a_wrong_return_value_is_named(returned, match):
-    rewarder = Rewarder({"odd": lambda completions, **_: returned})
-    with pytest.raises(RewardError, match=match):
-        rewarder(PROBLEMS[:1], [["a", "b"]])
+def test_the_limit_is_for_each_completion_and_none_is_asked_again_without_need(tmp_path):
+    path = tmp_path / "asked"
+    with Rewarder({"slow": noted(path)}, workers=2, timeout_s=0.3) as rewarder:
+        scores = rewarder(PROBLEMS, [list("abcdefgh"), list("ijklmnop")])  # 0.8 s a call
+    assert scores.timeouts == 0 and (scores.parts["slow"] == 1).all()
+    assert sorted(path.read_text().split()) == list("abcdefghijklmnop")
 
 
-@pytest.mark.parametrize("values", [[True, False], np.array([1, 0]), (np.float32(1), np.int8(0))])
-def test_numbers_of_any_kind_are_accepted(values):
-    scores = Rewarder({"kind": lambda completions, **_: values})(PROBLEMS[:1], [["a", "b"]])
-    np.testing.assert_array_equal(scores.parts["kind"], [[1, 0]])
+def test_a_group_of_one_that_hangs_is_asked_once(tmp_path):
+    path = tmp_path / "asked"
+    with Rewarder({"slow": noted(path)}, workers=1, timeout_s=0.3) as rewarder:
+        assert rewarder(PROBLEMS[:1], [["a"]]).timeouts == 0
+        scores = rewarder(PROBLEMS, [["b"], ["hang"]])
+    assert scores.timeouts == 1 and scores.lost.tolist() == [[False], [True]]
+    assert path.read_text().split() == ["a", "b", "hang"]
 
 
-def test_a_reward_is_called_as_trl_calls_it():
-    seen = {}
+def loads_lazily(path):
+    loaded = []
 
-    def reward(prompts, completions, completion_ids, **columns):
-        seen.update(prompts=prompts, completions=completions, ids=completion_ids, **columns)
-        return [0.0] * len(prompts)
+    def reward(completions, **columns):
+        if not loaded:
+            time.sleep(1.0)
+            loaded.append(path.open("a").write("loaded\n"))
+        if "hang" in completions:
+            time.sleep(60)
+        return [1.0] * len(completions)
 
-    Rewarder({"reward": reward})(PROBLEMS[:1], [["x", "y"]], [[[5], [6, 7]]])
-    assert seen == {
-        "prompts": ["p0", "p0"],
-        "completions": ["x", "y"],
-        "ids": [[5], [6, 7]],
-        "answer": ["a", "a"],
-    }
+    return reward
 
 
-def test_a_chat_prompt_gets_chat_completions():
-    seen = []
-    messages = [{"role": "user", "content": "hi"}]
-    reward = lambda completions, **_: seen.extend(completions) or [0.0]  # noqa: E731
-    Rewarder({"reward": reward})([Problem(messages)], [["yo"]])
-    assert seen == [[{"role": "assistant", "content": "yo"}]]
+def test_what_a_reward_loads_at_first_use_is_not_timed(tmp_path):
+    path = tmp_path / "loaded"
+    with Rewarder({"lazy": loads_lazily(path)}, workers=1, timeout_s=0.2) as rewarder:
+        assert rewarder(PROBLEMS, [["a"], ["b"]]).timeouts == 0
+        assert rewarder(PROBLEMS, [["a"], ["hang"]]).lost.tolist() == [[False], [True]]
+        assert rewarder(PROBLEMS, [["a"], ["b"]]).timeouts == 0  # in the process that came after
+    assert path.read_text() == "loaded\n" * 2
 
 
-def test_a_reward_may_leave_out_the_columns_it_does_not_use():
-    scores = Rewarder({"short": lambda completions: [2.0]})(PROBLEMS[:1], [["x"]])
-    assert scores.parts["short"].tolist() == [[2.0]]
+def test_a_reward_may_say_what_to_load_at_the_start(tmp_path):
+    def reward(completions):
+        return [float((tmp_path / "loaded").exists())] * len(completions)
+
+    reward.at_start = (tmp_path / "loaded").touch
+    with Rewarder({"early": reward}, workers=1) as rewarder:
+        assert rewarder(PROBLEMS[:1], [["a"]]).parts["early"] == 1
+
+    def broken():
+        raise RuntimeError("no model\nin that folder")
+
+    reward.at_start = broken
+    with Rewarder({"early": reward}, workers=1) as rewarder:
+        told = (
+            "reward 'early' cannot be loaded in a worker process: raised RuntimeError: no model at"
+        )
+        with pytest.raises(RewardError, match=told):
+            rewarder(PROBLEMS[:1], [["a"]])
 
 
-def test_a_missing_column_is_named():
-    rewarder = Rewarder({"short": lambda completions, tests: [2.0]})
-    with pytest.raises(RewardError, match=r"needs the column 'tests'; there are \['answer'"):
-        rewarder(PROBLEMS[:1], [["x"]])
-
-
-def test_mismatched_input_is_refused():
-    rewarder = Rewarder({})
-    with pytest.raises(ValueError, match="2 problems but completions for 1"):
-        rewarder(PROBLEMS, [["a"]])
-    with pytest.raises(ValueError, match=r"same number of completions; got \[1, 2\]"):
-        rewarder(PROBLEMS, [["a"], ["a", "b"]])
+def test_what_a_reward_failed_on_throughout_is_named(pool):
+    problems = [Problem("p", {"answer": "a", "rewards": ["misbehave"]}), PROBLEMS[1]]
+    asked = {"misbehave": [True, False], "lambda": [True, True]}
+    scores = pool(problems, [["die"], ["die"]], asked=asked)
+    assert scores.failed == {"misbehave": "killed its process (exit status 3)"}
+    assert scores.timeouts == 1 and scores.lost.tolist() == [[True], [False]]
 
 
 def test_what_cannot_be_shipped_is_named():
@@ -229,6 +231,28 @@ def test_what_cannot_be_shipped_is_named():
 def test_a_problem_that_cannot_be_shipped_is_named(pool):
     with pytest.raises(RewardError, match="'exact': prompt 'p' or its columns cannot be sent"):
         pool([Problem("p", {"answer": threading.Lock()})], [["a"]])
+
+
+def refuses():
+    raise OSError("not\nhere")
+
+
+@pytest.mark.parametrize(
+    ("reduced", "match"),
+    [
+        (None, "cannot be sent to a worker: ValueError: no"),
+        ((refuses, ()), "cannot be read in a worker: raised OSError: not at"),
+    ],
+)
+def test_a_column_that_cannot_be_pickled_or_read_is_named(pool, reduced, match):
+    class Column:
+        def __reduce__(self):
+            if reduced is None:
+                raise ValueError("no\nway")
+            return reduced
+
+    with pytest.raises(RewardError, match=f"'exact': .*prompt .*{match}"):
+        pool([Problem("p", {"answer": Column()})], [["a"]])
 
 
 class SlowToLoad:
