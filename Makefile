@@ -11,6 +11,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constrain
 PINS := setup.cfg pyproject.toml constraints.txt
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
+# pip says nothing for a minute or two: a dot every other second shows that it is at work.
+define install
+	@$(PIP) $(1) & pip=$$!; trap 'kill $$pip 2>/dev/null' EXIT INT TERM; \
+	while kill -0 $$pip 2>/dev/null; do printf .; sleep 2; done; echo; wait $$pip
+endef
+
 .PHONY: help train test lint notebook reasoning_gym smollm2 smollm2-model clean
 
 help:
@@ -70,28 +76,28 @@ clean:
 
 $(VENV)/train.stamp: $(PINS) | $(BIN)/pip
 	@echo 'Installing grpo_jax and what it needs into $(VENV) ...'
-	@$(PIP) -e .
+	$(call install,-e .)
 	@touch $@
 
 $(VENV)/test.stamp: $(PINS) | $(BIN)/pip
 	@echo 'Installing grpo_jax, what it needs and the test tools into $(VENV) ...'
-	@$(PIP) -e '.[test]'
+	$(call install,-e '.[test]')
 	@touch $@ $(VENV)/train.stamp
 
 # pip before 23.3 knows the extra with a hyphen only.
 $(VENV)/reasoning_gym.stamp: $(PINS) | $(BIN)/pip
 	@echo 'Installing reasoning_gym into $(VENV) ...'
-	@$(PIP) -e '.[reasoning-gym]'
+	$(call install,-e '.[reasoning-gym]')
 	@touch $@ $(VENV)/train.stamp
 
 $(VENV)/gguf.stamp: $(PINS) | $(BIN)/pip
 	@echo 'Installing grpo_jax, Transformers and PyTorch into $(VENV) ...'
-	@$(PIP) -e '.[gguf]'
+	$(call install,-e '.[gguf]')
 	@touch $@ $(VENV)/train.stamp
 
 $(VENV)/notebook.stamp: $(PINS) | $(BIN)/pip
 	@echo 'Installing grpo_jax and JupyterLab into $(VENV) ...'
-	@$(PIP) -e '.[notebook]'
+	$(call install,-e '.[notebook]')
 	@touch $@ $(VENV)/train.stamp
 
 # pip comes last into a virtual environment, so its presence means a whole one.

@@ -45,6 +45,12 @@ def holds_run(folder: Path) -> bool:
     return (run_and_step(folder)[0] / "checkpoints").is_dir()
 
 
+def check_model(folder: Path) -> None:
+    """UsageError where a folder holds neither a run nor a Hugging Face directory."""
+    if not holds_run(folder) and not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no run and no model: there is no config.json in it")
+
+
 def load(workdir: Path, scores: bool = False) -> tuple[Experiment, Any, int]:
     """Return (experiment, params, step) of the run in `workdir`, whatever mesh it trained on.
 
@@ -91,8 +97,7 @@ def load_model(folder: Path) -> Model:
         params = merge_adapters(ex.model.config, params)
         longest = ex.config.rollout.max_tokens
         return Model(ex.model, params, ex.tokenizer, longest, f"{folder}, step {step}")
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} holds no run and no model: there is no config.json in it")
+    check_model(folder)
     model = Decoder(read_config_file(folder))
     abstract = abstract_params(model, make_mesh())
     params = load_weights(folder, model.config, abstract)

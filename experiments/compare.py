@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import seeds, stages
 from grpo_jax.command_line import load_config_file, load_module, run_main
+from grpo_jax.progress import doing, importing, say
 
 flags.adopt_module_key_flags(stages)
 flags.adopt_module_key_flags(seeds)
@@ -36,6 +37,8 @@ def main():
         for name in (*([start] if start else []), *names):
             run(name, seed, folder, None if name == start else start)
     curves = {name: [curve(path(folder, name, s)) for s in every] for name in names}
+    with importing():
+        from experiments import costs as _  # noqa: F401
     costs = {name: cost(name) for name in names}
     tables = [*learning_table(curves, TARGET.value), "", *cost_table(costs)]
     drawn = {}
@@ -46,10 +49,12 @@ def main():
     text = "\n".join(tables)
     print(text)
     write_atomically(folder / "comparison.md", (text + "\n").encode())
-    write_atomically(folder / "comparison.png", picture(curves))
+    with doing("drawing comparison.png"):
+        write_atomically(folder / "comparison.png", picture(curves))
     kept = {"seeds": len(every), "costs": costs, "learning": summary(curves, TARGET.value)}
     kept |= {"curves": curves} | ({"sampled": drawn} if drawn else {})
     write_atomically(folder / "comparison.json", json.dumps(kept).encode())
+    say(f"{folder / 'comparison.md'} has the tables, comparison.png the curves")
     return 0
 
 
@@ -165,7 +170,8 @@ def cost(name: str) -> dict[str, float]:
     from experiments.costs import learner_cost
     from grpo_jax.config import resolve
 
-    return learner_cost(resolve(load_config_file(f"{stages.CONFIG.value}:{name}")))
+    with doing(f"compiling {name}, for what it costs"):
+        return learner_cost(resolve(load_config_file(f"{stages.CONFIG.value}:{name}")))
 
 
 def cost_table(costs: dict) -> list[str]:
@@ -186,7 +192,8 @@ def sampled(folder: Path, samples: int) -> dict[str, float]:
     from grpo_jax.sharding import using
 
     ex, params, _ = load(folder)
-    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
+    sampling = doing(f"sampling {folder}'s model")
+    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh), sampling:
         return evaluate(ex, params, rewarder, ex.config.eval.problems, samples)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from grpo_jax.command_line import run_main
+from grpo_jax.progress import checked, result_on_stdout
 
 GGUF = flags.DEFINE_string("gguf", None, "the file to read", required=True)
 OUT = flags.DEFINE_string("out", None, "the directory to write: empty or new", required=True)
@@ -17,6 +18,8 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the w
 def main():
     from grpo_jax.models.gguf import convert
 
+    result_on_stdout()
+    checked()  # the file is, before the first word
     convert(Path(GGUF.value), Path(OUT.value), DTYPE.value)
     print(OUT.value)
 

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.command_line import run_main
+from grpo_jax.progress import checked, doing, importing, result_on_stdout
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder")
 PROBLEMS = flags.DEFINE_integer(
@@ -26,11 +27,16 @@ AGAINST = flags.DEFINE_list("against", [], "runs or Hugging Face directories to 
 
 
 def main():
-    from experiments.checkpoint import asked_the_same
-    from grpo_jax.evaluation import evaluate  # imports JAX, which --help and bad flags need not
-    from grpo_jax.sharding import using
+    result_on_stdout()
+    with importing():  # JAX, which --help and bad flags need not
+        from experiments.checkpoint import asked_the_same, check_model
+        from grpo_jax.evaluation import evaluate
+        from grpo_jax.sharding import using
 
     ex, params, step = _examined()
+    for folder in AGAINST.value:
+        check_model(Path(folder))
+    checked()
     problems = ex.config.eval.problems if PROBLEMS.value is None else PROBLEMS.value
     samples = ex.config.eval.samples if SAMPLES.value is None else SAMPLES.value
     told = []
@@ -38,9 +44,9 @@ def main():
         if folder is not None:
             ex, params, step = asked_the_same(Path(folder), ex.config)
         singly: dict = {}
-        with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
-            metrics = evaluate(ex, params, rewarder, problems, samples, singly)
         name = str(folder or WORKDIR.value or ex.source)
+        with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh), doing(f"evaluating {name}"):
+            metrics = evaluate(ex, params, rewarder, problems, samples, singly)
         print_table(f"{name}, step {step}: {ex.task.name}", metrics)
         told.append({"model": name, "step": step, **metrics, "singly": singly})
     leads = [_leads(told[0]["singly"], one.pop("singly")) for one in told[1:]]

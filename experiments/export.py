@@ -10,31 +10,34 @@ from pathlib import Path
 from absl import flags
 
 from grpo_jax.command_line import run_main
+from grpo_jax.progress import doing, importing
 
 OUT = flags.DEFINE_string("out", None, "the directory to write", required=True)
 ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT's format")
 
 
 def main(workdir):
-    from experiments.checkpoint import load  # imports JAX, which --help and bad flags need not
-    from grpo_jax.checks import UsageError
-    from grpo_jax.folders import check_replaceable
-    from grpo_jax.judges import scoring_params
-    from grpo_jax.models.lora import merge_adapters, save_adapters
-    from grpo_jax.models.weights import save_model
+    with importing():  # JAX, which --help and bad flags need not
+        from experiments.checkpoint import load
+        from grpo_jax.checks import UsageError
+        from grpo_jax.folders import check_replaceable
+        from grpo_jax.judges import scoring_params
+        from grpo_jax.models.lora import merge_adapters, save_adapters
+        from grpo_jax.models.weights import save_model
 
     out = Path(OUT.value)
     check_replaceable(out)  # before the minutes that a large model takes
     ex, params, step = load(workdir, scores=True)
     c = ex.model.config
-    if "value" in params:
-        save_model(out, *scoring_params(ex, params), ex.source, ex.tokenizer)
-    elif not ADAPTERS.value:
-        save_model(out, c, merge_adapters(c, params), ex.source, ex.tokenizer)
-    elif c.lora.rank:
-        save_adapters(out, c, params, str(ex.source))
-    else:
+    if "value" not in params and ADAPTERS.value and not c.lora.rank:
         raise UsageError(f"--adapters: the run in {workdir} has none (config.model.lora.rank=0)")
+    with doing(f"writing {out}"):
+        if "value" in params:
+            save_model(out, *scoring_params(ex, params), ex.source, ex.tokenizer)
+        elif ADAPTERS.value:
+            save_adapters(out, c, params, str(ex.source))
+        else:
+            save_model(out, c, merge_adapters(c, params), ex.source, ex.tokenizer)
     print(f"{workdir}, step {step}: written to {out}")
 
 

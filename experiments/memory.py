@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from grpo_jax.command_line import run_main
+from grpo_jax.progress import checked, doing, importing, result_on_stdout
 
 MODEL = flags.DEFINE_string("model", None, "a name, or a Hugging Face directory", required=True)
 PROMPTS = flags.DEFINE_integer("prompts", 1, "P, prompts a step", lower_bound=1)
@@ -33,15 +34,19 @@ GIB = 2**30
 
 
 def main():
-    import jax
+    result_on_stdout()
+    with importing():
+        import jax
 
-    from experiments.costs import analysis, tree_bytes
-    from grpo_jax.models.decoder import Decoder
+        from experiments.costs import analysis, tree_bytes
+        from grpo_jax.models.decoder import Decoder
 
     c = _config()
     model = Decoder(c)
     mesh = _mesh()
-    sampled, updated, state = _compiled(model, mesh)
+    checked()
+    with doing(f"compiling for {MODEL.value}"):
+        sampled, updated, state = _compiled(model, mesh)
     sizes = {
         "parameters": tree_bytes(state.policy),
         "optimizer": tree_bytes(state.opt_state),

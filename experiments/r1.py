@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import seeds, stages
 from grpo_jax.command_line import load_module, run_main
+from grpo_jax.progress import doing, importing, say
 
 flags.adopt_module_key_flags(stages)
 flags.adopt_module_key_flags(seeds)
@@ -28,13 +29,15 @@ SHOWN = 2  # completions of each kind that are kept of each stage
 
 
 def main():
-    from experiments.r1_report import over_seeds
-    from grpo_jax.runs import read_lines, write_atomically
-
     path, folder = stages.config_and_folder()
     stages.check_names(folder)
     file = load_module(path)
     names = stages_to_run(file, WITHOUT.value)
+    with importing():
+        from experiments.r1_report import over_seeds
+        from grpo_jax import reward_model, trainer  # noqa: F401, the longest to import
+        from grpo_jax.runs import read_lines, write_atomically
+
     if not seeds.SEEDS.value:
         pipeline(file, names, folder, None)
         return
@@ -60,9 +63,10 @@ def pipeline(file: Any, names: list[str], folder: Path, seed: int | None) -> Non
         if set(file.JUDGES) <= set(names[:number]):
             tell(file, [s for s in names[:number] if s not in (*file.JUDGES, "rejection")], folder)
     rows = read_lines(folder / "results.jsonl")
-    write_report(folder, rows, read_lines(folder / "samples.jsonl"))
+    with doing("writing report.html"):
+        write_report(folder, rows, read_lines(folder / "samples.jsonl"))
     print_table(rows)
-    print(f"{folder / 'report.html'} tells the story")
+    say(f"{folder / 'report.html'} shows the stages, their curves and configs")
 
 
 def stages_to_run(file: Any, without: list[str]) -> list[str]:
@@ -119,7 +123,8 @@ def tell(file: Any, policies: list[str], folder: Path) -> None:
     for stage in policies:
         if stage in told:
             continue
-        row, samples = judged(*asked_the_same(folder / stage, asked)[:2])
+        with doing(f"judging {stage} on held-out problems"):
+            row, samples = judged(*asked_the_same(folder / stage, asked)[:2])
         runs = (folder / stage / "cold_start", folder / stage)
         steps = [record for run in runs for record in read_lines(run / "metrics.jsonl")]
         row["time/seconds"] = sum(record["time/step"] for record in steps)

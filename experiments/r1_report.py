@@ -1,9 +1,12 @@
 """The story of a pipeline's stages, as a table on the screen and as a page of its own."""
 
 import base64
+import datetime
 import html
 import io
+import json
 import math
+import time
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -11,7 +14,10 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grpo_jax.runs import write_atomically
+from grpo_jax.checks import config_diff
+from grpo_jax.config import defaults, resolve
+from grpo_jax.metrics import panels, picture
+from grpo_jax.runs import load_config, write_atomically
 from grpo_jax.statistics import seed_interval
 
 Row = dict[str, Any]
@@ -45,22 +51,32 @@ TOLD = {
     "distillation": "The smaller model, fine-tuned on what was kept: no reinforcement learning.",
 }
 PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>$title</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 } img { max-width: 100% }
+<html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
+table { border-collapse: collapse; margin: 1rem 0; white-space: nowrap }
 td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left }
+img { max-width: 100%; height: auto }
+figure { margin: 1rem 0 } .curves { display: flex; flex-wrap: wrap; gap: .5rem }
+.curves img { width: 18rem } .shares img { width: 28rem }
+.scroll { overflow-x: auto }
 pre { background: #f6f6f6; padding: .5rem; white-space: pre-wrap; margin: .3rem 0 }
+.facts, figcaption { color: #555; font-size: .9rem }
 .right { border-left: 4px solid #1a9850 } .wrong { border-left: 4px solid #d6604d }
+@media (max-width: 30rem) { body { margin: 1rem auto; padding: 0 .7rem }
+  td, th { padding: .2rem .4rem } .curves img, .shares img { width: 100% } }
 </style></head><body>
 <h1>$title</h1>
+<p class="facts">$facts</p>
 <p>DeepSeek-R1's pipeline (2501.12948) in small. After each stage the policy answers the same
 held-out problems, greedily. Accuracy counts those with a right answer, with 95% Wilson intervals;
 format is the share of completions that think between tags and then answer between tags; language
 the share of the thoughts' words that are in the target language; preference the probability, by
 the reward models, that a completion is preferred to the worked solution (0.5: as good).</p>
-$table
-<img alt="accuracy, language and preference after each stage" src="$picture">
+<div class="scroll">$table</div>
+<div class="curves shares">$pictures</div>
 $stages
 </body></html>
 """)
@@ -113,13 +129,20 @@ def over_seeds(runs: list[list[Row]], starts: dict[str, str | None]) -> str:
 
 
 def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:
-    """Write folder/report.html, which needs nothing beside it: table, curves and samples."""
-    stages = [p.parent.name for p in sorted(folder.glob("*/config.json"), key=_written)]
-    told = [_stage(folder / name, [s for s in samples if s["stage"] == name]) for name in stages]
+    """Write folder/report.html, which needs nothing beside it: table, curves, configs, samples."""
+    stages = [p.parent for p in sorted(folder.glob("*/config.json"), key=_written)]
+    records = [json.loads((stage / "config.json").read_bytes()) for stage in stages]
+    told = [
+        _stage(stage, record, [s for s in samples if s["stage"] == stage.name])
+        for stage, record in zip(stages, records, strict=True)
+    ]
+    alike = {_versions(record) for record in records}
+    facts = [f"Written {_date(time.time())}", *(alike if len(alike) == 1 else [])]
     page = PAGE.substitute(
         title=html.escape(f"The making of {folder.name}"),
+        facts=html.escape("; ".join(facts)),
         table=_table(rows),
-        picture=_embedded(_picture(rows)),
+        pictures="\n".join(_image(*shares) for shares in _shares(rows)),
         stages="\n".join(told),
     )
     write_atomically(folder / "report.html", page.encode())
@@ -127,6 +150,16 @@ def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:
 
 def _written(path: Path) -> float:
     return path.stat().st_mtime
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _versions(record: Row) -> str:
+    """What code made a stage: packages and revision, as its config.json has them."""
+    packages = [f"{name} {version}" for name, version in record.get("versions", {}).items()]
+    return f"{', '.join(packages)}; revision {record.get('git_revision') or 'unknown'}"
 
 
 def _cells(row: Row) -> list[str]:
@@ -150,36 +183,64 @@ def _table(rows: list[Row]) -> str:
     return f"<table><tr>{heads}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _picture(rows: list[Row]) -> bytes:
-    """Accuracy of each kind, and the other shares, after each stage, as a PNG."""
-    figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+def _shares(rows: list[Row]) -> list[tuple[str, bytes]]:
+    """Accuracy of each kind, and the other shares, after each stage: titles and PNGs."""
     kinds = sorted({name for row in rows for name in row if name.endswith("/accuracy")})
-    groups = (["accuracy", *kinds], ["format", "language", "preference"])
-    for index, names in enumerate(groups, 1):
-        axes = figure.add_subplot(1, 2, index)
-        for name in names:
-            values = [math.nan if row.get(name) is None else row[name] for row in rows]
-            axes.plot(range(len(rows)), values, "o-", label=name.removesuffix("/accuracy"))
-        axes.set_xticks(range(len(rows)), [r["stage"] for r in rows], rotation=30, ha="right")
-        axes.set_ylim(-0.03, 1.03)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+    groups = {
+        "Accuracy after each stage": ["accuracy", *kinds],
+        "Format, language and preference after each stage": ["format", "language", "preference"],
+    }
+    return [(title, _lines(rows, names)) for title, names in groups.items()]
+
+
+def _lines(rows: list[Row], names: list[str]) -> bytes:
+    figure = Figure(figsize=(4.5, 3.4), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    for name in names:
+        values = [math.nan if row.get(name) is None else row[name] for row in rows]
+        axes.plot(range(len(rows)), values, "o-", label=name.removesuffix("/accuracy"))
+    axes.set_xticks(range(len(rows)), [r["stage"] for r in rows], rotation=30, ha="right")
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
     return content.getvalue()
+
+
+def _image(title: str, png: bytes) -> str:
+    return f'<img alt="{html.escape(title)}" src="{_embedded(png)}">'
 
 
 def _embedded(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _stage(folder: Path, samples: list[Row]) -> str:
+def _stage(folder: Path, record: Row, samples: list[Row]) -> str:
     parts = [f"<h2>{html.escape(folder.name)}</h2><p>{TOLD.get(folder.name, '')}</p>"]
-    for curves in (folder / "cold_start/curves.png", folder / "curves.png"):
-        if curves.exists():
-            parts.append(f'<img alt="curves" src="{_embedded(curves.read_bytes())}">')
+    names = ("config.json", "metrics.jsonl", "eval.jsonl", "cold_start/metrics.jsonl")
+    last = max(_written(folder / name) for name in names if (folder / name).exists())
+    facts = f"Last written {_date(last)}; {_versions(record)}"
+    parts.append(f'<p class="facts">{html.escape(facts)}</p>')
+    for run, what in ((folder / "cold_start", "Supervised fine-tuning"), (folder, "Training")):
+        if found := panels(run):
+            images = [_image(title, picture([draw], columns=1)) for title, draw in found.items()]
+            caption = f"<figcaption>{what}, by step</figcaption>"
+            parts.append(f'<figure><div class="curves">{"".join(images)}</div>{caption}</figure>')
+    parts.append(_config(load_config(folder).to_dict()))
     for sample in samples:
         mark = {True: "right", False: "wrong"}.get(sample["right"], "")
         text = html.escape(f"{sample['prompt']}\n{sample['completion']}")
         parts.append(f'<pre class="{mark}">{text}</pre>')
     return "\n".join(parts)
+
+
+def _config(config: Row) -> str:
+    """What a stage's config has other than the defaults, and all of it, folded."""
+    changed = "\n".join(config_diff(resolve(defaults()).to_dict(), config))
+    whole = json.dumps(config, indent=2)
+    return (
+        "<details><summary>config</summary><p>Other than the default:</p>"
+        f"<pre>{html.escape(changed)}</pre>"
+        f"<details><summary>all of it</summary><pre>{html.escape(whole)}</pre></details></details>"
+    )

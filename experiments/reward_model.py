@@ -4,11 +4,12 @@ python -m experiments.reward_model --config=FILE --workdir=DIR; the config's tas
 """
 
 from grpo_jax.command_line import run_main
+from grpo_jax.progress import importing
 
 
 def main(config, workdir):
-    from grpo_jax.reward_model import train  # imports JAX, which --help and bad configs need not
-
+    with importing():  # JAX, which --help and bad configs need not
+        from grpo_jax.reward_model import train
     train(config, workdir)
 
 

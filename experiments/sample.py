@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from grpo_jax.command_line import run_main
+from grpo_jax.progress import checked, doing, importing, result_on_stdout, say
 
 MODEL = flags.DEFINE_string("model", None, "a run's folder, or a Hugging Face directory")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder; the same as --model")
@@ -26,14 +27,16 @@ BUCKET = 16  # prompts are padded to a multiple of this
 
 
 def main():
-    import jax  # --help and bad flags need not wait for it
+    result_on_stdout()
+    with importing():  # JAX, which --help and bad flags need not
+        import jax
 
-    from experiments.checkpoint import load_model
-    from grpo_jax.rollout.collect import encode_batch, texts
-    from grpo_jax.rollout.filters import Sampling
-    from grpo_jax.rollout.sampler import sample
-    from grpo_jax.tasks import Problem
-    from grpo_jax.tokenizers import prompt_ids
+        from experiments.checkpoint import load_model
+        from grpo_jax.rollout.collect import encode_batch, texts
+        from grpo_jax.rollout.filters import Sampling
+        from grpo_jax.rollout.sampler import sample
+        from grpo_jax.tasks import Problem
+        from grpo_jax.tokenizers import prompt_ids
 
     m = load_model(Path(_folder()))
     prompt = [{"role": "user", "content": PROMPT.value}] if CHAT.value else PROMPT.value
@@ -41,9 +44,12 @@ def main():
     prompts = encode_batch(m.tokenizer, [Problem(prompt)], longest, BUCKET)
     limit = MAX_TOKENS.value or m.max_tokens or DEFAULT_TOKENS
     sampling = Sampling(limit, m.tokenizer.stop, TEMPERATURE.value)
-    print(m.origin, file=sys.stderr)
+    checked()
+    say(m.origin)
     key = jax.random.key(SEED.value)
-    out = sample(m.model, m.params, prompts, key, sampling=sampling, group=N.value)
+    with doing("sampling"):
+        out = sample(m.model, m.params, prompts, key, sampling=sampling, group=N.value)
+        jax.block_until_ready(out)
     for number, text in enumerate(texts(m.tokenizer, *jax.device_get((out.tokens, out.mask)))[0]):
         print(text)
         if not out.finished[0, number]:

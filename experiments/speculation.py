@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import app, flags
 
+from grpo_jax.progress import checked, doing, importing, result_on_stdout
+
 STEPS = flags.DEFINE_integer("steps", 150, "of supervised fine-tuning", lower_bound=1)
 ROWS = flags.DEFINE_list("rows", ["8", "64"], "completions decoded together; multiples of 8")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy", lower_bound=0.0)
@@ -118,16 +120,22 @@ def measure(ex, params, rows):
 
 
 def main(argv):
-    import jax
+    result_on_stdout()
+    checked()
+    with importing():
+        import jax
 
-    from grpo_jax.sharding import using
+        from grpo_jax.sharding import using
 
     ex = experiment()
     with using(ex.mesh):
-        params, losses = fine_tune(ex)
+        with doing(f"fine-tuning for {STEPS.value} steps"):
+            params, losses = fine_tune(ex)
         size = sum(x.size for x in jax.tree.leaves(params))
         for rows in map(int, ROWS.value):
-            print(json.dumps({"model_params": size, **losses, **measure(ex, params, rows)}))
+            with doing(f"sampling {rows} completions both ways"):
+                found = measure(ex, params, rows)
+            print(json.dumps({"model_params": size, **losses, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x
 """
 
 from grpo_jax.command_line import run_main
+from grpo_jax.progress import importing
 
 
 def main(config, workdir):
-    from grpo_jax.trainer import train  # imports JAX, which --help and bad configs need not
-
+    with importing():  # JAX, which --help and bad configs need not
+        from grpo_jax.trainer import train
     train(config, workdir)
 
 

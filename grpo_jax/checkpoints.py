@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from grpo_jax.checks import UsageError
+from grpo_jax.progress import doing
 from grpo_jax.runs import writing_in
 from grpo_jax.types import merged
 
@@ -79,7 +80,8 @@ def restore_latest(
     for leftover in directory.glob(".tmp-*"):
         shutil.rmtree(leftover)
     for folder in _newest_whole(directory, set_aside=True):
-        state = _restore_arrays(folder / "state", abstract_state)
+        with doing(f"reading {folder}"):
+            state = _restore_arrays(folder / "state", abstract_state)
         return state, json.loads((folder / "position.json").read_text())
     return None
 
@@ -96,7 +98,8 @@ def restore_params(directory: Path | str, step: int | None = None) -> tuple[PyTr
         raise UsageError(f"no checkpoint of step {step} in {directory}; valid: {steps(directory)}")
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for folder in _newest_whole(directory, set_aside=False, step=step):
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        reading = doing(f"reading {folder}")
+        with reading, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(folder / "state").item_metadata.tree
             meta = {name: tree[name] for name in ("params", "router") if tree.get(name)}
             item = jax.tree.map(lambda m: _abstract(m, place), meta)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from grpo_jax.experiment import Experiment
+from grpo_jax.progress import doing
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.numbers import vote
 from grpo_jax.rollout.collect import encode_batch, texts
@@ -155,15 +156,24 @@ def attempts(
         c = ex.config
         prompts = encode_batch(ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket)
         key = jax.random.fold_in(jax.random.key(c.seed + 1), first + start)
-        out = jax.device_get(
-            sample(
-                ex.model, params, put_batch(prompts, ex.mesh), key, sampling=sampling, group=group
+        place = put_batch(prompts, ex.mesh)
+        plain = len(part) == len(problems) and group == 1  # who asked for it has said so
+        what = _answering(start, len(part), len(problems), group)
+        with doing(what, log_after_s=5.0 if plain else None):
+            out = jax.device_get(
+                sample(ex.model, params, place, key, sampling=sampling, group=group)
             )
-        )
         completions += texts(ex.tokenizer, out.tokens, out.mask)[: len(part)]
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
-    parts = rewarder(problems, completions).parts
+    with doing(f"judging {len(problems) * group} completions"):
+        parts = rewarder(problems, completions).parts
     answers = [[vote(text) for text in group] for group in completions]
     counted = map(np.concatenate, (lengths, finished))
     return Attempts(completions, answers, parts, *counted)
+
+
+def _answering(start: int, n: int, of: int, group: int) -> str:
+    """What a batch of attempts is doing."""
+    which = f"{of} problems" if n == of else f"problems {start + 1} to {start + n} of {of}"
+    return f"answering {which}" + (f", {group} times each" if group > 1 else "")

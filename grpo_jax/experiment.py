@@ -13,6 +13,7 @@ from grpo_jax.algorithms import Algorithm, needs_steps
 from grpo_jax.checks import UsageError
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.progress import doing
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rollout.filters import Sampling
@@ -59,7 +60,8 @@ class Experiment:
         """The rewards of these names, ready to score in parallel."""
         functions = {name: resolve(name, self.task.accuracy) for name in names}
         workers = self.config.reward_workers or os.cpu_count() or 1
-        return Rewarder(functions, workers=workers, timeout_s=self.config.reward_timeout)
+        with doing("starting the rewards' processes"):
+            return Rewarder(functions, workers=workers, timeout_s=self.config.reward_timeout)
 
 
 def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> Experiment:
@@ -71,8 +73,9 @@ def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> E
         cache = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    task = _task(config)
-    tokenizer = tokenizer or _tokenizer(config, task)
+    with doing(f"reading the task {config.task.name!r} and the tokenizer"):
+        task = _task(config)
+        tokenizer = tokenizer or _tokenizer(config, task)
     model = _model(config, tokenizer)
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
     mesh = make_mesh(**config.mesh.to_dict())

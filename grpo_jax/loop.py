@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,15 +12,11 @@ import jax
 from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
 from grpo_jax.metrics import Logger, plot_curves
+from grpo_jax.progress import COMPILED, doing
 from grpo_jax.runs import Run
 from grpo_jax.types import TrainState
 
 Metrics = dict[str, Any]
-
-COMPILED = (
-    "/jax/core/compile/backend_compile_duration"  # what JAX calls it, cache look-ups included
-)
-
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -106,7 +103,7 @@ def run_steps(
         _compile_clock() as compiled,
     ):
         if restored is None and evaluate is not None:
-            logger.evaluation(0, evaluate(state))
+            logger.evaluation(0, _evaluated(evaluate, state, 0))
         if restored is None and total == 0:  # what a run starts from, and nothing more
             _save(run, 0, state, position(), config)
         for number in range((restored or 0) + 1, total + 1):
@@ -118,8 +115,9 @@ def run_steps(
             logger.completions(number, samples)
             _check_finite(metrics, number, config.optimizer.max_bad_steps, run)
             if evaluate is not None and _due(number, config.eval.every, total):
-                logger.evaluation(number, evaluate(state))
-                plot_curves(run.folder)
+                logger.evaluation(number, _evaluated(evaluate, state, number))
+                if number < total:
+                    plot_curves(run.folder)
             received = stopped()  # asked once: one that comes later waits for the next step
             if received or _due(number, config.checkpoint.every, total):
                 _save(run, number, state, position(), config)
@@ -153,9 +151,17 @@ def _compile_clock() -> Iterator[Callable[[], float]]:
         jax.monitoring.unregister_event_duration_listener(note)
 
 
+def _evaluated(evaluate: Callable[[TrainState], Metrics], state: TrainState, at: int) -> Metrics:
+    began = time.monotonic()
+    with doing(f"evaluating at step {at}"):
+        metrics = evaluate(state)
+    return {**metrics, "time/evaluation": time.monotonic() - began}
+
+
 def _save(run: Run, number: int, state: TrainState, position: Metrics, config: Any) -> None:
     kept = state.replace(base=None)  # it is where it came from
-    checkpoints.save(run.checkpoints, number, kept, position, config.checkpoint.keep)
+    with doing(f"saving step {number}"):
+        checkpoints.save(run.checkpoints, number, kept, position, config.checkpoint.keep)
 
 
 def _due(number: int, every: int, total: int) -> bool:

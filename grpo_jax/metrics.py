@@ -1,10 +1,11 @@
 """What a run tells: JSON lines, TensorBoard, a progress line, a table of samples, curves."""
 
+import contextlib
 import io
 import math
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from grpo_jax.progress import Screen, doing, screen
 from grpo_jax.runs import (
     Run,
     append_line,
@@ -55,20 +57,23 @@ class Logger:
         first = max(last, 0)
         self._run, self._total, self._first = run, total, first
         self._began = time.monotonic()
-        self._shown = -math.inf
-        self._console = console or Console(file=sys.stdout)
+        self._shown, self._line = -math.inf, ""
+        self._compiled = 0.0  # seconds, which later steps will not take
+        self._screen = Screen(console) if console else screen()
         self._events = _open_events(run, last)
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), console=self._console)
+        bar = (TextColumn("{task.description}"), BarColumn())
+        self._bar = Progress(*bar, console=self._screen.console)
         self._task = self._bar.add_task("", total=total, completed=first)
 
     def __enter__(self) -> "Logger":
-        if self._console.is_terminal:
-            self._bar.start()
+        self._showing = contextlib.ExitStack()
+        self._showing.enter_context(self._screen.showing(self._bar))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
+        self._showing.close()
+        if self._screen.live and self._line:  # what stays of the bar
+            self._screen.say(self._line)
         with writing_in(self._run.tensorboard):
             self._events.close()
 
@@ -76,29 +81,31 @@ class Logger:
         """Record one step's scalars in metrics.jsonl and TensorBoard, and show the progress."""
         append_line(self._run.metrics, {"step": step, **metrics})
         self._scalars(step, metrics)
-        left = (time.monotonic() - self._began) / max(step - self._first, 1) * (self._total - step)
-        line = progress_line(step, self._total, metrics, left)
-        if self._console.is_terminal:
-            self._bar.update(self._task, completed=step, description=line)
+        self._compiled += metrics.get("time/compile", 0.0)
+        passed = max(time.monotonic() - self._began - self._compiled, 0.0)
+        left = passed / max(step - self._first, 1) * (self._total - step)
+        self._line = progress_line(step, self._total, metrics, left)
+        if self._screen.live:
+            self._bar.update(self._task, completed=step, description=self._line)
         else:
-            print(line, file=self._console.file, flush=True)
+            self._screen.say(self._line)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Record one evaluation in eval.jsonl and, under "eval/", TensorBoard, and show it."""
         append_line(self._run.eval, {"step": step, **metrics})
         self._scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
         scores = [f"{k} {float(v):.3g}" for k, v in metrics.items() if _is_scalar(v)]
-        line = f"eval at step {step}: " + ", ".join(s for s in scores if not s.startswith("time/"))
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        told = ", ".join(s for s in scores if not s.startswith("time/"))
+        self._screen.say(f"eval at step {step}: {told}")
 
     def completions(self, step: int, samples: Sequence[Metrics]) -> None:
         """Record sampled completions in completions.jsonl; a terminal shows some as a table."""
         for sample in samples:
             append_line(self._run.completions, {"step": step, **sample})
         now = time.monotonic()
-        if samples and self._console.is_terminal and now - self._shown >= TABLE_EVERY_S:
+        if samples and self._screen.live and now - self._shown >= TABLE_EVERY_S:
             self._shown = now
-            print_completions(samples, self._console)
+            print_completions(samples, self._screen.console)
 
     def _scalars(self, step: int, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in metrics.items() if _is_scalar(value)}
@@ -177,47 +184,80 @@ def print_completions(samples: Sequence[Metrics], console: Console | None = None
 
 
 # Title, what is drawn: (label, metric); a panel without any of its metrics is left out.
-_PANELS = (
+_Panels = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+_PANELS: _Panels = (
     ("Completion length (tokens)", (("mean", "completions/mean_length"),)),
-    ("Entropy (nats)", (("entropy", "entropy"),)),
-    ("KL to the reference (nats)", (("kl", "kl"),)),
+    ("Entropy (nats a token)", (("entropy", "entropy"),)),
+    ("KL to the reference (nats a token)", (("kl", "kl"),)),
     ("Clipped share", (("low", "clip_ratio/low_mean"), ("high", "clip_ratio/high_mean"))),
 )
+_OF_SOLUTIONS: _Panels = (
+    ("Loss (nats a token)", (("loss", "loss"),)),
+    ("Accuracy on training problems", (("accuracy", "accuracy"),)),
+)
+_OF_PAIRS: _Panels = (
+    ("Loss (nats a pair)", (("loss", "loss"),)),
+    ("Accuracy on training pairs", (("accuracy", "accuracy"),)),
+    ("Margin (chosen - rejected)", (("margin", "margin"),)),
+)
+_FEW = 25  # points, which are marked as such
 _BLUE, _ORANGE = "#2166ac", "#d6604d"
 
 
 def plot_curves(workdir: Path | str) -> Path | None:
     """Draw DIR/curves.png from DIR/metrics.jsonl and DIR/eval.jsonl; return its path.
 
-    Reward (+- reward_std), held-out accuracy (95% Wilson interval), completion length, entropy,
-    kl and clip ratios against steps. What was not logged is left out; None if nothing was.
+    Reward (+- reward_std), or the loss and accuracy of supervised learning; held-out accuracy (95%
+    Wilson interval), completion length, entropy, kl and clip ratios against steps. What was not
+    logged is left out; None if nothing was.
     """
+    folder = Path(workdir)
+    found = list(panels(folder).values())
+    if not found:
+        return None
+    with doing("drawing curves.png"):
+        write_atomically(folder / "curves.png", picture(found, columns=3))
+    return folder / "curves.png"
+
+
+def panels(folder: Path) -> dict[str, Callable[[Any], None]]:
+    """What there is to draw of a run, by its title: functions that draw on Matplotlib's axes."""
+    metrics, evals = read_lines(folder / "metrics.jsonl"), read_lines(folder / "eval.jsonl")
+    names = {name for record in metrics for name in record}
+    draws: dict[str, Callable[[Any], None]] = {}
+    lines = _PANELS
+    if "reward" in names:
+        std = "reward_std" in names
+        draws["Reward (mean ± std)" if std else "Reward (mean)"] = partial(_draw_reward, metrics)
+    else:
+        lines = (_OF_PAIRS if "margin" in names else _OF_SOLUTIONS) + lines
+    if any(record.get("accuracy") is not None for record in evals):
+        draws["Held-out accuracy (95% interval)"] = partial(_draw_accuracy, evals)
+    for title, series in lines:
+        if known := [one for one in series if one[1] in names]:
+            draws[title] = partial(_draw_lines, known, metrics)
+    return {title: partial(_draw_panel, title, draw) for title, draw in draws.items()}
+
+
+def picture(found: Sequence[Callable[[Any], None]], columns: int) -> bytes:
+    """Panels side by side, in rows of `columns`, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    folder = Path(workdir)
-    metrics, evals = read_lines(folder / "metrics.jsonl"), read_lines(folder / "eval.jsonl")
-    names = {name for record in metrics for name in record}
-    panels = [(title, [s for s in lines if s[1] in names]) for title, lines in _PANELS]
-    draws: list[Any] = [lambda ax: _draw_reward(ax, metrics)] if "reward" in names else []
-    if any("accuracy" in record for record in evals):
-        draws.append(lambda ax: _draw_accuracy(ax, evals))
-    for title, lines in panels:
-        if lines:
-            draws.append(lambda ax, t=title, s=lines: _draw_lines(ax, t, s, metrics))
-    if not draws:
-        return None
-    columns = min(3, len(draws))
-    rows = math.ceil(len(draws) / columns)
+    columns = min(columns, len(found))
+    rows = math.ceil(len(found) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows), dpi=200, layout="constrained")
-    for index, draw in enumerate(draws, 1):
-        axes = figure.add_subplot(rows, columns, index)
-        draw(axes)
-        _tidy(axes)
+    for index, draw in enumerate(found, 1):
+        draw(figure.add_subplot(rows, columns, index))
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
-    write_atomically(folder / "curves.png", content.getvalue())
-    return folder / "curves.png"
+    return content.getvalue()
+
+
+def _draw_panel(title: str, draw: Callable[[Any], None], axes: Any) -> None:
+    draw(axes)
+    axes.set_title(title)
+    _tidy(axes)
 
 
 def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -227,33 +267,34 @@ def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nd
     return np.array([step for step, _ in pairs]), np.array(values, float)
 
 
-def _draw_reward(axes: Any, metrics: list[dict[str, Any]]) -> None:
+def _draw_reward(metrics: list[dict[str, Any]], axes: Any) -> None:
     steps, mean = _series(metrics, "reward")
     if len(std := _series(metrics, "reward_std")[1]) == len(mean):
         axes.fill_between(steps, mean - std, mean + std, color=_BLUE, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, color=_BLUE)
-    axes.set_title("Reward (± std)" if len(std) == len(mean) else "Reward")
 
 
-def _draw_accuracy(axes: Any, evals: list[dict[str, Any]]) -> None:
+def _draw_accuracy(evals: list[dict[str, Any]], axes: Any) -> None:
     steps, accuracy = _series(evals, "accuracy")
     n = _series(evals, "n")[1]
     if len(n) == len(accuracy):
         low, high = wilson_interval(accuracy * n, n)
         axes.fill_between(steps, low, high, color=_BLUE, alpha=0.18, linewidth=0)
     axes.plot(steps, accuracy, color=_BLUE, marker="o", markersize=3)
-    axes.set_ylim(0, 1)
-    axes.set_title("Held-out accuracy (95% interval)")
+    axes.set_ylim(-0.02, 1.02)
 
 
-def _draw_lines(
-    axes: Any, title: str, lines: list[tuple[str, str]], metrics: list[dict[str, Any]]
-) -> None:
+def _draw_lines(lines: Sequence[tuple[str, str]], metrics: list[dict[str, Any]], axes: Any) -> None:
     for (label, name), color in zip(lines, (_BLUE, _ORANGE), strict=False):
-        axes.plot(*_series(metrics, name), color=color, label=label)
+        steps, values = _series(metrics, name)
+        few = {"marker": "o", "markersize": 3} if len(steps) < _FEW else {}
+        axes.plot(steps, values, color=color, label=label, **few)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8)
-    axes.set_title(title)
+    if lines[0][1] == "accuracy":
+        axes.set_ylim(-0.02, 1.02)
+    elif len(lines) > 1:  # shares, which may all be 0
+        axes.set_ylim(0, max(axes.get_ylim()[1], 0.01))
 
 
 def _tidy(axes: Any) -> None:

@@ -16,6 +16,7 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import ADAPTERS
 from grpo_jax.models.quantized import quantize_leaf
 from grpo_jax.models.weights import load_weights
+from grpo_jax.progress import doing
 from grpo_jax.sharding import shardings, unbox
 from grpo_jax.train_state import split_params
 from grpo_jax.types import TrainState, merged
@@ -47,7 +48,8 @@ def pretrained(ex: Experiment) -> Any:
         return None
     c = ex.model.config
     then = None if c.lora.base == "none" else partial(quantize_leaf, kind=c.lora.base)
-    return load_weights(ex.source, c, abstract_params(ex.model, ex.mesh), then)
+    with doing(f"reading the weights of {ex.source}"):
+        return load_weights(ex.source, c, abstract_params(ex.model, ex.mesh), then)
 
 
 def beginning(ex: Experiment) -> Any:

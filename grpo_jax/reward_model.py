@@ -23,9 +23,11 @@ from grpo_jax.learner import make_optimizer, micro_batched
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.pretrained import beginning, fitting, pretrained, started
+from grpo_jax.progress import say
 from grpo_jax.runs import open_run
 from grpo_jax.sharding import using
 from grpo_jax.statistics import wilson_interval
+from grpo_jax.summary import summary
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
 from grpo_jax.train_state import Critic, abstract_state, init_state
@@ -75,18 +77,19 @@ def train(config: Any, workdir: Path) -> None:
     rollout.prompts pairs a step, `steps` steps; evaluation is the share of held-out pairs whose
     chosen completion gets more. ValueError for another task.
     """
+    began = time.monotonic()
     ex = build(config)
     if ex.task.name != "pairs":
         raise ValueError(f"config.task.name={ex.task.name!r}: a reward model needs 'pairs'")
     run = open_run(workdir, config)
     try:
         with leaving_on_signals(), using(ex.mesh):
-            _train(ex, run)
+            _train(ex, run, began)
     finally:
         run.close()
 
 
-def _train(ex: Experiment, run: Any) -> None:
+def _train(ex: Experiment, run: Any, began: float) -> None:
     c = ex.config
     optimizer = make_optimizer(c.optimizer, c.steps)
     data = batches(ex.task.train, c.rollout.prompts, c.seed, ex.fits)
@@ -102,7 +105,8 @@ def _train(ex: Experiment, run: Any) -> None:
     else:
         state, start = _begun(ex, optimizer, options, like), None
     if start == c.steps:
-        print(f"{run.folder} is finished: all {c.steps} steps are done")
+        say(f"{run.folder} is finished: all {c.steps} steps are done")
+        say(summary(run.folder))
         return
     number = 0
 
@@ -121,6 +125,8 @@ def _train(ex: Experiment, run: Any) -> None:
     now = lambda: {"step": number, "data": data.get_state()}  # noqa: E731
     held_out = partial(evaluate, ex) if c.eval.every else None
     run_steps(run, c, (start, state), c.steps, step, now, held_out)
+    say(f"{run.folder} is done (steps: {c.steps})")
+    say(summary(run.folder, time.monotonic() - began))
 
 
 def _begun(ex: Experiment, optimizer: Any, options: Any, like: TrainState) -> TrainState:

@@ -17,10 +17,12 @@ from grpo_jax.experiment import Experiment
 from grpo_jax.learner import make_optimizer, update
 from grpo_jax.loop import Step, run_steps
 from grpo_jax.pretrained import beginning, with_base
+from grpo_jax.progress import doing, say
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import encode_batch
-from grpo_jax.runs import open_run
+from grpo_jax.runs import open_run, read_lines
 from grpo_jax.sharding import put_batch
+from grpo_jax.summary import ending
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
 from grpo_jax.tokenizers import encode
@@ -110,7 +112,8 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             key = jax.random.key(c.seed)
             done, ended = None, False
             start = beginning(ex)
-            state = init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=start)
+            with doing("making the model's state"):
+                state = init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=start)
         else:
             state, position = restored
             state = with_base(ex, state)
@@ -118,6 +121,7 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             done, ended = int(state.step), position["ended"]
         if ended:
             return state.policy
+        say(f"cold start on worked solutions (sft.steps={c.sft.steps})")
 
         def step(state, number):
             nonlocal ended
@@ -128,12 +132,16 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             metrics["time/tokens_per_second"] = batch.mask.sum() / metrics["time/step"]
             ended = number == c.sft.steps
             if c.sft.stop_accuracy and (number % c.sft.check_every == 0 or ended):
-                metrics["accuracy"] = _train_accuracy(ex, state.policy, rewarder)
+                with doing(f"checking accuracy after step {number}"):
+                    metrics["accuracy"] = _train_accuracy(ex, state.policy, rewarder)
                 ended = ended or metrics["accuracy"] >= c.sft.stop_accuracy
             return Step(state, metrics, [], last=ended)
 
         now = lambda: {"data": data.get_state(), "ended": ended}  # noqa: E731
-        return run_steps(run, c, (done, state), c.sft.steps, step, now).policy
+        state = run_steps(run, c, (done, state), c.sft.steps, step, now)
+        say(f"the cold start is done after {ending(read_lines(run.metrics)[-1])}")
+        say(f"its curves: {run.folder / 'curves.png'}")
+        return state.policy
     finally:
         run.close()
 

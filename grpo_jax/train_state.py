@@ -61,7 +61,11 @@ def init_state(
     init = _initialiser(model, optimizer, reference, critic)
     place = shardings(jax.eval_shape(init, rng), mesh)
     if params is None:
-        return jax.jit(lambda key: unbox(init(key)), out_shardings=place)(rng)
+
+        def first_state(key):
+            return unbox(init(key))
+
+        return jax.jit(first_state, out_shardings=place)(rng)
     like = unbox(jax.eval_shape(init, rng)).policy
     flat, given = (flax.traverse_util.flatten_dict(tree) for tree in (like, params))
     where = flax.traverse_util.flatten_dict(place.policy)

@@ -21,6 +21,7 @@ from grpo_jax.judges import PREFIX, with_judges
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.pretrained import beginning, with_base
+from grpo_jax.progress import doing, say
 from grpo_jax.rewards.evaluate import Rewarder, Scores, scored_by
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, texts
 from grpo_jax.rollout.sampler import sample
@@ -29,9 +30,12 @@ from grpo_jax.rollout.steps import judge_steps, step_rewards
 from grpo_jax.runs import Run, open_run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
+from grpo_jax.summary import summary
 from grpo_jax.tasks.loader import batches
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Batch, Prompts, Rollouts, TrainState
+
+LONG_S = 5.0  # a log has a line a step, and more only where a step takes long
 
 
 def train(config: Any, workdir: Path) -> None:
@@ -39,26 +43,29 @@ def train(config: Any, workdir: Path) -> None:
 
     The cold start, if any, is a run of its own in workdir/cold_start. A finished run says so.
     """
+    began = time.monotonic()
     ex = build(config)
     run = open_run(workdir, config)
     called = [name for name in config.rewards if not name.startswith(PREFIX)]
     names = tuple(dict.fromkeys([*called, "accuracy"]))
     try:
         with leaving_on_signals(), ex.rewarder(names) as rewarder, using(ex.mesh):
-            _train(ex, run, rewarder)
+            _train(ex, run, rewarder, began)
     finally:
         run.close()
 
 
-def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
+def _train(ex: Experiment, run: Run, rewarder: Rewarder, began: float) -> None:
     c = ex.config
     problems = Problems(ex)
     judged = with_judges(rewarder, list(c.rewards), ex)
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
     learners = make_optimizer(c.optimizer, updates), make_critic(ex, updates)
     done, state = _start(ex, run, *learners, problems, rewarder)
+    prompt = (ex.task.heldout if len(ex.task.heldout) else ex.task.train)[0].prompt
     if done == c.steps:
-        print(f"{run.folder} is finished: all {c.steps} steps are done")
+        say(f"{run.folder} is finished: all {c.steps} steps are done")
+        say(summary(run.folder, prompt=prompt))
         return
 
     def held_out(state: TrainState) -> dict[str, Any]:
@@ -73,6 +80,8 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder) -> None:
         problems.get_state,
         held_out if c.eval.every else None,
     )
+    say(f"{run.folder} is done (steps: {c.steps})")
+    say(summary(run.folder, time.monotonic() - began, prompt))
 
 
 def make_critic(ex: Experiment, updates: int) -> Critic | None:
@@ -106,7 +115,8 @@ def _start(
     cold = run.folder / "cold_start"
     params = cold_start(ex, rewarder, cold) if c.sft.steps else beginning(ex)
     key = jax.random.key(c.seed)
-    return None, init_state(ex.model, optimizer, key, ex.mesh, params=params, **options)
+    with doing("making the model's state"):
+        return None, init_state(ex.model, optimizer, key, ex.mesh, params=params, **options)
 
 
 def iteration(
@@ -137,7 +147,8 @@ def iteration(
     )
     advantages = np.asarray(batch.advantages[..., 0])
     explained = explained_variance(batch)
-    state, metrics = _learn(ex, optimizer, critic, state, batch, number)
+    with doing(f"updating, step {number}", log_after_s=LONG_S):
+        state, metrics = _learn(ex, optimizer, critic, state, batch, number)
     now = time.monotonic()
     metrics |= rollout_metrics(rollout) | explained
     metrics |= {
@@ -156,7 +167,7 @@ def _in_turn(ex: Experiment, submit, problems: "Problems", state: TrainState, nu
     rollout = collect(
         lambda: next(problems),
         lambda drawn, extra: _with_texts(ex, _sample(ex, state, drawn, number, extra)),
-        lambda drawn, told: _scored(ex, drawn, told, submit(drawn, told)()),
+        lambda drawn, told: _scored(ex, drawn, told, _waited(submit(drawn, told), number)),
         ex.algorithm.dynamic_sampling_rounds,
     )
     return rollout, None
@@ -177,9 +188,14 @@ def _overlapped(ex: Experiment, submit, problems: "Problems", state: TrainState,
     scores = submit(drawn, completions)
     last = number == ex.config.steps
     pending = rollouts if last else _sample(ex, state, problems.peek(), number + 1)
-    rewards, parts, timeouts, steps = _scored(ex, drawn, completions, scores())
+    rewards, parts, timeouts, steps = _scored(ex, drawn, completions, _waited(scores, number))
     rollout = Collected(drawn, rollouts, completions, rewards, parts, timeouts, 0, steps)
     return rollout, pending.replace(prompts=None)
+
+
+def _waited(scores: Callable[[], Scores], number: int) -> Scores:
+    with doing(f"judging for step {number}", log_after_s=LONG_S):
+        return scores()
 
 
 class Problems:
@@ -233,15 +249,16 @@ def _prompts(ex: Experiment, problems) -> Prompts:
 
 def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int = 0) -> Rollouts:
     key = jax.random.fold_in(jax.random.fold_in(state.rng, number), extra)
-    rollouts = sample(
-        ex.model,
-        state.policy,
-        put_batch(_prompts(ex, problems), ex.mesh),
-        key,
-        sampling=ex.sampling(),
-        group=ex.config.rollout.group,
-    )
-    return jax.device_get(rollouts)
+    with doing(f"sampling for step {number}", log_after_s=LONG_S):
+        rollouts = sample(
+            ex.model,
+            state.policy,
+            put_batch(_prompts(ex, problems), ex.mesh),
+            key,
+            sampling=ex.sampling(),
+            group=ex.config.rollout.group,
+        )
+        return jax.device_get(rollouts)
 
 
 def _abstract_pending(ex: Experiment, state: TrainState) -> Rollouts:

@@ -149,3 +149,24 @@ def test_curves_hold_a_panel_for_each_series_there_is(tmp_path):
             "metrics.jsonl",
         ]
     assert sizes["few"] == (1440, 540) and sizes["many"] == (2160, 1080)
+
+
+@pytest.mark.parametrize(
+    ("record", "titles"),
+    [
+        ({"loss": 2.0, "entropy": 1.0}, ["Loss (nats a token)", "Entropy (nats a token)"]),
+        (
+            {"loss": 2.0, "accuracy": 0.5},
+            ["Loss (nats a token)", "Accuracy on training problems"],
+        ),
+        (
+            {"loss": 0.7, "accuracy": 0.5, "margin": 0.1},
+            ["Loss (nats a pair)", "Accuracy on training pairs", "Margin (chosen - rejected)"],
+        ),
+        ({"loss": 2.0, "reward": 0.5, "accuracy": 0.5}, ["Reward (mean)"]),
+    ],
+)
+def test_curves_are_those_of_what_was_learnt_from(tmp_path, record, titles):
+    runs.append_line(tmp_path / "metrics.jsonl", {"step": 1, **record})
+    assert list(metrics.panels(tmp_path)) == titles
+    assert Image.open(metrics.plot_curves(tmp_path)).size == (720 * len(titles), 540)

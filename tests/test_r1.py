@@ -95,9 +95,25 @@ def test_every_stage_is_told_of_and_a_stopped_pipeline_goes_on(set_flags, monkey
     page = (folder / "report.html").read_text()
     assert all(f"<h2>{stage}</h2>" in page for stage in r1_tiny.STAGES if stage != "rejection")
     assert not re.search(r'(src|href)="(?!data:)', page)
+    check_page(page)
     assert "distillation" in capsys.readouterr().out
     r1.main()
     assert rows(folder) == after
+
+
+def check_page(page):
+    """Every stage has its curves, date, versions and config, and a narrow screen holds it."""
+    parts = dict(part.split("</h2>", 1) for part in page.split("<h2>")[1:])
+    assert parts.keys() == {*r1_tiny.STAGES} - {"rejection"}
+    for stage, part in parts.items():
+        of = "pair" if stage in r1_tiny.JUDGES else "token"
+        title = "Reward (mean" if stage.endswith("_rl") else f"Loss (nats a {of})"
+        assert f'alt="{title}' in part, stage
+        assert re.search(r"Last written 20\d\d-\d\d-\d\d \d\d:\d\d", part), stage
+        assert f"numpy {np.__version__}" in part and "revision " in part
+        assert "<summary>config</summary>" in part and "model.hidden: 128 -&gt; 16" in part
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert '<div class="scroll"><table>' in page
 
 
 def test_every_seed_has_its_own_pipeline_and_a_part_of_the_table(set_flags, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import warnings
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from grpo_jax import checkpoints, loop, trainer
+from grpo_jax import checkpoints, loop, progress, trainer
 from grpo_jax.checkpoints import restore_params
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
@@ -68,9 +69,12 @@ def test_the_reference_was_refreshed_and_is_saved(learnt):
     jax.tree.map(np.testing.assert_array_equal, state.ref_params, state.params)
 
 
-def test_a_finished_run_says_so(learnt, capsys):
+def test_a_finished_run_says_so_and_its_result_again(learnt, capsys):
     trainer.train(LEARNS, learnt)
-    assert f"{learnt} is finished: all {STEPS} steps are done" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{learnt} is finished: all {STEPS} steps are done" in told
+    assert re.search(r"result +reward 0\.[01]\d+ -> 0\.[789]\d+ \(means of the first and", told)
+    assert f"{learnt}/curves.png" in told and f"experiments.sample --model={learnt} " in told
 
 
 def test_metrics_of_a_rollout():
@@ -283,7 +287,8 @@ def test_a_signal_between_the_steps_leaves_with_a_word(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_a_run_starts_from_another(learnt, tmp_path):
+def test_a_run_starts_from_another_and_says_what_it_does(learnt, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
     config = tiny_config(
         **EASY | {"steps": 1, "optimizer.learning_rate": 0.0, "start": str(learnt)}
     )
@@ -291,8 +296,27 @@ def test_a_run_starts_from_another(learnt, tmp_path):
     before, after = (restore_params(f / "checkpoints")[0] for f in (learnt, tmp_path / "next"))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     cold = {"sft.steps": 1, "sft.learning_rate": 0.0, "rollout.max_tokens": 18}
+    cold |= {"eval.every": 1, "eval.problems": 2}
     config = tiny_config(**EASY | cold | {"steps": 0, "start": str(learnt)})
+    capsys.readouterr()
     trainer.train(config, tmp_path / "cold")
+    words = [
+        *("reading the task 'addition'", "starting the rewards' processes", "making the model"),
+        *("cold start on worked solutions (sft.steps=1)", "step 1/1  loss ", "saving step 1 ..."),
+        *("drawing curves.png", "the cold start is done after step 1: loss ", "cold_start/curves"),
+        *("making the model", "evaluating at step 0 ...", "judging 2 completions ..."),
+        *("eval at step 0: accuracy 0", "saving step 0 ...", "drawing curves.png"),
+        *(
+            "cold is done (steps: 0)",
+            "  result  held-out accuracy 0.",
+            "  time ",
+            "cold/curves.png",
+        ),
+    ]
+    told, at = capsys.readouterr().out, 0
+    for word in words:
+        at = told.find(word, at) + len(word)
+        assert at >= len(word), (word, told)
     after = restore_params(tmp_path / "cold/cold_start/checkpoints")[0]
     jax.tree.map(np.testing.assert_array_equal, before, after)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.folders import replacing
+from grpo_jax.progress import doing
 
 DTYPES = ("float32", "bfloat16")
 
@@ -24,11 +25,13 @@ def convert(file: Path, out: Path, dtype: str = "float32") -> None:
         raise ValueError(f"{out} exists; valid: a directory that is empty or not there yet")
     split = _text_split(file)
     with replacing(out) as made:
-        model, tokenizer = _load(file, dtype)
+        with doing(f"reading {file} with Transformers"):
+            model, tokenizer = _load(file, dtype)
         if split == "smollm":
             _isolate_digits(tokenizer)
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+        with doing(f"writing {out}"):
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
 
 
 def _text_split(file: Path) -> str | None:
