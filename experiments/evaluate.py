@@ -34,8 +34,8 @@ def main():
         from grpo_jax.sharding import using
 
     ex, params, step = _examined()
-    for folder in AGAINST.value:
-        check_model(Path(folder))
+    for other in AGAINST.value:
+        check_model(Path(other))
     checked()
     problems = ex.config.eval.problems if PROBLEMS.value is None else PROBLEMS.value
     samples = ex.config.eval.samples if SAMPLES.value is None else SAMPLES.value

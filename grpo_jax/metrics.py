@@ -271,7 +271,11 @@ def _draw_reward(metrics: list[dict[str, Any]], axes: Any) -> None:
     steps, mean = _series(metrics, "reward")
     if len(std := _series(metrics, "reward_std")[1]) == len(mean):
         axes.fill_between(steps, mean - std, mean + std, color=_BLUE, alpha=0.18, linewidth=0)
-    axes.plot(steps, mean, color=_BLUE)
+    axes.plot(steps, mean, color=_BLUE, **_marks(steps))
+
+
+def _marks(steps: np.ndarray) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 3} if len(steps) < _FEW else {}
 
 
 def _draw_accuracy(evals: list[dict[str, Any]], axes: Any) -> None:
@@ -287,8 +291,7 @@ def _draw_accuracy(evals: list[dict[str, Any]], axes: Any) -> None:
 def _draw_lines(lines: Sequence[tuple[str, str]], metrics: list[dict[str, Any]], axes: Any) -> None:
     for (label, name), color in zip(lines, (_BLUE, _ORANGE), strict=False):
         steps, values = _series(metrics, name)
-        few = {"marker": "o", "markersize": 3} if len(steps) < _FEW else {}
-        axes.plot(steps, values, color=color, label=label, **few)
+        axes.plot(steps, values, color=color, label=label, **_marks(steps))
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8)
     if lines[0][1] == "accuracy":

@@ -87,7 +87,7 @@ class Screen:
 
 @functools.lru_cache(maxsize=4)
 def _screen_on(file: Any) -> Screen:
-    return Screen(Console(file=file))
+    return Screen(Console(file=file, force_terminal=file.isatty()))  # whatever FORCE_COLOR says
 
 
 def screen() -> Screen:
@@ -208,21 +208,26 @@ class Compilations:
         self._name, self._began, self._said = "", 0.0, False
         self._phase: Phase | None = None
 
-    def begin(self, event: str, value: float, fun_name: str = "", **_: Any) -> None:
+    def begin(self, event: str, value: float, **told: str | int) -> None:
         """One of the three begins; JAX's event of that name is a scalar, its time."""
         if event not in EVENTS or threading.current_thread() is not threading.main_thread():
             return
         self._depth += 1
         if self._depth > 1:
             return
-        name = fun_name.removeprefix("jit_").removeprefix("jit(").removesuffix(")")
+        name = (
+            str(told.get("fun_name", ""))
+            .removeprefix("jit_")
+            .removeprefix("jit(")
+            .removesuffix(")")
+        )
         if event == EVENTS[0] or name != self._name:
             self._name, self._began, self._said = name, time.monotonic(), False
         what = f"compiling {PROGRAMS.get(name, name)}"
         patience = PATIENCE_S if _checked or screen().live else UNCHECKED_S
         self._phase = Phase(what, patience, self._began, quiet=self._said)
 
-    def end(self, event: str, seconds: float, **_: Any) -> None:
+    def end(self, event: str, duration_secs: float, **_: str | int) -> None:
         """The one that began last ends."""
         if event not in EVENTS or threading.current_thread() is not threading.main_thread():
             return

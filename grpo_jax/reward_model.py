@@ -23,7 +23,7 @@ from grpo_jax.learner import make_optimizer, micro_batched
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.pretrained import beginning, fitting, pretrained, started
-from grpo_jax.progress import say
+from grpo_jax.progress import announce_compilations, say
 from grpo_jax.runs import open_run
 from grpo_jax.sharding import using
 from grpo_jax.statistics import wilson_interval
@@ -78,6 +78,7 @@ def train(config: Any, workdir: Path) -> None:
     chosen completion gets more. ValueError for another task.
     """
     began = time.monotonic()
+    announce_compilations()
     ex = build(config)
     if ex.task.name != "pairs":
         raise ValueError(f"config.task.name={ex.task.name!r}: a reward model needs 'pairs'")

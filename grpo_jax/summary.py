@@ -38,9 +38,9 @@ def _result(metrics: Records, evals: Records) -> str:
     if judged:
         ends = judged[:1] if len(judged) == 1 else [judged[0], judged[-1]]
         told = " -> ".join(_accuracy(e) for e in ends)
-        at = " and ".join(str(e["step"]) for e in ends)
-        n = f" on {ends[-1]['n']} problems" if "n" in ends[-1] else ""
-        return f"held-out accuracy {told}{n}, after steps {at} (95% intervals)"
+        at = "step " + " and ".join(str(e["step"]) for e in ends)
+        of = f" on {ends[-1]['n']} problems" if "n" in ends[-1] else ""
+        return f"held-out accuracy {told}{of}, at {at} (95% intervals)"
     for name in ("reward", "loss"):
         values = [m[name] for m in metrics if m.get(name) is not None]
         if values:

@@ -21,7 +21,7 @@ from grpo_jax.judges import PREFIX, with_judges
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.pretrained import beginning, with_base
-from grpo_jax.progress import doing, say
+from grpo_jax.progress import announce_compilations, doing, say
 from grpo_jax.rewards.evaluate import Rewarder, Scores, scored_by
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, texts
 from grpo_jax.rollout.sampler import sample
@@ -44,6 +44,7 @@ def train(config: Any, workdir: Path) -> None:
     The cold start, if any, is a run of its own in workdir/cold_start. A finished run says so.
     """
     began = time.monotonic()
+    announce_compilations()
     ex = build(config)
     run = open_run(workdir, config)
     called = [name for name in config.rewards if not name.startswith(PREFIX)]

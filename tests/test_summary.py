@@ -36,7 +36,7 @@ def test_a_run_ends_with_its_result_its_time_and_its_files(write):
     found = lines(summary(folder, seconds=61.0, prompt="347+589="))
     assert found["result"] == (
         "held-out accuracy 0.250 [0.200, 0.300] -> 0.750 [0.700, 0.800] on 512 problems, "
-        "after steps 0 and 2 (95% intervals)"
+        "at step 0 and 2 (95% intervals)"
     )
     assert found["time"] == (
         "1 min 1 s since this start; all sessions: cold start 9.0 s, sampling and judging 40 s, "
