@@ -26,6 +26,7 @@ def get_config():
     config.rollout.prompts = 64
     config.rollout.group = 16
     config.rollout.max_tokens = 512
+    config.rollout.stop = ("</answer>",)  # a base model would go on with another question
     config.rollout.prompt_bucket = 64
     config.steps = 300
     config.algorithm.preset = "dr_grpo"

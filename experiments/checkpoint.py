@@ -24,13 +24,14 @@ from grpo_jax.types import merged
 
 
 class Model(NamedTuple):
-    """A model and its tokenizer; max_tokens is the run's, or None."""
+    """A model and its tokenizer; max_tokens is the run's, or None, and stop its stop strings."""
 
     model: Decoder
     params: Any
     tokenizer: TextTokenizer
     max_tokens: int | None
     origin: str
+    stop: tuple[str, ...] = ()
 
 
 def run_and_step(folder: Path) -> tuple[Path, int | None]:
@@ -72,7 +73,8 @@ def load(workdir: Path, scores: bool = False) -> tuple[Experiment, Any, int]:
 def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
     """As `load`, of a run or Hugging Face directory, but with the problems of another config.
 
-    The model, its tokenizer and its mesh are its own; all else is as the resolved config says.
+    The model, its tokenizer and its mesh are its own, and so is what its chat template is given
+    where the resolved config gives nothing of that name; all else is as the config says.
     """
     plain = dict(config if isinstance(config, dict) else config.to_dict())
     if holds_run(folder) or not (folder / "config.json").is_file():
@@ -83,6 +85,7 @@ def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
         asked.model.path = str(folder)
         kept, tokenizer, params, step = resolve(asked).to_dict(), None, None, 0
     plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
+    plain["chat_template_kwargs"] = kept["chat_template_kwargs"] | plain["chat_template_kwargs"]
     ex = build(FrozenConfigDict(plain), tokenizer)  # "char" is of the task that it was built for
     return ex, pretrained(ex) if params is None else params, step
 
@@ -95,8 +98,9 @@ def load_model(folder: Path) -> Model:
     if holds_run(folder):
         ex, params, step = load(folder)
         params = merge_adapters(ex.model.config, params)
-        longest = ex.config.rollout.max_tokens
-        return Model(ex.model, params, ex.tokenizer, longest, f"{folder}, step {step}")
+        r = ex.config.rollout
+        origin = f"{folder}, step {step}"
+        return Model(ex.model, params, ex.tokenizer, r.max_tokens, origin, r.stop)
     check_model(folder)
     model = Decoder(read_config_file(folder))
     abstract = abstract_params(model, make_mesh())

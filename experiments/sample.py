@@ -4,6 +4,7 @@ Asks the newest checkpoint of a run's folder, or a Hugging Face directory. Stand
 completions alone, one after another.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,12 @@ MODEL = flags.DEFINE_string("model", None, "a run's folder, or a Hugging Face di
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder; the same as --model")
 PROMPT = flags.DEFINE_string("prompt", None, "the question, as the task writes it", required=True)
 CHAT = flags.DEFINE_boolean("chat", False, "the prompt is a user's message, in the chat template")
+CHAT_TEMPLATE_KWARGS = flags.DEFINE_string(
+    "chat_template_kwargs", "{}", 'for the chat template, as JSON: {"enable_thinking": false}'
+)
+STOP = flags.DEFINE_multi_string(
+    "stop", None, "a text that ends a completion; repeatable (default: the run's)"
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy", lower_bound=0.0)
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "the longest completion (default: the run's, or 256)", lower_bound=1
@@ -32,28 +39,52 @@ def main():
         import jax
 
         from experiments.checkpoint import load_model
+        from grpo_jax.checks import check_stop
+        from grpo_jax.experiment import with_kwargs
         from grpo_jax.rollout.collect import encode_batch, texts
         from grpo_jax.rollout.filters import Sampling
         from grpo_jax.rollout.sampler import sample
+        from grpo_jax.rollout.stops import stop_table
         from grpo_jax.tasks import Problem
         from grpo_jax.tokenizers import prompt_ids
 
     m = load_model(Path(_folder()))
     prompt = [{"role": "user", "content": PROMPT.value}] if CHAT.value else PROMPT.value
-    longest = len(prompt_ids(m.tokenizer, prompt)) + BUCKET
-    prompts = encode_batch(m.tokenizer, [Problem(prompt)], longest, BUCKET)
+    tokenizer = with_kwargs(m.tokenizer, _given(), "--chat_template_kwargs")
+    longest = len(prompt_ids(tokenizer, prompt)) + BUCKET
+    prompts = encode_batch(tokenizer, [Problem(prompt)], longest, BUCKET)
     limit = MAX_TOKENS.value or m.max_tokens or DEFAULT_TOKENS
-    sampling = Sampling(limit, m.tokenizer.stop, TEMPERATURE.value)
+    sampling = Sampling(limit, tokenizer.stop, TEMPERATURE.value)
+    strings = m.stop if STOP.value is None else tuple(STOP.value)
+    check_stop(strings, "--stop")
+    stops = stop_table(tokenizer, strings, m.model.config.vocab_size) if strings else None
     checked()
     say(m.origin)
     key = jax.random.key(SEED.value)
+    options = {"sampling": sampling, "group": N.value, "stops": stops}
     with doing("sampling"):
-        out = sample(m.model, m.params, prompts, key, sampling=sampling, group=N.value)
-        jax.block_until_ready(out)
-    for number, text in enumerate(texts(m.tokenizer, *jax.device_get((out.tokens, out.mask)))[0]):
+        out = sample(m.model, m.params, prompts, key, **options)
+        tokens, mask = jax.device_get((out.tokens, out.mask))
+    written = texts(tokenizer, tokens, mask, strings)[0]
+    for number, text in enumerate(written):
         print(text)
         if not out.finished[0, number]:
             print(f"completion {number + 1} was cut at {limit}", file=sys.stderr)
+
+
+def _given() -> dict:
+    """What --chat_template_kwargs says."""
+    from grpo_jax.checks import UsageError, check_chat
+
+    text = CHAT_TEMPLATE_KWARGS.value
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--chat_template_kwargs={text}: not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise UsageError(f'--chat_template_kwargs={text}; valid: {{"enable_thinking": false}}')
+    check_chat(given, "--chat_template_kwargs")
+    return given
 
 
 def _folder() -> str:

@@ -37,7 +37,12 @@ _AT_MOST_ONE = (
 )
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
-_FREE = ("task", "rewards", "algorithm")
+_FREE = ("task", "rewards", "algorithm", "chat_template_kwargs")
+# What rendering a chat says itself, or what is no value of the template.
+RENDERED = (
+    *("messages", "conversations", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "return_assistant_tokens_mask"),
+)
 
 
 class UsageError(ValueError):
@@ -52,6 +57,8 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     values = flatten(config)
     _check_values(values, flatten(known))
     _check_rewards(config["rewards"], config["task"])
+    check_chat(config["chat_template_kwargs"])
+    check_stop(config["rollout"]["stop"])
     _check_model(config["model"])
     _check_adapters(config)
     _check_batch(config)
@@ -101,6 +108,28 @@ def _check_rewards(weights: dict[str, Any], task: dict[str, Any]) -> None:
                     f"config.task.parts.{kind}.rewards: {name!r} is not among config.rewards; "
                     f"valid: {', '.join(weights)}"
                 )
+
+
+def check_chat(given: dict[str, Any], name: str = "config.chat_template_kwargs") -> None:
+    """Refuse what a chat template is not given by the user; UsageError names it."""
+    for key in given:
+        if key in RENDERED:
+            raise UsageError(
+                f"{name}: {key!r} is set by rendering; valid: what the chat template itself reads, "
+                "such as enable_thinking"
+            )
+
+
+def check_stop(strings: Sequence[Any], name: str = "config.rollout.stop") -> None:
+    """Refuse what cannot stop a completion; UsageError names it."""
+    for string in strings:
+        if not isinstance(string, str) or not string or _is_torn(string):
+            raise UsageError(f"{name}: {string!r}; valid: texts that are not empty")
+
+
+def _is_torn(text: str) -> bool:
+    """Whether some of a text is half a character, which no decoded text holds."""
+    return "\ufffd" in text or text != text.encode(errors="ignore").decode()
 
 
 def _check_model(model: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ _KEEP_FREED = ((-4, 0), (-1, -1), (-8, 1))
 
 _TRITON = "--xla_gpu_enable_triton_gemm"
 
+_TAKES_ANY = "chat_template_kwargs."  # a group whose fields only the chat template knows
+
 _NO_CONFIG = "--config=configs/<name>.py is needed: the experiment to run"
 
 
@@ -85,6 +87,8 @@ def define_flags(
             help_string="the experiment: configs/<name>.py; any field: --config.a.b=value",
             sys_argv=argv,
             flag_values=flag_values,
+            lock_config=False,  # a config locks itself, but for the groups that take new fields
+            accept_new_attributes=True,
         )
     if with_workdir:
         flags.DEFINE_string(
@@ -113,9 +117,9 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
         flat = flatten(config.to_dict())
         for name, _ in fields:
             if isinstance(value := _get(config, name), ConfigDict):
-                example = closest(name, [f"{name}.{key}" for key in value] or [name])
+                example = closest(name, [f"{name}.{key}" for key in value] or [f"{name}.<name>"])
                 raise UsageError(f"config.{name} is a group of fields; set one: config.{example}")
-            if name not in flat:
+            if name not in flat and not name.startswith(_TAKES_ANY):
                 raise UsageError(unknown_field(name, flat))
         kinds = {name: _field_type(config, name) for name, _ in fields}
     # Warnings only, unless the user says otherwise: Orbax tells of every save.
@@ -150,7 +154,8 @@ def _get(config: ConfigDict, name: str) -> Any:
 
 def _field_type(config: ConfigDict, name: str) -> type:
     *groups, leaf = name.split(".")
-    return (_get(config, ".".join(groups)) if groups else config).get_type(leaf)
+    group = _get(config, ".".join(groups)) if groups else config
+    return group.get_type(leaf) if leaf in group else object
 
 
 def default_workdir(config_path: str) -> Path:

@@ -16,8 +16,9 @@ from grpo_jax.models.config_json import CHOSEN, CHOSEN_EXPERTS, read_config_file
 def defaults() -> ConfigDict:
     """Return every field with its default; a field of `algorithm` that is None is the preset's.
 
-    The result is locked, so that a config file cannot invent a field; `task` and `rewards` take
-    new keys: the task's own options, and the weight of each reward by name. As None stands for
+    The result is locked, so that a config file cannot invent a field; `task`, `rewards` and
+    `chat_template_kwargs` take new keys: the task's own options, the weight of each reward by name,
+    and what the chat template is given. As None stands for
     the preset's value, what a preset limits is let free with a large number, such as 1e9.
     """
     config = ConfigDict(
@@ -29,6 +30,7 @@ def defaults() -> ConfigDict:
             "prompt_length": 32,  # tokens
             "overlong_prompts": "refuse",  # or 'drop'
             "tokenizer": "char",  # or a Hugging Face directory
+            "chat_template_kwargs": {},  # for its chat template, such as enable_thinking
             "rewards": {"accuracy": 1.0, "format": 0.1},
             "reward_workers": 0,  # processes; 0 = one a core
             "reward_timeout": 5.0,  # seconds for one completion, loading not among them
@@ -43,6 +45,7 @@ def defaults() -> ConfigDict:
     config.lock()
     config.task.unlock()
     config.rewards.unlock()
+    config.chat_template_kwargs.unlock()
     return config
 
 
@@ -61,6 +64,7 @@ def _model_and_rollout() -> dict[str, Any]:
             "top_k": 0,  # 0 = off
             "top_p": 1.0,
             "min_p": 0.0,
+            "stop": (),  # texts that end a completion and stay in it; evaluations' too
             "overlap": False,  # rewards while the next batch is sampled: one step off-policy
             "speculative": False,  # the model's multi-token prediction layer drafts
             "prompt_bucket": 16,  # prompts are padded to a multiple of this
@@ -188,7 +192,7 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
     """A run's saved config, with the fields that came since at their defaults."""
     base = defaults()
     base.algorithm.preset = saved["algorithm"]["preset"]
-    whole, known = {**saved}, flatten(saved)
+    whole, known = {"chat_template_kwargs": {}, **saved}, flatten(saved)
     for name, value in flatten(resolve(base).to_dict()).items():
         if name not in known and name.split(".")[0] not in ("task", "rewards"):
             *groups, leaf = name.split(".")

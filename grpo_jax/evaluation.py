@@ -18,6 +18,7 @@ from grpo_jax.sharding import put_batch
 from grpo_jax.statistics import maj_at_k, mean_interval, pass_at_k, wilson_interval
 from grpo_jax.tasks import Problem, Source
 from grpo_jax.tasks.mixture import KIND
+from grpo_jax.tokenizers import prefill
 
 ROWS = 512  # completions decoded together
 
@@ -159,16 +160,19 @@ def attempts(
         place = put_batch(prompts, ex.mesh)
         plain = len(part) == len(problems) and group == 1  # who asked for it has said so
         what = _answering(start, len(part), len(problems), group)
+        options = {"sampling": sampling, "group": group, "stops": ex.stops}
         with doing(what, log_after_s=5.0 if plain else None):
-            out = jax.device_get(
-                sample(ex.model, params, place, key, sampling=sampling, group=group)
-            )
-        completions += texts(ex.tokenizer, out.tokens, out.mask)[: len(part)]
+            out = jax.device_get(sample(ex.model, params, place, key, **options))
+        completions += texts(ex.tokenizer, out.tokens, out.mask, c.rollout.stop)[: len(part)]
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
     with doing(f"judging {len(problems) * group} completions"):
         parts = rewarder(problems, completions).parts
-    answers = [[vote(text) for text in group] for group in completions]
+    held = [prefill(ex.tokenizer, p.prompt) for p in problems]
+    answers = [
+        [vote(before + text) for text in group]
+        for before, group in zip(held, completions, strict=True)
+    ]
     counted = map(np.concatenate, (lengths, finished))
     return Attempts(completions, answers, parts, *counted)
 

@@ -2,14 +2,19 @@
 
 import dataclasses
 import os
+import sys
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm, needs_steps
+from grpo_jax.chat import unused
 from grpo_jax.checks import UsageError
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
@@ -18,9 +23,10 @@ from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.rollout.speculative import check_drafts
+from grpo_jax.rollout.stops import stop_table
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import JUDGED_STEPS, Problem, Task, make_task
-from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, load_tokenizer, prompt_ids
+from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, load_tokenizer, prefill, prompt_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +62,25 @@ class Experiment:
         chosen = {k: getattr(r, k) for k in names}
         return Sampling(stop=self.tokenizer.stop, **(chosen | changes))
 
+    @cached_property
+    def stops(self) -> jax.Array | None:
+        """The table of config.rollout.stop for the sampler; None without stop strings."""
+        if not self.config.rollout.stop:
+            return None
+        width = self.model.config.vocab_size
+        return jnp.asarray(stop_table(self.tokenizer, self.config.rollout.stop, width))
+
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
         """The rewards of these names, ready to score in parallel."""
         functions = {name: resolve(name, self.task.accuracy) for name in names}
         workers = self.config.reward_workers or os.cpu_count() or 1
         with doing("starting the rewards' processes"):
-            return Rewarder(functions, workers=workers, timeout_s=self.config.reward_timeout)
+            return Rewarder(
+                functions,
+                workers=workers,
+                timeout_s=self.config.reward_timeout,
+                prefill=partial(prefill, self.tokenizer),
+            )
 
 
 def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> Experiment:
@@ -76,6 +95,7 @@ def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> E
     with doing(f"reading the task {config.task.name!r} and the tokenizer"):
         task = _task(config)
         tokenizer = tokenizer or _tokenizer(config, task)
+    tokenizer = with_kwargs(tokenizer, config.chat_template_kwargs.to_dict())
     model = _model(config, tokenizer)
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
     mesh = make_mesh(**config.mesh.to_dict())
@@ -107,6 +127,16 @@ def _task(config: FrozenConfigDict) -> Task:
         return make_task(**config.task.to_dict())
     except (TypeError, OSError, ImportError) as error:  # a wrong option, a file, an extra
         raise UsageError(f"config.task: {error}") from error
+
+
+def with_kwargs(
+    tokenizer: TextTokenizer, given: Mapping[str, Any], name: str = "config.chat_template_kwargs"
+) -> TextTokenizer:
+    """The tokenizer whose chat template is given these too; a note on stderr of those unread."""
+    if given and tokenizer.chat_template is not None:
+        for line in unused(tokenizer.chat_template, list(given)):
+            print(f"note: {name}: {line}", file=sys.stderr)
+    return dataclasses.replace(tokenizer, template_kwargs={**tokenizer.template_kwargs, **given})
 
 
 def _tokenizer(config: FrozenConfigDict, task: Task) -> TextTokenizer:

@@ -26,11 +26,12 @@ from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
 from grpo_jax.pretrained import abstract_params, pretrained
 from grpo_jax.rewards.evaluate import Rewarder, Scores
+from grpo_jax.rewards.turn import remainder
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import load_config
 from grpo_jax.sharding import put_batch
 from grpo_jax.tasks.pairs import JUDGED
-from grpo_jax.tokenizers import bucket, encode, load_tokenizer
+from grpo_jax.tokenizers import bucket, encode, load_tokenizer, prefill
 from grpo_jax.types import Prompts, merged
 
 PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
@@ -77,10 +78,29 @@ def completions_batch(
     return put_batch((prompts, tokens, mask), ex.mesh)
 
 
-def read(ex: Experiment, completions: Sequence[Sequence[str]]) -> list[list[Any]]:
-    """What the model reads of completions [P][G]: text, or None where there is nothing to judge."""
-    part = JUDGED[ex.config.task.get("judged", "whole")]
-    return [[part(text) for text in group] for group in completions]
+def read(
+    ex: Experiment, problems: Sequence[Any], turns: Sequence[Sequence[str]]
+) -> list[list[Any]]:
+    """What the model reads of turns [P][G]: text, or None where there is nothing to judge.
+
+    A turn is a completion, with what its prompt held of it or without (`rewards.turn`).
+    """
+    judged = ex.config.task.get("judged", "whole")
+    found = []
+    for problem, group in zip(problems, turns, strict=True):
+        held = prefill(ex.tokenizer, problem.prompt)
+        left = [remainder(held, turn) for turn in group]
+        before = "" if judged == "whole" else held
+        found.append([JUDGED[judged](before + text) for text in left])
+    return found
+
+
+def _left(ex: Experiment, problems: Sequence[Any], turns: Sequence[Sequence[str]]) -> list:
+    """The turns [P][G] less what the model's own rendering of their prompt holds of them."""
+    held = [prefill(ex.tokenizer, problem.prompt) for problem in problems]
+    return [
+        [remainder(before, t) for t in group] for before, group in zip(held, turns, strict=True)
+    ]
 
 
 def load_judge(folder: Path, asked: Experiment) -> Judge:
@@ -97,7 +117,12 @@ def load_judge(folder: Path, asked: Experiment) -> Judge:
     ex, params = (_of_run if of_run else _of_directory)(folder, asked)
 
     def judge(problems, completions):
-        texts = read(ex, completions) if of_run else completions
+        held = [prefill(asked.tokenizer, problem.prompt) for problem in problems]
+        turns = [
+            [before + remainder(before, text) for text in group]
+            for before, group in zip(held, completions, strict=True)
+        ]
+        texts = (read if of_run else _left)(ex, problems, turns)
         filled = [[text or "" for text in group] for group in texts]
         batch = completions_batch(ex, problems, filled, cut=of_run)
         judged = np.array([[text is not None for text in group] for group in texts])

@@ -14,7 +14,7 @@ from grpo_jax.folders import inside_run, listed
 from grpo_jax.judges import Judge, load_judge
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
 from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
-from grpo_jax.tokenizers import save_tokenizer
+from grpo_jax.tokenizers import prefill, save_tokenizer
 
 KEPT = "kept"
 
@@ -86,7 +86,8 @@ def _pure(text: str, language: str) -> bool:
 def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path, origin: str):
     """Sample, judge and filter into the folder `out`; goes on where it was cut off.
 
-    samples.jsonl  a line a problem: its completions and what became of each
+    samples.jsonl  a line a problem: its completions, each the whole turn (`rewards.turn`), and what
+                   became of it
     kept.jsonl     a line for each that is kept, its text in the column `solution`: task jsonl
     dropped.jsonl  a line for each that is not, with its `filter`
     pairs.jsonl    a line for each pair of a kept and a wrong one of a problem: task pairs
@@ -113,9 +114,11 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
         right = np.where(a.judged, a.right, best_liked(judges, part, a.completions))
         for i, problem in enumerate(part):
             own = rule if scored_by(problem, "language") else rule._replace(language="")
-            told = verdicts(own, a.completions[i], right[i], a.finished[i])
+            held = prefill(ex.tokenizer, problem.prompt)
+            turns = [held + text for text in a.completions[i]]
+            told = verdicts(own, turns, right[i], a.finished[i])
             record = {**problem.columns, "prompt": problem.prompt, "problem": start + i}
-            append_line(journal, record | {"completions": a.completions[i], "verdicts": told})
+            append_line(journal, record | {"completions": turns, "verdicts": told})
             kept += KEPT in told
         print(
             f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True

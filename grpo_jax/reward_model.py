@@ -68,7 +68,7 @@ def _update(state: TrainState, *batch, model: Decoder, optimizer, accumulation: 
 def pairs_batch(ex: Experiment, problems: Sequence[Problem]):
     """The pairs of problems of the task `pairs`, G = 2."""
     pairs = [[p.columns["chosen"], p.columns["rejected"]] for p in problems]
-    return completions_batch(ex, problems, read(ex, pairs))
+    return completions_batch(ex, problems, read(ex, problems, pairs))
 
 
 def train(config: Any, workdir: Path) -> None:

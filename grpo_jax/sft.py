@@ -19,13 +19,14 @@ from grpo_jax.loop import Step, run_steps
 from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.progress import doing, say
 from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.rewards.turn import remainder
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import open_run, read_lines
 from grpo_jax.sharding import put_batch
 from grpo_jax.summary import ending
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
-from grpo_jax.tokenizers import encode
+from grpo_jax.tokenizers import encode, prefill
 from grpo_jax.train_state import abstract_state, init_state
 from grpo_jax.types import Batch, TrainState
 
@@ -71,9 +72,11 @@ def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
 
 
 def solution_ids(ex: Experiment, problem: Problem) -> list[int]:
-    """The tokens of a problem's worked solution, its stop token included."""
+    """The tokens of a problem's worked solution that its prompt leaves to write
+    (`turn.remainder`), its stop token included."""
     assert ex.task.solve is not None
-    return [*encode(ex.tokenizer, ex.task.solve(problem)), ex.tokenizer.stop[0]]
+    left = remainder(prefill(ex.tokenizer, problem.prompt), ex.task.solve(problem))
+    return [*encode(ex.tokenizer, left), ex.tokenizer.stop[0]]
 
 
 def fits_solved(ex: Experiment, problem: Problem) -> bool:

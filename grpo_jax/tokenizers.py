@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from grpo_jax.chat import Messages, chat_prefill, render_chat
+from grpo_jax.rewards.turn import written
+
 PAD, EOS = "<pad>", "<eos>"
 # The names under which a chat template may find the tokenizer's special tokens.
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-
-Messages = list[dict[str, str]]
 
 
 class HasPrompt(Protocol):
@@ -35,6 +36,7 @@ class TextTokenizer:
     stop            ids that end a completion; the first is the one to end a worked solution with
     chat_template   Jinja text that lays out chat messages; None where there is none
     special_tokens  what the template may name, {"bos_token": "<s>", ...}
+    template_kwargs what else it is given, {"enable_thinking": False}
     """
 
     backend: Tokenizer
@@ -42,6 +44,7 @@ class TextTokenizer:
     stop: tuple[int, ...]
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -254,38 +257,26 @@ def prompt_ids(tokenizer: TextTokenizer, prompt: str | Messages) -> list[int]:
     """The token ids of a prompt, ready for the model to continue.
 
     Text gets the tokenizer's own special tokens; chat messages get those that the chat template
-    writes, and no second ones. ValueError as of `encode` and `render_chat`.
+    writes, and no second ones. A chat that ends in an assistant's message is continued there.
+    ValueError as of `encode` and `render_chat`, and where there is no template.
     """
     if isinstance(prompt, str):
         return encode(tokenizer, prompt, add_special_tokens=True)
-    return encode(tokenizer, render_chat(tokenizer, prompt))
+    return encode(tokenizer, render_chat(*_template(tokenizer, prompt)))
 
 
-def render_chat(tokenizer: TextTokenizer, messages: Messages) -> str:
-    """Chat messages laid out by the tokenizer's chat template, with the assistant's turn opened.
+def prefill(tokenizer: TextTokenizer, prompt: str | Messages) -> str:
+    """What the prompt, laid out for the model, holds of the assistant's turn (`rewards.turn`)."""
+    if isinstance(prompt, str):
+        return written(prompt)
+    return chat_prefill(*_template(tokenizer, prompt))
 
-    Transformers renders, so that a template says here what it says there. ValueError where there is
-    no template or no Transformers, or where the template refuses the messages.
-    """
+
+def _template(tokenizer: TextTokenizer, messages: Messages) -> tuple[str, Messages, dict[str, Any]]:
     if tokenizer.chat_template is None:
         raise ValueError("chat messages need a tokenizer with a chat template; valid: text")
-    try:  # text alone needs neither, and the import takes a second
-        import jinja2  # noqa: F401
-        from transformers.utils.chat_template_utils import render_jinja_template
-    except ImportError as error:
-        raise ValueError(
-            f"chat messages need Transformers: pip install 'grpo_jax[hf]' ({error})"
-        ) from error
-    try:
-        texts, _ = render_jinja_template(
-            conversations=[messages],
-            chat_template=tokenizer.chat_template,
-            add_generation_prompt=True,
-            **tokenizer.special_tokens,
-        )
-    except Exception as error:  # a template is a program, which may raise anything
-        raise ValueError(f"the chat template refuses the messages: {error}") from error
-    return texts[0]
+    known = {**tokenizer.special_tokens, **tokenizer.template_kwargs}
+    return tokenizer.chat_template, messages, known
 
 
 def encode_prompts(

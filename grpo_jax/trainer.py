@@ -32,6 +32,7 @@ from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.summary import summary
 from grpo_jax.tasks.loader import batches
+from grpo_jax.tokenizers import prefill
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Batch, Prompts, Rollouts, TrainState
 
@@ -258,6 +259,7 @@ def _sample(ex: Experiment, state: TrainState, problems, number: int, extra: int
             key,
             sampling=ex.sampling(),
             group=ex.config.rollout.group,
+            stops=ex.stops,
         )
         return jax.device_get(rollouts)
 
@@ -272,7 +274,7 @@ def _abstract_pending(ex: Experiment, state: TrainState) -> Rollouts:
 
 
 def _with_texts(ex: Experiment, rollouts: Any) -> tuple[Rollouts, list[list[str]]]:
-    return rollouts, texts(ex.tokenizer, rollouts.tokens, rollouts.mask)
+    return rollouts, texts(ex.tokenizer, rollouts.tokens, rollouts.mask, ex.config.rollout.stop)
 
 
 def _scored(ex: Experiment, problems, completions, scores: Scores):
@@ -289,7 +291,8 @@ def _scored(ex: Experiment, problems, completions, scores: Scores):
     )
     steps = None
     if algorithms.needs_steps(ex.algorithm):
-        steps = judge_steps(ex.task, problems, completions)
+        held = partial(prefill, ex.tokenizer)
+        steps = judge_steps(ex.task, problems, completions, held)
     return np.asarray(rewards), scores.parts, scores.timeouts, steps
 
 

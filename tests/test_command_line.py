@@ -56,9 +56,21 @@ def test_options_of_every_type_reach_the_config(config_file):
     assert got.rewards.to_dict() == {"accuracy": 0.5}
 
 
+def test_the_chat_template_is_given_names_that_no_config_has(config_file):
+    given = [("enable_thinking", "False"), ("reasoning_effort", "low"), ("budget", "3")]
+    options = [f"--config.chat_template_kwargs.{name}={value}" for name, value in given]
+    got = parsed(f"--config={config_file}", *options, "--config.rollout.stop=('\\n\\n', 'a,b')")
+    kwargs = {"enable_thinking": False, "reasoning_effort": "low", "budget": 3}
+    resolved = config.resolve(got)
+    assert resolved.chat_template_kwargs.to_dict() == kwargs
+    assert resolved.rollout.stop == ("\n\n", "a,b")
+    assert not config.defaults().chat_template_kwargs.to_dict()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ("--config.chat_template_kwargs=1", r"set one: config.chat_template_kwargs.<name>"),
         ("--config.rolout.group=4", "unknown field config.rolout.group; .* config.rollout.group"),
         ("--config.learning_rte=1", "unknown field .* config.optimizer.learning_rate"),
         ("--config.group=4", "unknown field config.group; .* config.rollout.group"),

@@ -51,6 +51,13 @@ def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
             {"rollout__overlap": True, "algorithm__tis_mode": "mask", "algorithm__preset": "dapo"},
             "dynamic_sampling_rounds=10: with config.rollout.overlap .* valid: 0",
         ),
+        ({"rollout__stop": ("\n", "")}, r"config\.rollout\.stop: ''; valid: texts that are not"),
+        ({"rollout__stop": (5,)}, r"config\.rollout\.stop: 5; valid: texts that are not empty"),
+        ({"rollout__stop": ("\ud800",)}, r"config\.rollout\.stop: '\\ud800'; valid: texts"),
+        (
+            {"chat_template_kwargs": {"messages": 1}},
+            r"config\.chat_template_kwargs: 'messages' is set by rendering; valid: what",
+        ),
         ({"algorithm__preset": "grop"}, "config.algorithm.preset: unknown 'grop'.* 'grpo'"),
     ],
 )
@@ -87,3 +94,11 @@ def test_the_closest_field_is_by_its_last_part():
     valid = ["model.layers", "rollout.group", "algorithm.group_norm"]
     assert closest("model.group", valid) == "rollout.group"
     assert closest("layer", valid) == "model.layers"
+
+
+def test_a_run_saved_before_a_field_was_there_has_its_default():
+    saved = config.resolve(with_values(rollout__group=4)).to_dict()
+    del saved["chat_template_kwargs"], saved["rollout"]["stop"]
+    whole = config.completed(saved)
+    assert whole["chat_template_kwargs"] == {} and whole["rollout"]["stop"] == ()
+    assert whole == config.resolve(with_values(rollout__group=4)).to_dict()

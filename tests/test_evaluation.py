@@ -61,7 +61,7 @@ class Stub:
         self.ex, self.knows, self.seen, self.calls = ex, knows, 0, []
         self.answers = {p.prompt: p.columns["answer"] for p in ex.task.heldout}
 
-    def __call__(self, model, params, prompts, key, *, sampling, group):
+    def __call__(self, model, params, prompts, key, *, sampling, group, stops):
         self.calls.append((len(prompts.tokens), group, sampling.temperature))
         tokens, mask = np.zeros((2, len(prompts.tokens), group, sampling.max_tokens), int)
         for p, row in enumerate(prompts.tokens):

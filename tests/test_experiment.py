@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from chat_tokenizer import save
@@ -8,6 +9,8 @@ from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
 from grpo_jax.experiment import build
 from grpo_jax.rollout.collect import encode_batch
+from grpo_jax.sft import solution_ids
+from grpo_jax.tokenizers import decode
 
 
 @pytest.fixture
@@ -50,3 +53,36 @@ def test_a_directory_without_a_tokenizer_is_named(config, tmp_path):
     config.tokenizer = "char"
     with pytest.raises(ValueError, match="needs a task with known symbols"):
         build(resolve(config))
+
+
+TEMPLATE = """{% for m in messages %}{{ m.role + '\\n' + m.content + eos_token }}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant\\n<think>\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}"""
+
+
+def test_a_template_that_opens_the_thought_opens_it_for_all(config):
+    """The format, its rewards, and the worked solutions of a cold start."""
+    (folder := Path(config.tokenizer)).joinpath("chat_template.jinja").write_text(TEMPLATE)
+    lines = (folder / "problems.jsonl").read_text().splitlines()
+    solution = {"solution": "<think> 1 + 34 </think> <answer> 35 </answer>"}
+    solved = [json.dumps(json.loads(line) | solution) for line in lines]
+    (folder / "problems.jsonl").write_text("\n".join(solved))
+    config.reward_workers = 1
+    said = "1 + 34 </think> <answer> 35 </answer>", "<answer> 35 </answer>"
+    for kwargs, right in (({}, 0), ({"enable_thinking": False}, 1)):
+        config.chat_template_kwargs = kwargs
+        ex = build(resolve(config))
+        problem = ex.task.train[0]
+        with ex.rewarder(("format",)) as rewarder:
+            [scores] = rewarder([problem], [said]).parts["format"]
+        assert scores.tolist() == [float(i == right) for i in range(2)]
+        *ids, stop = solution_ids(ex, problem)
+        assert decode(ex.tokenizer, ids) == said[right] and stop == ex.tokenizer.stop[0]
+
+
+def test_stop_strings_are_the_samplers_table(config):
+    assert build(resolve(config)).stops is None
+    config.rollout.stop = ("</answer>",)
+    ex = build(resolve(config))
+    assert ex.stops.shape == (len("</answer>") + 2, ex.model.config.vocab_size)

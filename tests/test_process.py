@@ -125,6 +125,21 @@ def test_a_judge_that_says_the_impossible_is_named(step):
         judge_steps(task, [Problem("1+1=")], [["12345"]])
 
 
+@pytest.mark.parametrize(
+    ("held", "text", "steps"),
+    [
+        ("<think>", "7+5+0=12 4+8+1=13</think><answer>132</answer>", [(8, 1.0), (17, 1.0)]),
+        ("<think>7+5+0=12", " 4+8+1=13</think><answer>132</answer>", [(9, 1.0)]),
+        ("<think></think>", "<answer>132</answer>", []),
+    ],
+)
+def test_steps_are_of_the_turn_that_the_prompt_began(held, text, steps):
+    problem = make_task("addition", digits=2).train[0]
+    problem = dataclasses.replace(problem, prompt="47+85=")
+    [[found]] = judge_steps(make_task("addition"), [problem], [[text]], lambda prompt: held)
+    assert [(end, float(reward)) for end, reward in found] == steps
+
+
 def sevens(problem, text):
     """Every character is a step, and a "7" the right one."""
     return [(i + 1, float(c == "7")) for i, c in enumerate(text)]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from grpo_jax.rewards.sandbox import Limits, check, run
 from grpo_jax.rewards.text import Completion, completion_text, extract_answer
+from grpo_jax.rewards.turn import of_turn
 
 __all__ = ["Case", "Limits", "Verdict", "code", "judge"]
 
@@ -85,6 +86,7 @@ def _failure(program: str, case: Case, limits: Limits) -> str:
     return done.reason or _wrong(case, done.output)
 
 
+@of_turn
 def code(
     prompts: Sequence[Any], completions: Sequence[Completion], cases: Sequence[Any], **columns: Any
 ) -> list[float | None]:

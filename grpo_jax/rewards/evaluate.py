@@ -89,6 +89,8 @@ class Rewarder:
     workers     processes; 0 runs the rewards here, without a time limit
     timeout_s   seconds that a reward may take for one completion: a call on a prompt's group of G
                 has G times as many. Loading is not part of it, see `limits.Limits`.
+    prefill     what a prompt, as the model reads it, holds of the completion's turn: the column
+                `prefill` (`rewards.turn`)
 
     A call that hangs or dies is killed, and a group asked about again one completion at a time;
     what is lost then is NaN, counted, and warned of on stderr. Use it in a `with`, or close() it;
@@ -96,7 +98,12 @@ class Rewarder:
     """
 
     def __init__(
-        self, functions: Mapping[str, Reward], *, workers: int = 0, timeout_s: float = 10.0
+        self,
+        functions: Mapping[str, Reward],
+        *,
+        workers: int = 0,
+        timeout_s: float = 10.0,
+        prefill: Callable[[Any], str] | None = None,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers={workers}: valid: 0 (in this process) or more")
@@ -105,6 +112,7 @@ class Rewarder:
         self.functions = dict(functions)
         self.workers = workers
         self.timeout_s = timeout_s
+        self.prefill = prefill
         self._thread, self._lock = ThreadPoolExecutor(1), threading.RLock()
         self._scoring = threading.Lock()  # one batch at a time
         self._pickled = dump_functions(self.functions) if workers else b""
@@ -129,7 +137,7 @@ class Rewarder:
 
         ValueError for ragged or mismatched input; RewardError where a reward fails.
         """
-        groups = _groups(problems, completions, completion_ids)
+        groups = _groups(problems, completions, completion_ids, self.prefill)
         if asked is None:
             asked = {name: [scored_by(p, name) for p in problems] for name in self.functions}
         shape = len(groups), len(completions[0]) if completions else 0
@@ -298,6 +306,7 @@ def _groups(
     problems: Sequence[Record],
     completions: Sequence[Sequence[str]],
     completion_ids: Sequence[Sequence[Sequence[int]]] | None,
+    prefill: Callable[[Any], str] | None,
 ) -> list[Group]:
     if len(problems) != len(completions):
         raise ValueError(f"{len(problems)} problems but completions for {len(completions)}")
@@ -308,9 +317,10 @@ def _groups(
         if completion_ids is None
         else [{"completion_ids": group} for group in completion_ids]
     )
+    held = [{} if prefill is None else {"prefill": prefill(p.prompt)} for p in problems]
     return [
-        Group(p.prompt, list(_trl_completions(p, group)), p.columns, extras)
-        for p, group, extras in zip(problems, completions, ids, strict=True)
+        Group(p.prompt, list(_trl_completions(p, group)), {**p.columns, **before}, extras)
+        for p, group, extras, before in zip(problems, completions, ids, held, strict=True)
     ]
 
 

@@ -9,12 +9,14 @@ from lingua import IsoCode639_1, LanguageDetector, LanguageDetectorBuilder
 
 from grpo_jax.rewards.style import EAST_ASIAN
 from grpo_jax.rewards.text import Completion, completion_text
+from grpo_jax.rewards.turn import of_turn
 
 # What a word is told apart from, by ISO 639-1, beside the language that is asked for.
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "pt", "ru", "zh")
 SCRIPTS = re.compile(f"[{EAST_ASIAN}]+|[^{EAST_ASIAN}]+")
 
 
+@of_turn
 def language(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
@@ -23,10 +25,10 @@ def language(
 ) -> list[float | None]:
     """Words in the target language / words (R1, 2501.12948, 2.3.2), in [0, 1].
 
-    Of what <think>…</think> holds, else of the whole completion; each Chinese or Japanese
-    character is a word, numbers and formulas are none. The column `language` is an ISO 639-1 code
-    ("en" where there is no column). Abstains (None) where it is None or there is no word;
-    ValueError where it is no such code.
+    Of what <think>…</think> holds, or, where that is empty, of what follows; else of the whole
+    completion. Each Chinese or Japanese character is a word, numbers and formulas are none. The
+    column `language` is an ISO 639-1 code ("en" where there is no column). Abstains (None) where it
+    is None or there is no word; ValueError where it is no such code.
     """
     targets = ["en"] * len(completions) if language is None else language
     return [
@@ -57,7 +59,8 @@ def consistency(text: str, target: str) -> float | None:
 def _thought(completion: Completion) -> str:
     text = completion_text(completion)
     _, opening, rest = text.partition("<think>")
-    return rest.partition("</think>")[0] if opening else text
+    thought, _, after = rest.partition("</think>")
+    return (thought if thought.strip() else after) if opening else text
 
 
 def _code(target: str) -> IsoCode639_1:

@@ -9,6 +9,7 @@ from typing import Any
 from math_verify import parse, verify
 
 from grpo_jax.rewards.text import Completion, extract_answer
+from grpo_jax.rewards.turn import of_turn
 
 # The library warns wherever its own time limits are off. They are: they work by SIGALRM, which a
 # long operation in C never notices and other threads than the main one must not set. The
@@ -22,6 +23,7 @@ _DELIMITER = re.compile(r"\$|\\boxed|\\fbox|\\\(|\\\[|\\begin")
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")  # "12 apples", not "\frac" or "\text{apples}"
 
 
+@of_turn
 def math_verify(
     prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
 ) -> list[float | None]:

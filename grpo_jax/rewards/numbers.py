@@ -11,6 +11,7 @@ from grpo_jax.rewards.text import (
     extract_answer,
     extract_boxed,
 )
+from grpo_jax.rewards.turn import of_turn
 
 # A minus counts where nothing stands before it that it could be taken from: "12-5" ends in 5.
 _SIGN = "(?<![\\w)\\]}])(?P<minus>[-\u2212]\\$?|\\$[-\u2212])"
@@ -18,6 +19,7 @@ _DIGITS = r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(f"(?:{_SIGN})?{_DIGITS}", re.ASCII)
 
 
+@of_turn
 def last_number(
     prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
 ) -> list[float | None]:

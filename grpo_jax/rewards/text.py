@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from grpo_jax.rewards.turn import of_turn
+
 Reward = Callable[..., Sequence[float | None]]
 Completion = str | list[dict[str, str]]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 _BRACE = re.compile(r"(?P<opening>(?:\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<closing>\})", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^{}$\s][^{}$\n]*)(?=\$)")
 _ALONE = re.compile(r"\(?([A-Z])\)?[.:]?")
@@ -72,20 +73,7 @@ def extract_boxed(text: str) -> str | None:
     return boxed
 
 
-def format_tags(
-    prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-) -> list[float]:
-    """1.0 where a completion is <think>…</think><answer>…</answer>, else 0.0 (DeepSeek-R1).
-
-    Each tag occurs once, in that order, and only whitespace stands outside the pairs.
-    """
-    return [float(_well_formed(completion_text(c))) for c in completions]
-
-
-def _well_formed(text: str) -> bool:
-    return all(text.count(tag) == 1 for tag in TAGS) and _FORMAT.fullmatch(text) is not None
-
-
+@of_turn
 def exact_answer(
     prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
 ) -> list[float | None]:
@@ -99,6 +87,7 @@ def exact_answer(
     ]
 
 
+@of_turn
 def choice(
     prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
 ) -> list[float | None]:
@@ -142,6 +131,7 @@ def numeric_answer(tolerance: float = 1e-6) -> Reward:
     abstains. The reward raises ValueError where the column itself holds no number.
     """
 
+    @of_turn
     def numeric(
         prompts: Sequence[Any],
         completions: Sequence[Completion],

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from grpo_jax.rollout.stops import cut
 from grpo_jax.tasks import Steps
 from grpo_jax.tokenizers import TextTokenizer, bucket, decode, encode_prompts, prompt_ids
 from grpo_jax.types import Prompts, Rollouts
@@ -49,10 +50,15 @@ def encode_batch(
     return Prompts(*arrays)
 
 
-def texts(tokenizer: TextTokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[list[str]]:
-    """Completions as text, [P][G], of tokens i32[P, G, T] and mask bool[P, G, T]."""
+def texts(
+    tokenizer: TextTokenizer, tokens: np.ndarray, mask: np.ndarray, stop: Sequence[str] = ()
+) -> list[list[str]]:
+    """Completions as text, [P][G], of tokens i32[P, G, T] and mask bool[P, G, T].
+
+    One that ends with a stop string ends right after it, whatever more its last token says.
+    """
     return [
-        [decode(tokenizer, row[kept]) for row, kept in zip(*group, strict=True)]
+        [cut(decode(tokenizer, row[kept]), stop) for row, kept in zip(*group, strict=True)]
         for group in zip(tokens, mask, strict=True)
     ]
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from grpo_jax.models.decoder import Decoder, init_cache, layer_cache
 from grpo_jax.models.score import draft_prefix
 from grpo_jax.rollout.filters import Sampling, drawable, pick, policy
+from grpo_jax.rollout.stops import advance
 from grpo_jax.types import Rollouts
 
 
@@ -66,6 +67,7 @@ class _Carry(NamedTuple):
             one is new, the second is of no use
     cache   of the decoder; entries past n - 1 are overwritten before anything sees them
     drafts  the cache of the drafting layer; the same holds past `seen`
+    read    i32[P, G], the states of the table of stop strings, or None
     """
 
     step: jax.Array
@@ -75,17 +77,28 @@ class _Carry(NamedTuple):
     hidden: jax.Array
     cache: Any
     drafts: Any
+    read: jax.Array | None
 
 
 def speculate(
-    model: Decoder, params, out: Rollouts, hidden, prefix, *, sampling: Sampling, rng: jax.Array
+    model: Decoder,
+    params,
+    out: Rollouts,
+    hidden,
+    prefix,
+    watch: tuple[jax.Array | None, jax.Array | None],
+    *,
+    sampling: Sampling,
+    rng: jax.Array,
 ) -> Rollouts:
     """Complete Rollouts that have their first token; distributed as plain decoding would.
 
-    hidden [P, 1, S, C] and prefix, the prompts', as `prefill` returns them; rng a PRNG key, which
-    every iteration folds its number, from 1, into. Counts `drafted` and `accepted`.
+    hidden [P, 1, S, C] and prefix, the prompts', as `prefill` returns them; watch, the table of
+    stop strings and its states i32[P, G], or Nones; rng a PRNG key, which every iteration folds its
+    number, from 1, into. Counts `drafted` and `accepted`.
     """
     c, (P, G, T) = model.config, out.tokens.shape
+    stops, read = watch
     prompt = _Prompt(
         out.prompts.mask.sum(-1)[:, None, None],
         (prefix, out.prompts.mask),
@@ -99,8 +112,8 @@ def speculate(
         p, states, cache = _check(model, params, prompt, s, draft)
         accepted, first = judge(p[:, :, 0], q, draft, sampling, keys[1])
         tokens = jnp.stack([first, pick(p[:, :, 1], sampling, keys[2])], -1)
-        out, length = _emit(s.out, s.length, tokens, accepted, p, sampling)
-        return _Carry(s.step + 1, out, length, s.length, states, cache, drafts)
+        out, length, read = _emit(s, tokens, accepted, p, sampling, stops)
+        return _Carry(s.step + 1, out, length, s.length, states, cache, drafts, read)
 
     none = jnp.zeros((P, G), jnp.int32)
     first = _Carry(
@@ -112,6 +125,7 @@ def speculate(
         # An idle completion of T tokens writes its last and one more.
         init_cache(c, P, G, T + 1),
         layer_cache(c, P, G, T + 1),
+        read,
     )
     going = lambda s: (~s.out.finished & (s.length < T)).any()  # noqa: E731
     return jax.lax.while_loop(going, step, first).out
@@ -177,15 +191,19 @@ def _two(out: Rollouts, start):
     return jnp.take_along_axis(out.tokens, start[..., None] + jnp.arange(2), -1, mode="clip")
 
 
-def _emit(out: Rollouts, length, tokens, accepted, logits, sampling: Sampling):
-    """Rollouts with one or two more tokens a completion, and the lengths i32[P, G].
+def _emit(s: Any, tokens, accepted, logits, sampling: Sampling, stops):
+    """Rollouts with one or two more tokens a completion, their lengths i32[P, G] and `read`.
 
     tokens i32[P, G, 2], drawn from logits f32[P, G, 2, V]; the second is real where the draft was
     accepted, unless the first stops the completion or fills it.
     """
-    T = out.tokens.shape[-1]
+    out, length, T = s.out, s.length, s.out.tokens.shape[-1]
     active = ~out.finished & (length < T)
     stopped = jnp.isin(tokens, jnp.array(sampling.stop, jnp.int32))
+    if stops is not None:
+        first, ended = advance(stops, s.read, tokens[..., 0])
+        second, ended_too = advance(stops, first, tokens[..., 1])
+        stopped |= jnp.stack([ended, ended_too], -1)
     more = active & accepted & ~stopped[..., 0] & (length + 1 < T)
     kept = jnp.stack([active, more], -1)
     at = (jnp.arange(T) == length[..., None, None] + jnp.arange(2)[:, None]) & kept[..., None]
@@ -205,4 +223,5 @@ def _emit(out: Rollouts, length, tokens, accepted, logits, sampling: Sampling):
         drafted=out.drafted + active,
         accepted=out.accepted + (active & accepted),
     )
-    return out, length + kept.sum(-1)
+    read = None if stops is None else jnp.where(more, second, first)
+    return out, length + kept.sum(-1), read

@@ -1,12 +1,13 @@
 """Rewards of single steps: judged in a completion's text, and placed at its tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from grpo_jax.checks import UsageError
+from grpo_jax.rewards.turn import written
 from grpo_jax.rollout.collect import Collected
 from grpo_jax.tasks import Steps, Task
 from grpo_jax.tokenizers import TextTokenizer, bucket, end_tokens
@@ -16,28 +17,33 @@ MULTIPLE = 8  # of K, so that nearby numbers of steps share one compiled program
 
 
 def judge_steps(
-    task: Task, problems: Sequence[Any], completions: Sequence[Sequence[str]]
+    task: Task,
+    problems: Sequence[Any],
+    completions: Sequence[Sequence[str]],
+    prefill: Callable[[Any], str] = written,
 ) -> list[list[Steps]]:
-    """The steps of completions [P][G], as the task tells them.
+    """The steps of completions [P][G], as the task tells them of whole turns.
+
+    prefill  what a prompt holds of the turn, whose own steps are left out (`rewards.turn`)
 
     UsageError, naming the completion, where a step ends outside of it or its reward is no number.
     """
     return [
-        [_judged(task, problem, text) for text in group]
+        [_judged(task, problem, prefill(problem.prompt), text) for text in group]
         for problem, group in zip(problems, completions, strict=True)
     ]
 
 
-def _judged(task: Task, problem: Any, text: str) -> Steps:
+def _judged(task: Task, problem: Any, before: str, text: str) -> Steps:
     assert task.steps is not None
-    steps = task.steps(problem, text)
+    steps = [(end - len(before), reward) for end, reward in task.steps(problem, before + text)]
     for end, reward in steps:
-        if not (0 < end <= len(text) and math.isfinite(reward)):
+        if not (-len(before) < end <= len(text) and math.isfinite(reward)):
             raise UsageError(
                 f"task {task.name!r} judged a step ({end!r}, {reward!r}); valid: an end of 1 to "
                 f"{len(text)} characters and a finite reward; completion: {text!r}"
             )
-    return steps
+    return [step for step in steps if step[0] > 0]
 
 
 def step_rewards(tokenizer: TextTokenizer, rollout: Collected) -> StepRewards | None:

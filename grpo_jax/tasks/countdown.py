@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from grpo_jax.rewards.text import TAGS, Completion, extract_answer
+from grpo_jax.rewards.turn import of_turn
 from grpo_jax.tasks.problem import Problem, Steps, Task, split
 from grpo_jax.tasks.steps import scratchpad
 
@@ -93,6 +94,7 @@ def _problem(puzzle: Puzzle) -> Problem:
     return Problem(prompt, {"numbers": list(puzzle.numbers), "target": puzzle.target})
 
 
+@of_turn
 def accuracy(
     prompts: Sequence[Any],
     completions: Sequence[Completion],

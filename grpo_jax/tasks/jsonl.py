@@ -1,6 +1,8 @@
 """Problems from JSON lines or parquet: one record each, with a prompt and any other columns."""
 
 import functools
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from grpo_jax.tasks.problem import Problem, Task, is_heldout
 from grpo_jax.tasks.records import Record, read_table, shown
 from grpo_jax.tasks.templates import make_template
 
-RESERVED = ("prompts", "completions", "completion_ids")  # TRL's own arguments to a reward
+RESERVED = ("prompts", "completions", "completion_ids", "prefill")  # a reward's own arguments
+CONVERSATIONS = ("messages", "conversation", "conversations")  # columns of whole ones, as TRL's
 NEED_ANSWER = ("exact_answer", "numeric_answer", "last_number", "math_verify")
+
+_ANSWERED = re.compile(r"<answer>.*?</answer>|\\boxed\s*\{[^{}]+\}|####\s*\S", re.DOTALL)
 
 
 def jsonl(
@@ -28,6 +33,9 @@ def jsonl(
 ) -> Task:
     """The problems of a file, .parquet or JSON lines; `prompt`, `answer`, `solution` name columns.
 
+    A prompt of chat messages that ends in an assistant's message is continued; a conversation with
+    its answer in it is refused (`checked_prompt`).
+
     Held out are those of `heldout_path`, or else `heldout_fraction` of the file by a hash of the
     prompt, 1 for a benchmark that nothing is to be trained on; a train problem whose prompt is held
     out is removed and counted in `Task.overlap`. The answer reaches the reward as the column
@@ -38,7 +46,7 @@ def jsonl(
     accuracy = resolve(reward) if isinstance(reward, str) else reward
     needed = (prompt, answer) if reward in NEED_ANSWER else (prompt,)
     make = functools.partial(
-        _problem, prompt=prompt, answer=answer, needed=needed, text_only=template != "none"
+        _problem, names=(prompt, answer, solution), needed=needed, text_only=template != "none"
     )
     train = read_table(Path(path), make)
     if heldout_path is not None:
@@ -68,8 +76,9 @@ def jsonl(
 
 
 def _problem(
-    record: Record, prompt: str, answer: str, needed: tuple[str, ...], text_only: bool
+    record: Record, names: tuple[str, str, str], needed: tuple[str, ...], text_only: bool
 ) -> Problem:
+    prompt, answer, solution = names
     for column in needed:
         if column not in record:
             raise ValueError(unknown("column", column, record))
@@ -79,23 +88,56 @@ def _problem(
     for name in RESERVED:
         if name in columns:
             raise ValueError(f"column {name!r} is reserved for the rewards; valid: another name")
-    return Problem(checked_prompt(prompt, record[prompt], text_only), columns)
+    answers = (columns.get("answer"), columns.get(solution))
+    return Problem(checked_prompt(prompt, record[prompt], text_only, answers), columns)
 
 
-def checked_prompt(column: str, value: Any, text_only: bool) -> str | list[dict[str, str]]:
-    """A prompt, text or chat messages (not where text_only); ValueError where it is neither."""
-    text = isinstance(value, str) and value != ""
+def checked_prompt(
+    column: str, value: Any, text_only: bool, answers: Iterable[Any] = ()
+) -> str | list[dict[str, Any]]:
+    """A prompt, text or chat messages (not where text_only); ValueError where it is neither.
+
+    Chat messages end in the question, or in an assistant's message to continue. ValueError too
+    where that message holds the answer: one of the record's `answers`, a box, <answer>…</answer> or
+    "#### 18"; or where the column is one of CONVERSATIONS, which hold whole ones. "prefix": true in
+    the message says that it is to be continued all the same.
+    """
     chat = isinstance(value, list) and value != [] and all(map(_is_message, value))
     if chat and text_only:
         raise ValueError(
             f"column {column!r} holds chat messages; valid: text, or the option template='none'"
         )
-    if text or chat:
-        return value
-    raise ValueError(
-        f"column {column!r} is {shown(value)}; valid: text that is not empty, or a "
-        'list of messages {"role": text, "content": text}'
+    if not chat and not (isinstance(value, str) and value != ""):
+        raise ValueError(
+            f"column {column!r} is {shown(value)}; valid: text that is not empty, or a "
+            'list of messages {"role": text, "content": text}' + _parts(value)
+        )
+    if chat and {message["role"] for message in value} <= {"system", "developer"}:
+        raise ValueError(f"column {column!r} asks nothing; valid: a message of the user's too")
+    if chat and value[-1]["role"] == "assistant" and value[-1].get("prefix") is not True:
+        _check_open(column, value[-1]["content"], answers)
+    return value
+
+
+def _check_open(column: str, content: str, answers: Iterable[Any]) -> None:
+    """ValueError where an assistant's last message is no beginning but an answer."""
+    texts = [str(a).strip() for a in answers if isinstance(a, str | int | float)]
+    if (
+        column in CONVERSATIONS
+        or _ANSWERED.search(content)
+        or any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", content) for a in texts if a)
+    ):
+        raise ValueError(
+            f"column {column!r} ends in an answer of the assistant's, {shown(content)}; valid: "
+            'messages up to the question, or "prefix": true in a last one to continue'
+        )
+
+
+def _parts(value: Any) -> str:
+    parts = isinstance(value, list) and any(
+        isinstance(m, dict) and isinstance(m.get("content"), list) for m in value
     )
+    return ", not a list of parts: models here read text only" if parts else ""
 
 
 def _is_message(value: Any) -> bool:

@@ -109,7 +109,8 @@ def _pair(record: Record, names: dict[str, str], chat: bool) -> Problem:
     two = {name: text(record, names[name]) for name in ("chosen", "rejected")}
     if two["chosen"] == two["rejected"]:
         raise ValueError(f"columns {names['chosen']!r} and {names['rejected']!r} are the same text")
-    return Problem(checked_prompt(names["prompt"], record.get(names["prompt"]), not chat), two)
+    asked = record.get(names["prompt"])
+    return Problem(checked_prompt(names["prompt"], asked, not chat, two.values()), two)
 
 
 def _as_chosen(

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from grpo_jax.rewards.text import Reward
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | list[dict[str, Any]]
 # A completion's steps: after how many characters of its text each ends, and its reward.
 Steps = Sequence[tuple[int, float]]
 T = TypeVar("T")

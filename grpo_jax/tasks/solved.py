@@ -39,4 +39,5 @@ def solved(path: str, of: Mapping[str, Any]) -> Task:
 def _problem(record: Record) -> Problem:
     columns = {name: value for name, value in record.items() if name != "prompt"}
     columns["solution"] = text(record, "solution")
-    return Problem(checked_prompt("prompt", record.get("prompt"), text_only=False), columns)
+    answers = (columns.get("answer"), columns["solution"])
+    return Problem(checked_prompt("prompt", record.get("prompt"), False, answers), columns)

@@ -4,14 +4,15 @@ import sys
 import pytest
 
 from grpo_jax.rewards import resolve
-from grpo_jax.rewards.text import exact_answer, format_tags
+from grpo_jax.rewards.form import format_tags
+from grpo_jax.rewards.text import exact_answer
 
 
 def test_names_resolve():
     assert resolve("format") is format_tags
     assert resolve("exact_answer") is exact_answer
     assert resolve("accuracy", accuracy=exact_answer) is exact_answer
-    assert resolve("grpo_jax.rewards.text:format_tags") is format_tags
+    assert resolve("grpo_jax.rewards.form:format_tags") is format_tags
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_names_resolve():
         ("math_verfy", "unknown reward 'math_verfy'; did you mean 'math_verify'"),
         ("accuracy", "the task's own, and no task"),
         ("no.such.module:f", "cannot import 'no.such.module'"),
-        ("grpo_jax.rewards.text:format_tag", "did you mean 'format_tags'"),
+        ("grpo_jax.rewards.form:format_tag", "did you mean 'format_tags'"),
         ("grpo_jax.rewards.text:TAGS", "is a tuple, not a function"),
     ],
 )

@@ -1,11 +1,11 @@
 import pytest
 
+from grpo_jax.rewards.form import format_tags
 from grpo_jax.rewards.text import (
     exact_answer,
     extract_answer,
     extract_boxed,
     final_answer,
-    format_tags,
     numeric_answer,
 )
 

@@ -24,7 +24,8 @@ from grpo_jax.models.decoder import Decoder, init_cache
 from grpo_jax.models.logps import completion_logps
 from grpo_jax.rollout.filters import filter_logits
 from grpo_jax.rollout.sampler import sample
-from grpo_jax.tokenizers import bucket, char_tokenizer, encode_prompts
+from grpo_jax.rollout.stops import stop_table
+from grpo_jax.tokenizers import bucket, char_tokenizer, decode, encode_prompts
 from grpo_jax.types import Prompts
 
 MODEL, PARAMS, V = Decoder(TINY), random_params(TINY), TINY.vocab_size
@@ -35,8 +36,9 @@ FILTERED = dataclasses.replace(SAMPLING, temperature=1.3, top_k=6, top_p=0.9, mi
 GREEDY = dataclasses.replace(SAMPLING, temperature=0.0)
 
 
-def run(sampling=SAMPLING, prompts=PROMPTS, seed=0, group=G):
-    out = sample(MODEL, PARAMS, prompts, jax.random.key(seed), sampling=sampling, group=group)
+def run(sampling=SAMPLING, prompts=PROMPTS, seed=0, group=G, **stops):
+    key = jax.random.key(seed)
+    out = sample(MODEL, PARAMS, prompts, key, sampling=sampling, group=group, **stops)
     return jax.tree.map(np.asarray, out)
 
 
@@ -86,6 +88,25 @@ def test_a_completion_ends_with_its_first_stop_token_or_at_the_limit(case):
 def test_several_stop_tokens_are_used_and_some_completions_run_into_the_limit(out):
     last = np.take_along_axis(out.tokens, out.mask.sum(-1, keepdims=True) - 1, -1)[..., 0]
     assert len(set(last[out.finished].tolist())) > 1 and not out.finished.all()
+
+
+def test_a_completion_ends_with_the_token_that_completes_a_stop_string(out):
+    """Token for token what is sampled without stop strings, up to there; no neighbour matters."""
+    tokenizer = char_tokenizer([*"abcdefghijklmnopqr", "st", "uv", "xy"])
+    strings = ["ab", "s", "cd", "q", "vx"]
+    got = run(stops=stop_table(tokenizer, strings, V))
+    cut = 0
+    for p, g in np.ndindex(P, G):
+        row = out.tokens[p, g][out.mask[p, g]]
+        told = [decode(tokenizer, row[: n + 1]) for n in range(len(row))]
+        ends = [n for n, text in enumerate(told, 1) if any(s in text for s in strings)]
+        length = ends[0] if ends else len(row)
+        np.testing.assert_array_equal(got.mask[p, g], np.arange(T) < length)
+        np.testing.assert_array_equal(got.tokens[p, g, :length], row[:length])
+        np.testing.assert_array_equal(got.logp[p, g, :length], out.logp[p, g, :length])
+        assert got.finished[p, g] == (bool(ends) or out.finished[p, g])
+        cut += length < len(row)
+    assert cut > 2
 
 
 def test_greedy_is_an_argmax_loop():

@@ -18,6 +18,8 @@ from grpo_jax.models.score import draft_hidden, score
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.rollout.speculative import judge, speculation_metrics
+from grpo_jax.rollout.stops import cut, stop_table
+from grpo_jax.tokenizers import char_tokenizer, decode
 
 V = 4
 DRAFTS = dataclasses.replace(TINY, vocab_size=V, layers=1, mtp=1)
@@ -51,9 +53,9 @@ def params(config, alike=False):
     return stack_layers(tree) if config.scan_layers else tree
 
 
-def run(config, sampling, prompts=PROMPTS, group=1, alike=False):
+def run(config, sampling, prompts=PROMPTS, group=1, alike=False, **stops):
     key, weights = jax.random.key(0), params(config, alike)
-    out = sample(Decoder(config), weights, prompts, key, sampling=sampling, group=group)
+    out = sample(Decoder(config), weights, prompts, key, sampling=sampling, group=group, **stops)
     return jax.tree.map(np.asarray, out)
 
 
@@ -80,6 +82,26 @@ def test_greedy_is_plain_decoding_token_for_token(greedy):
     for name in ("logp", "entropy"):
         np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), atol=1e-5)
     assert fast.finished.any() and not fast.finished.all()
+
+
+def test_a_draft_after_a_stop_string_is_cut():
+    """The strings are the two tokens of a draft that was accepted, and of one that was not."""
+    config = dataclasses.replace(DRAFTS, vocab_size=TINY.vocab_size)
+    plain = run(config, GREEDY, alike=True)
+    letters = char_tokenizer([chr(0x61 + i) for i in range(TINY.vocab_size - 2)])
+    whole = [
+        decode(letters, row[0][kept[0]]) for row, kept in zip(plain.tokens, plain.mask, strict=True)
+    ]
+    strings = [text[i : i + 2] for text in whole for i in (2, 5) if i + 2 < len(text)]
+    table = stop_table(letters, strings, TINY.vocab_size)
+    fast = run(config, faster(GREEDY), alike=True, stops=table)
+    slow = run(config, GREEDY, alike=True, stops=table)
+    for name in ("tokens", "mask", "finished"):
+        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), name)
+    lengths = fast.mask.sum(-1)[:, 0]
+    for text, length, row in zip(whole, lengths, fast.tokens, strict=True):
+        assert decode(letters, row[0, :length]) == cut(text, strings)
+    assert {n % 2 for n in lengths[lengths < plain.mask.sum(-1)[:, 0]]} == {0, 1}
 
 
 def test_greedy_drafts_are_those_of_the_training_pass(greedy):

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from grpo_jax import tokenizers
-from grpo_jax.rewards.text import format_tags
+from grpo_jax.rewards.form import format_tags
 from grpo_jax.tasks import make_task
 from grpo_jax.tasks.addition import solve
 from grpo_jax.tasks.problem import Problem

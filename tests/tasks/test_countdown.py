@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from grpo_jax import tokenizers
-from grpo_jax.rewards.text import format_tags
+from grpo_jax.rewards.form import format_tags
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tasks.countdown import evaluate, reaches, solve
 

@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from grpo_jax.rewards import Rewarder
-from grpo_jax.rewards.text import format_tags
+from grpo_jax.rewards.form import format_tags
 from grpo_jax.tasks import make_task
 from grpo_jax.tasks.loader import batches
 from grpo_jax.tasks.templates import TEMPLATES, make_template
@@ -133,6 +133,12 @@ def test_chat_messages_are_kept(tmp_path):
         ('{"prompt": "", "answer": 1}', "column 'prompt' is \"\"; valid: text"),
         ('{"prompt": [], "answer": 1}', r"column 'prompt' is \[\]; valid: text"),
         ('{"prompt": [{"role": "user"}], "answer": 1}', "a list of messages"),
+        ('{"prompt": [{"role": "system", "content": "Hi"}], "answer": 1}', "asks nothing; valid: "),
+        (
+            '{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1}',
+            "a list of messages .*, not a list of parts: models here read text only",
+        ),
+        ('{"prompt": "q", "answer": 1, "prefill": 2}', "'prefill' is reserved"),
         ('{"prompt": "q", "answer": 1, "completions": 2}', "'completions' is reserved"),
         (b'{"prompt": "\xff", "answer": 1}', "not UTF-8"),
     ],
@@ -143,6 +149,50 @@ def test_a_bad_line_is_named(tmp_path, line, match):
     path.write_bytes(b'{"prompt": "p", "answer": 1}\n\n' + bad + b"\n")
     with pytest.raises(ValueError, match=rf"bad\.jsonl:3: .*{match}"):
         make_task("jsonl", path=str(path))
+
+
+def chat(*contents, **marks):
+    """Messages of the user and the assistant in turn; marks are of the last."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+    return [*messages[:-1], {**messages[-1], **marks}]
+
+
+BEGUN = [
+    {"prompt": chat("2+2?", "<think>\n"), "answer": "4"},
+    {"prompt": chat("2+2?", "Let me think step by step."), "answer": "4"},
+    {"prompt": chat("2+2?", "<think>2 and 2.</think>\n<answer>"), "answer": "4"},
+    {"prompt": chat("2+2?", "Of 14 ways, the first:"), "answer": "4"},
+    {"prompt": chat("2+2?", "There are 4 ways:", prefix=True), "answer": "4"},
+    {"messages": chat("Who?", "I am", prefix=True), "answer": "Ann"},
+    {"prompt": chat("Who?", "I am", "Who?"), "answer": "Ann"},
+    {"prompt": chat("2+2?", "4", "3+3?"), "answer": "4"},
+]
+ANSWERED = [
+    {"prompt": chat("2+2?", "The answer is 4."), "answer": 4},
+    {"prompt": chat("2+2?", "2 + 2 = 4"), "answer": "4", "solution": "x"},
+    {"prompt": chat("2+2?", "Two and two."), "answer": "4", "solution": "Two and two."},
+    {"prompt": chat("2+2?", "So \\boxed{4}"), "answer": "four"},
+    {"prompt": chat("2+2?", "<think>.</think><answer>5</answer>"), "answer": "4"},
+    {"prompt": chat("2+2?", "2 and 2.\n#### 5"), "answer": "4"},
+    {"messages": chat("Who?", "I am Ben."), "answer": "Ann"},
+]
+
+
+@pytest.mark.parametrize("record", BEGUN)
+def test_a_message_that_the_assistant_has_begun_is_a_prompt(tmp_path, record):
+    name = next(iter(record))
+    path = write(tmp_path / "a.jsonl", [record])
+    task = make_task("jsonl", path=path, prompt=name, heldout_fraction=1.0)
+    assert task.heldout[0].prompt == record[name]
+
+
+@pytest.mark.parametrize("record", ANSWERED)
+def test_a_conversation_with_its_answer_is_no_prompt(tmp_path, record):
+    name = next(iter(record))
+    path = write(tmp_path / "a.jsonl", [BEGUN[0] | {name: chat("?")}, record])
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .* ends in an answer .*\"prefix\": true"):
+        make_task("jsonl", path=path, prompt=name)
 
 
 def test_a_benchmark_is_all_held_out(tmp_path, records):

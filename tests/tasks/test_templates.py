@@ -1,8 +1,8 @@
 import pytest
 
+from grpo_jax.rewards.form import format_tags
 from grpo_jax.rewards.math import math_verify
 from grpo_jax.rewards.numbers import last_number
-from grpo_jax.rewards.text import format_tags
 from grpo_jax.tasks import make_task
 from grpo_jax.tasks.templates import TEMPLATES, make_template
 

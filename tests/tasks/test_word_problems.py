@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from grpo_jax import tokenizers
-from grpo_jax.rewards.text import format_tags
+from grpo_jax.rewards.form import format_tags
 from grpo_jax.tasks import make_task
 from grpo_jax.tasks.templates import TEMPLATES
 from grpo_jax.tasks.word_problems import KINDS, NAMES, THINGS
