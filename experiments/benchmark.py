@@ -20,7 +20,9 @@ import sys
 import time
 from pathlib import Path
 
+from grpo_jax.checks import UsageError
 from grpo_jax.command_line import prepare_process
+from grpo_jax.reporting import reporting
 
 SIZES: dict[str, float] = {
     "prompts": 8,
@@ -281,7 +283,7 @@ def compare(a):
 
 
 def run_driver(command):
-    """Run a driver and return the JSON of its last line; SystemExit, on one line, if it fails."""
+    """Run a driver and return the JSON of its last line; UsageError where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
@@ -291,7 +293,7 @@ def run_driver(command):
         why = str(error)
     except (IndexError, ValueError):
         why = "its last line is not JSON"
-    raise SystemExit(f"error: {shlex.join(command)}: {why}")
+    raise UsageError(f"{shlex.join(command)}: {why}")
 
 
 def medians(results):
@@ -328,9 +330,16 @@ def print_comparison(result):
     Console().print(table)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong, as every program here does."""
+
+    def error(self, message):
+        raise UsageError(message)
+
+
 def parse(argv=None):
     """Sizes come from their own flags, else from --workload, else from SIZES."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m experiments.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -379,8 +388,8 @@ def read_sizes(a, parser):
     a.vocab = found.vocab_size
 
 
-def main(argv=None):
-    a = parse(argv)
+def main():
+    a = parse()
     if not a.beside:
         prepare_process()  # as every program does
         print(json.dumps(measure(a)))
@@ -391,4 +400,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    reporting(main)

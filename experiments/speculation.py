@@ -11,8 +11,9 @@ import statistics
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from grpo_jax.command_line import run_main
 from grpo_jax.progress import checked, doing, importing, result_on_stdout
 
 STEPS = flags.DEFINE_integer("steps", 150, "of supervised fine-tuning", lower_bound=1)
@@ -119,7 +120,7 @@ def measure(ex, params, rows):
     }
 
 
-def main(argv):
+def main():
     result_on_stdout()
     checked()
     with importing():
@@ -139,4 +140,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_main(main, with_config=False, with_workdir=False)

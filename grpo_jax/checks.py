@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,6 +48,15 @@ RENDERED = (
 
 class UsageError(ValueError):
     """Bad input; the message is one line for the user and needs no traceback."""
+
+
+def described(error: OSError) -> str:
+    """What the system refused: the file, and why; the message as it is where it is ours."""
+    if error.errno is None:
+        return str(error)
+    file = error.filename
+    name = os.fsdecode(file) if isinstance(file, str | bytes) else None
+    return ": ".join(filter(None, (name, error.strerror or str(error))))
 
 
 def check(config: dict[str, Any], known: dict[str, Any]) -> None:

@@ -15,8 +15,17 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from grpo_jax.checks import UsageError, closest, flatten, unknown_field, wrong_type
+from grpo_jax import interrupts
+from grpo_jax.checks import (
+    UsageError,
+    closest,
+    described,
+    flatten,
+    unknown_field,
+    wrong_type,
+)
 from grpo_jax.config import defaults, resolve
+from grpo_jax.reporting import reporting
 
 FLAGS = flags.FLAGS
 
@@ -38,10 +47,9 @@ def load_config_file(path: str) -> ConfigDict:
     """
     name, *argument = path.split(":", 1)
     module = load_module(name)
-    try:
-        config = module.get_config(*argument)
-    except Exception as error:  # a config file is a program, which may raise anything
-        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UsageError(f"config file {name}: it has no function get_config")
+    config = _run_config(name, lambda: module.get_config(*argument))
     if not isinstance(config, ConfigDict):
         raise UsageError(f"config file {name}: get_config() must return a ConfigDict: {config!r}")
     return config
@@ -50,20 +58,34 @@ def load_config_file(path: str) -> ConfigDict:
 def load_module(name: str) -> Any:
     """The module that the Python file `name` makes; UsageError as of `load_config_file`."""
     spec = importlib.util.spec_from_file_location("config_file", name)
-    if not Path(name).is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"--config: no Python file {name}")
+    loader = spec.loader if spec else None
+    if not Path(name).is_file() or spec is None or loader is None:
+        shown = name if name else "''"
+        why = "a folder" if Path(name).is_dir() else "of another kind"
+        there = f", but {shown} is {why}" if name and Path(name).exists() else f": {shown}"
+        raise UsageError(f"--config: no Python file{there}; valid: configs/<name>.py")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a config file is a program, which may raise anything
-        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
+    _run_config(name, lambda: loader.exec_module(module))
     return module
 
 
-def _where(error: Exception, path: str) -> str:
+def _run_config(name: str, part: Callable[[], Any]) -> Any:
+    """What a part of the config file `name` gives; UsageError for whatever it raises."""
+    try:
+        return part()
+    except SystemExit as error:
+        raise UsageError(
+            f"config file {name}{_where(error, name)}: it calls sys.exit({error.code!r}); "
+            "valid: get_config() returns the config"
+        ) from error
+    except Exception as error:  # a config file is a program, which may raise anything
+        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
+
+
+def _where(error: BaseException, path: str) -> str:
     here = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     here += [error.lineno] if isinstance(error, SyntaxError) else []
-    return f", line {here[-1]}" if here else ""
+    return f", line {here[-1]}" if here and here[-1] else ""
 
 
 def _told(error: Exception) -> str:
@@ -71,6 +93,8 @@ def _told(error: Exception) -> str:
     missing = re.search(r'[Kk]ey "(\w+)" does not exist|^[\'"]?(\w+)[\'"]?$', str(error))
     if isinstance(error, AttributeError) and missing:
         return unknown_field(missing[1] or missing[2], flatten(defaults().to_dict()))
+    if isinstance(error, OSError):
+        return described(error)
     return f"{type(error).__name__}: {_one_line(error)}"
 
 
@@ -122,11 +146,17 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
             if name not in flat and not name.startswith(_TAKES_ANY):
                 raise UsageError(unknown_field(name, flat))
         kinds = {name: _field_type(config, name) for name, _ in fields}
+    for flag in (flag_values[name] for name, value in given if not value and name in flag_values):
+        if flag.default is None and flag.flag_type() == "string":
+            raise UsageError(f"--{flag.name}= is empty; valid: {flag.help}")
     # Warnings only, unless the user says otherwise: Orbax tells of every save.
     quiet = ["--verbosity=-1"] if "verbosity" in flag_values else []
     try:
         return flag_values([argv[0], *quiet, *argv[1:]])
     except flags.Error as error:
+        if missing := re.search(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
+            flag = flag_values[missing[1]]
+            raise UsageError(f"--{flag.name}=... is needed: {flag.help}") from error
         for name, value in fields:
             if name in kinds and str(error).startswith(f"flag --config.{name}={value}:"):
                 raise UsageError(wrong_type(name, value, kinds[name])) from error
@@ -197,22 +227,22 @@ def run_main(
     config   FrozenConfigDict, resolved and checked
     workdir  Path; --workdir, else runs/<config name>
 
-    Exits with main's result. Bad input ends in one line 'error: ...' and status 2; an unexpected
-    exception keeps its traceback.
+    Exits with main's result, or as `reporting` says.
     """
+    interrupts.leave_at_once()
     prepare_process()
     define_flags(with_config, with_workdir=with_workdir)
     try:
         app.run(
-            lambda argv: _reporting(_call_main, main, argv, with_workdir),
-            flags_parser=lambda argv: _reporting(_parse_or_help, argv),
+            lambda argv: reporting(_call_main, main, argv, with_workdir),
+            flags_parser=lambda argv: reporting(_parse_or_help, argv),
         )
     except SystemExit as leaving:
         if leaving.code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(leaving.code))  # where XLA still compiles, Python's own way out can crash
+        interrupts.end(int(leaving.code))
     raise AssertionError("app.run returned")
 
 
@@ -238,22 +268,5 @@ def _parse_or_help(argv: list[str]) -> list[str]:
         sys.exit(0)  # absl has shown the help, but ends with status 1
 
 
-def _reporting(function: Callable, *args: Any) -> Any:
-    try:
-        return function(*args)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        if not _is_bad_input(error):
-            raise
-        sys.stderr.write(f"error: {_one_line(error)}\n")
-        sys.exit(2)
-
-
-def _is_bad_input(error: Exception) -> bool:
-    """Tell an error that this package raises on purpose from one that a bug drew."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(last.filename).is_relative_to(Path(__file__).parent)
-    return isinstance(error, UsageError) or (ours and (last.line or "").startswith("raise"))
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

@@ -11,6 +11,7 @@ import jax
 
 from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
+from grpo_jax.interrupts import end, importing
 from grpo_jax.metrics import Logger, plot_curves
 from grpo_jax.progress import COMPILED, doing
 from grpo_jax.runs import Run
@@ -56,15 +57,22 @@ def stop_signals() -> Iterator[Callable[[], int]]:
 
 def leaving_on_signals() -> contextlib.AbstractContextManager[None]:
     """Leave with a message on SIGINT or SIGTERM: for what comes before the steps and after."""
-    return _handling(_leave_at_once)
+    said = False
 
+    def leave(number, frame):
+        nonlocal said
+        if not said:  # it comes again where the exception was swallowed
+            said = True
+            print(
+                "\ninterrupted; run the same command again to go on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+        if importing(frame):
+            end(128 + number)
+        raise Interrupted(128 + number)
 
-def _leave_at_once(number, _):
-    print(
-        "\ninterrupted; run the same command again to go on from the last checkpoint",
-        file=sys.stderr,
-    )
-    raise Interrupted(128 + number)
+    return _handling(leave)
 
 
 @contextlib.contextmanager

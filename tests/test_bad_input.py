@@ -41,7 +41,7 @@ def run(tmp_path, capsys):
             train.main(resolve(values.config), command_line.Path(values.workdir))
 
         try:
-            command_line._reporting(program)
+            command_line.reporting(program)
         except SystemExit as left:
             return left.code, capsys.readouterr().err
         return 0, capsys.readouterr().err

@@ -95,10 +95,13 @@ def test_a_bad_option_is_named_in_one_line(config_file, option, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "--config: no Python file .*tiny.py"),
+        (None, "--config: no Python file: .*tiny.py"),
         ("def get_config(:", r"tiny\.py, line 1: SyntaxError: invalid syntax"),
         ("x = 1\ny = z\n", r"tiny\.py, line 2: NameError: name 'z'"),
-        ("x = 1\n", r"tiny\.py: AttributeError: .*no attribute 'get_config'"),
+        ("x = 1\n", r"tiny\.py: it has no function get_config"),
+        ("import sys\nsys.exit(0)\n", r"tiny\.py, line 2: it calls sys\.exit\(0\); valid"),
+        ("import sys\ndef get_config():\n  sys.exit('no')\n", r"line 3: .*sys\.exit\('no'\)"),
+        ("x = '\0'", r"tiny\.py: \w+Error: .*null bytes"),
         ("def get_config():\n  pass\n", "must return a ConfigDict"),
         (FILE.replace("config.steps", "config.rolout"), r"line 8: unknown field .*\.rollout\."),
         (FILE.replace("steps = 7", "steps = 'x'"), "line 8: TypeError: .*'steps'.*int"),
