@@ -22,6 +22,7 @@ from pathlib import Path
 
 from grpo_jax.checks import UsageError
 from grpo_jax.command_line import prepare_process
+from grpo_jax.progress import checked, importing, result_on_stdout, say
 from grpo_jax.reporting import reporting
 
 SIZES: dict[str, float] = {
@@ -392,6 +393,11 @@ def main():
     a = parse()
     if not a.beside:
         prepare_process()  # as every program does
+        result_on_stdout()
+        checked()
+        with importing():
+            import jax  # noqa: F401
+        say(f"measuring {a.steps} steps")
         print(json.dumps(measure(a)))
         return
     result = compare(a)

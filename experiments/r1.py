@@ -56,7 +56,8 @@ def pipeline(file: Any, names: list[str], folder: Path, seed: int | None) -> Non
     from grpo_jax.runs import read_lines
 
     folder.mkdir(parents=True, exist_ok=True)
-    file.prepare(folder)
+    with doing("preparing what the stages read"):
+        file.prepare(folder)
     for number, stage in enumerate(names, 1):
         print(f"\n--- stage {number} of {len(names)}: {stage}", flush=True)
         run_stage(file, stage, names, folder, seed)

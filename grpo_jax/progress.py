@@ -25,8 +25,8 @@ PROGRAMS = {
     "update": "the update",
     "_update": "the reward model's update",
     "rewards_of": "the reward model",
-    "init": "the model's shapes",
-    "first_state": "the model's start",
+    "init": "the training state",
+    "first_state": "the training state",
 }
 _STAGES = ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 EVENTS = tuple(f"/jax/core/compile/{stage}_duration" for stage in _STAGES)  # as JAX calls them

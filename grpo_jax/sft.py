@@ -115,7 +115,7 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             key = jax.random.key(c.seed)
             done, ended = None, False
             start = beginning(ex)
-            with doing("making the model's state"):
+            with doing("making the training state"):
                 state = init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=start)
         else:
             state, position = restored

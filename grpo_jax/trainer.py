@@ -117,7 +117,7 @@ def _start(
     cold = run.folder / "cold_start"
     params = cold_start(ex, rewarder, cold) if c.sft.steps else beginning(ex)
     key = jax.random.key(c.seed)
-    with doing("making the model's state"):
+    with doing("making the training state"):
         return None, init_state(ex.model, optimizer, key, ex.mesh, params=params, **options)
 
 
