@@ -13,7 +13,7 @@ from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
 from grpo_jax.interrupts import end, importing
 from grpo_jax.metrics import Logger, plot_curves
-from grpo_jax.progress import COMPILED, doing
+from grpo_jax.progress import COMPILED, doing, say
 from grpo_jax.runs import Run
 from grpo_jax.types import TrainState
 
@@ -105,6 +105,8 @@ def run_steps(
     Interrupted after a signal, and UsageError after too many non-finite gradients in a row.
     """
     restored, state = start
+    if restored:
+        say(f"going on after step {restored} of {total}")
     with (
         Logger(run, total, restored) as logger,
         stop_signals() as stopped,

@@ -223,7 +223,7 @@ class Compilations:
         )
         if event == EVENTS[0] or name != self._name:
             self._name, self._began, self._said = name, time.monotonic(), False
-        what = f"compiling {PROGRAMS.get(name, name)}"
+        what = f"compiling {_program(name)}"
         patience = PATIENCE_S if _checked or screen().live else UNCHECKED_S
         self._phase = Phase(what, patience, self._began, quiet=self._said)
 
@@ -238,4 +238,8 @@ class Compilations:
         self._said, self._phase = self._said or self._phase.said, None
         if event == COMPILED and self._said:
             passed = time.monotonic() - self._began
-            say(f"compiled {PROGRAMS.get(self._name, self._name)} in {passed:.1f} s")
+            say(f"compiled {_program(self._name)} in {passed:.1f} s")
+
+
+def _program(name: str) -> str:
+    return PROGRAMS.get(name, f"a small program ({name})")

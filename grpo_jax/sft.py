@@ -135,7 +135,7 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             metrics["time/tokens_per_second"] = batch.mask.sum() / metrics["time/step"]
             ended = number == c.sft.steps
             if c.sft.stop_accuracy and (number % c.sft.check_every == 0 or ended):
-                with doing(f"checking accuracy after step {number}"):
+                with doing(f"checking accuracy after step {number}", log_after_s=2.0):
                     metrics["accuracy"] = _train_accuracy(ex, state.policy, rewarder)
                 ended = ended or metrics["accuracy"] >= c.sft.stop_accuracy
             return Step(state, metrics, [], last=ended)

@@ -71,4 +71,4 @@ def test_a_compilation_is_announced_and_timed(capsys):
     compiling, compiled, *others = capsys.readouterr().out.splitlines()
     assert compiling == "compiling the sampler ..."
     assert re.fullmatch(r"compiled the sampler in \d+\.\d s", compiled)
-    assert others == ["compiling <lambda> ..."]
+    assert others == ["compiling a small program (<lambda>) ..."]
