@@ -301,7 +301,8 @@ def test_a_run_starts_from_another_and_says_what_it_does(learnt, tmp_path, monke
     capsys.readouterr()
     trainer.train(config, tmp_path / "cold")
     words = [
-        *("reading the task 'addition'", "starting the rewards' processes", "making the training state"),
+        *("reading the task 'addition'", "starting the rewards' processes"),
+        "making the training state ...",
         *("cold start on worked solutions (sft.steps=1)", "step 1/1  loss ", "saving step 1 ..."),
         *("drawing curves.png", "the cold start is done after step 1: loss ", "cold_start/curves"),
         *("making the training state", "evaluating at step 0 ...", "judging 2 completions ..."),
