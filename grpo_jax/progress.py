@@ -140,7 +140,7 @@ class Phase:
         self._screen, self._line = screen(), _Elapsed(what, self.began)
         self._shown = contextlib.ExitStack()
         left = after_s - (time.monotonic() - self.began)
-        self._timer = threading.Timer(left, self._speak)
+        self._timer = threading.Timer(left, self._speak_later)
         self._timer.daemon = True
         self._timer.start() if left > 0 else self._speak()
 
@@ -150,6 +150,10 @@ class Phase:
         elif not self._quiet:
             self._screen.say(f"{self.what} ...")
         self.said = True
+
+    def _speak_later(self) -> None:
+        with contextlib.suppress(OSError):  # the main thread's next line meets it too, and says so
+            self._speak()
 
     def end(self) -> None:
         """It is done."""
