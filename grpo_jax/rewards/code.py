@@ -5,61 +5,91 @@ is read as plain data and compared here, so that nothing it does inside can make
 right: exit codes and prints prove nothing.
 """
 
+import builtins
+import functools
+import importlib
 import json
 import math
 import os
 import re
+import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from grpo_jax.rewards.call import excerpt
+from grpo_jax.rewards.cases import Case, parse_cases
+from grpo_jax.rewards.fences import extract_code
 from grpo_jax.rewards.sandbox import Limits, check, run
-from grpo_jax.rewards.text import Completion, completion_text, extract_answer
+from grpo_jax.rewards.text import Completion
 from grpo_jax.rewards.turn import of_turn
 
 __all__ = ["Case", "Limits", "Verdict", "code", "judge"]
 
 _AT_ONCE = min(8, os.cpu_count() or 1)  # programs that one call runs
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
-# Calls a function of a program. The program's own prints go nowhere.
-_CALLER = """
-import json, os, sys
-task = json.loads(sys.stdin.buffer.read())
-channel = open(os.dup(1), "wb")
-for fd in (0, 1, 2):
-    os.dup2(os.open(os.devnull, os.O_RDWR), fd)
-found = {"__name__": "program"}
-exec(compile(task["program"], "program.py", "exec"), found)
-first, *rest = task["call"].split(".")
-function = found[first]
-for name in rest:
-    function = getattr(function() if isinstance(function, type) else function, name)
-channel.write(json.dumps(function(*task["args"])).encode())
-channel.flush()
-os._exit(0)
+# What LeetCode imports for every program: the names of these modules, and the modules. Of a name in
+# several the last counts.
+LIBRARY = (
+    *("typing", "json", "sys", "io", "operator", "functools", "itertools", "statistics", "random"),
+    *("math", "copy", "bisect", "heapq", "collections", "datetime", "re", "string"),
+)
+_WORD = re.compile(r"(?<![\w.])[^\W\d]\w*")
+
+# A program compiled, after it was given exit and quit, which the interpreter has without -S, and of
+# some names those that it uses and does not bind.
+_COMPILED = """
+def compiled(program, names):
+    import builtins, sys
+    builtins.exit = builtins.quit = sys.exit
+    if names:
+        import symtable
+        top = symtable.symtable(program, "program.py", "exec")
+        tables, used = [top], set()
+        for table in tables:
+            tables += table.get_children()
+            symbols = table.get_symbols()
+            used |= {s.get_name() for s in symbols if s.is_referenced() and s.is_global()}
+        used -= {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+        for name in names.keys() & used:
+            module = __import__(names[name])
+            setattr(builtins, name, module if name == names[name] else getattr(module, name))
+    return compile(program, "program.py", "exec", dont_inherit=True)
 """
 
+# Is a program: the module __main__ is its own.
+_PROGRAM = """
+code = compiled({program!r}, {names!r})
+del compiled
+exec(globals().pop("code"))
+"""
 
-@dataclass(frozen=True)
-class Case:
-    """One test of a program, either of two kinds.
-
-    stdin, stdout         what it reads, and must print (spaces at the ends of lines apart)
-    call, args, expected  a function ("f", or "Solution.f" of a class made without arguments), its
-                          arguments and the value it must return, all as JSON has them
-    """
-
-    stdin: str | None = None
-    stdout: str | None = None
-    call: str | None = None
-    args: Sequence[Any] = ()
-    expected: Any = None
-
-    def __post_init__(self):
-        if (self.stdout is None) == (self.call is None) or (self.call and self.stdin is not None):
-            raise ValueError(f"{self}: valid: stdin and stdout, or call, args and expected")
+# Calls a function of a program, whose own prints go nowhere. Where the program ends itself when it
+# is loaded, what it has defined counts. A process that it starts anew loads it, and no more.
+_CALLER = """
+import json, os, sys, types
+process, module = os.getpid(), types.ModuleType("program")
+sys.modules["program"] = module
+if __name__ == "__main__":
+    channel = open(os.dup(1), "wb")
+    for fd in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+try:
+    exec(compiled({program!r}, {names!r}), module.__dict__)
+except SystemExit:
+    if os.getpid() != process:
+        raise
+if __name__ == "__main__":
+    first, *rest = {call!r}.split(".")
+    function = getattr(module, first)
+    for name in rest:
+        function = getattr(function() if isinstance(function, type) else function, name)
+    value = json.dumps(function(*json.loads({args!r}))).encode()
+    if os.getpid() == process:
+        channel.write(value)
+        channel.flush()
+    os._exit(0)
+"""
 
 
 class Verdict(NamedTuple):
@@ -92,48 +122,51 @@ def code(
 ) -> list[float | None]:
     """1.0 where a completion's program passes every case of the column `cases`, else 0.0.
 
-    The program is the last block fenced by ```, of what <answer>…</answer> holds or else of the
-    whole completion, or where there is no fence the whole. The first case that fails is the last
-    to be run. A record's `cases` is a list of Case's fields, or such a list as JSON. Abstains
-    (None) where the column holds None.
+    `extract_code` finds the program. One that reads and prints must also end with exit status 0, as
+    any judge of programs asks. The first case that fails is the last to be run. A record's `cases`
+    is a list of Case's fields, or such a list as JSON. Abstains (None) where the column holds None;
+    ValueError names the prompt and the case that is none.
     """
-    pairs = zip(completions, cases, strict=True)
+    records = zip(prompts, completions, map(_record, prompts, cases), strict=True)
     with ThreadPoolExecutor(_AT_ONCE) as threads:  # which wait for the sandboxes
-        return list(threads.map(lambda pair: _all_pass(*pair), pairs))
+        return list(threads.map(lambda record: _all_pass(*record[1:]), records))
 
 
-def _all_pass(completion: Completion, given: Any) -> float | None:
-    if given is None:
+def _record(prompt: Any, given: Any) -> list[Case] | None:
+    try:
+        return None if given is None else parse_cases(given)
+    except ValueError as error:
+        raise ValueError(f"{error}; prompt: {excerpt(prompt)}") from error
+
+
+def _all_pass(completion: Completion, cases: list[Case] | None) -> float | None:
+    if cases is None:
         return None
     program = extract_code(completion)
-    return float(not any(_failure(program, case, Limits()) for case in _cases(given)))
-
-
-def extract_code(completion: Completion) -> str:
-    """The program in a completion."""
-    for text in (extract_answer(completion), completion_text(completion)):
-        if blocks := _BLOCK.findall(text):
-            return blocks[-1]
-    return extract_answer(completion)
-
-
-def _cases(given: Any) -> list[Case]:
-    try:
-        records = json.loads(given) if isinstance(given, str) else given
-        cases = [Case(**record) for record in records]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column cases: {error}") from error
-    if not cases:
-        raise ValueError("column cases is empty; valid: at least one case")
-    return cases
+    return float(not any(_failure(program, case, Limits()) for case in cases))
 
 
 def _asked(program: str, case: Case) -> tuple[str, bytes]:
     """The script to run for a case, and its standard input."""
+    known = _library()
+    names = {word: known[word] for word in _WORD.findall(program) if word in known}
     if case.call is None:
-        return program, (case.stdin or "").encode()
-    task = {"program": program, "call": case.call, "args": list(case.args)}
-    return _CALLER, json.dumps(task).encode()
+        script = _PROGRAM.format(program=program, names=names)
+        return _COMPILED + script, (case.stdin or "").encode()
+    args = json.dumps(case.args)
+    return _COMPILED + _CALLER.format(program=program, names=names, call=case.call, args=args), b""
+
+
+@functools.cache
+def _library() -> dict[str, str]:
+    """Where each name is that a program may use without import: name -> module."""
+    found: dict[str, str] = {}
+    for name in LIBRARY:
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", [n for n in dir(module) if not n.startswith("_")])
+        found |= {n: name for n in public if not isinstance(getattr(module, n), types.ModuleType)}
+    found |= {name: name for name in LIBRARY}
+    return {name: module for name, module in found.items() if not hasattr(builtins, name)}
 
 
 def _wrong(case: Case, output: bytes) -> str:

@@ -1,11 +1,11 @@
 """The command lines that make the sandbox: bubblewrap's, and util-linux's where that is missing.
 
 Both put a shell, the sandbox's first process, into new namespaces with a root of Python's files. It
-mounts the empty folder and starts Python with limits and without privileges. Started by root,
-Python runs as a user that nobody else is.
+mounts the empty folder and starts Python with limits and without privileges, which filters its own
+system calls before it turns to the script. Started by root, Python runs as a user that nobody else
+is.
 """
 
-import errno
 import os
 import random
 import shlex
@@ -21,36 +21,36 @@ LINKS = ("bin", "lib", "lib64")
 DEVICES = ("null", "urandom")
 Launcher = Callable[[Any, int, int], list[str]]  # of limits, script and seccomp rules: descriptors
 
-_NEW_USERS = 0x10000000  # CLONE_NEWUSER of clone(2)
+CORES = 4  # that a sandbox runs on
+RESERVED = 16  # times the limit on memory, of addresses: threads reserve what they never use
+
 _USERS = range(2**20, 2**30)  # numbers that no account has
 _ROOT = "/sys"  # a folder that is everywhere and from which nothing is needed, to mount on
 
-# Where no launcher loads seccomp's rules, Python does, and then begins anew with the script. 22 and
-# 2 are PR_SET_SECCOMP and SECCOMP_MODE_FILTER of prctl(2), whose argument is struct sock_fprog.
+# What Python does first: load seccomp's rules, then become the script. 22 and 2 are PR_SET_SECCOMP
+# and SECCOMP_MODE_FILTER of prctl(2), whose argument is struct sock_fprog. The modules under ctypes
+# and os do: those would take a third of the time that a short program takes.
 _FILTERED = """
-import ctypes, os, sys
-class Rules(ctypes.Structure):
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-rules = open("/rules", "rb").read()
-if ctypes.CDLL(None).prctl(22, ctypes.c_ulong(2), ctypes.byref(Rules(len(rules) // 8, rules))):
-    sys.exit("no seccomp")
-os.closerange(3, 2**31 - 1)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+def load():
+    global __file__
+    import _ctypes, posix, sys
+    types = {name: type(name, (_ctypes._SimpleCData,), {"_type_": name}) for name in "HiLz"}
+    class Rules(_ctypes.Structure):
+        _fields_ = [("len", types["H"]), ("filter", types["z"])]
+    class Function(_ctypes.CFuncPtr):
+        _flags_, _restype_ = _ctypes.FUNCFLAG_CDECL, types["i"]
+    prctl = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"))
+    with open("/rules", "rb") as file:
+        rules = file.read()
+    if prctl(22, types["L"](2), _ctypes.byref(Rules(len(rules) // 8, rules))):
+        sys.exit("no seccomp")
+    posix.closerange(3, 2**31 - 1)
+    del globals()["load"], sys.argv[0]
+    __file__ = sys.argv[0]
+    with open(__file__, "rb") as file:
+        return compile(file.read(), __file__, "exec")
+exec(load())
 """
-
-
-def seccomp():
-    """A filter against namespaces of a program's own, in which it would have privileges."""
-    import pyseccomp
-
-    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    denied = pyseccomp.ERRNO(errno.EPERM)
-    for name in ("unshare", "setns", "ptrace", "process_vm_readv", "process_vm_writev", "bpf"):
-        rules.add_rule(denied, name)
-    mask = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _NEW_USERS, _NEW_USERS)
-    rules.add_rule(denied, "clone", mask)
-    rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")  # flags in memory; libc has clone
-    return rules
 
 
 def bubblewrap(limits: Any, code: int, rules: int) -> list[str]:
@@ -68,8 +68,9 @@ def bubblewrap(limits: Any, code: int, rules: int) -> list[str]:
         *(a for folder in _folders() for a in ("--ro-bind", folder, folder)),
         *(a for name in LINKS for a in ("--symlink", f"usr/{name}", f"/{name}")),
         *(a for device in devices for a in ("--dev-bind", device, device)),
-        *("--perms", "0644", "--ro-bind-data", str(code), SCRIPT, "--remount-ro", "/"),
-        *("--seccomp", str(rules), "/bin/sh", "-c", _limited(limits)),
+        *("--symlink", "/box", "/dev/shm", "--perms", "0644", "--ro-bind-data", str(code), SCRIPT),
+        *("--perms", "0644", "--ro-bind-data", str(rules), "/rules", "--remount-ro", "/"),
+        *("/bin/sh", "-c", _limited(limits)),
     ]
 
 
@@ -83,6 +84,7 @@ def unshare(limits: Any, code: int, rules: int) -> list[str]:
         "mkdir -p " + " ".join(map(_below, folders)),
         *(f"mount -o bind,ro {shlex.quote(folder)} {_below(folder)}" for folder in _folders()),
         "ln -s " + " ".join(f"usr/{name}" for name in LINKS) + " old/proc .",  # proc: for umount
+        "ln -s /box dev/shm",
         *(f">dev/{name} && mount --bind /dev/{name} dev/{name}" for name in DEVICES),
         f"cat /proc/self/fd/{code} >.{SCRIPT}",
         f"cat /proc/self/fd/{rules} >rules",
@@ -90,7 +92,7 @@ def unshare(limits: Any, code: int, rules: int) -> list[str]:
         "pivot_root . old",
         "cd /",
         "umount -l old",
-        _limited(limits, shlex.join(["-I", "-S", "-c", _FILTERED])),
+        _limited(limits),
     )
     spaces = ("mount", "ipc", "pid", "net", "uts", "cgroup")
     return [
@@ -118,24 +120,33 @@ def _below(path: str) -> str:
     return shlex.quote(f".{path}")
 
 
-def _limited(limits: Any, before: str = "") -> str:
+def _limited(limits: Any) -> str:
     """The shell's part: mount the empty folder, set the limits, drop all privileges, be Python.
 
     The shell stays, to be the first process, for which the kernel has signals of its own.
     """
     user = random.SystemRandom().choice(_USERS)
     size = max(limits.output, limits.file_size) // 512 + 1  # the shell counts blocks
-    options = f"size={limits.disk},nr_inodes={limits.files},mode=1777,nosuid,nodev"
-    to_user = f"--reuid={user} --regid={user} --clear-groups " if os.geteuid() == 0 else ""
-    python = shlex.quote(os.path.realpath(sys.executable))
+    options = f"size={limits.disk},nr_inodes={limits.files},mode=1777,nosuid,nodev,noexec"
+    to_user = ["--reuid", user, "--regid", user, "--clear-groups"] * (os.geteuid() == 0)
+    python = os.path.realpath(sys.executable)
+    privileges = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", *to_user]
+    command = [*privileges, "--", *_few_cores(), python, *["-I", "-S", "-B", "-X", "utf8", "-c"]]
     steps = (
         f"ulimit -t {limits.cpu_s}",
-        f"ulimit -v {limits.memory // 1024}",
+        f"ulimit -v {RESERVED * limits.memory // 1024}",
         f"ulimit -p {limits.processes}",
         f"ulimit -f {size}",
         "ulimit -n 64",
         "ulimit -c 0",
-        f"exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all {to_user}-- "
-        + f"{python} {before} -I -S -B -X utf8 {SCRIPT}",
+        f"exec {shlex.join(map(str, [*command, _FILTERED, SCRIPT]))}",
     )
     return f"mount -t tmpfs -o {options} none /box && cd /box && ({' && '.join(steps)}); exit $?"
+
+
+def _few_cores() -> list[str]:
+    """The command before Python's that gives it CORES of this process's, where there are more."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) <= CORES:
+        return []
+    return ["taskset", "-c", ",".join(map(str, random.sample(cores, CORES)))]

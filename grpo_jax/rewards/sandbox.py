@@ -3,23 +3,28 @@
 The program runs in namespaces of its own: no network, the loopback included; no processes but its
 own, all of which end with it; no files but Python's, read-only, and an empty folder with a limit on
 bytes and on files; no /proc, no environment, no file descriptors but the standard three. It has no
-privileges, and rlimits on CPU time, memory, processes and file size. What its source says plays no
-part. Bubblewrap or util-linux make the namespaces (`launchers`).
+privileges, the system calls that Python needs and no others (`syscalls`), rlimits on CPU time,
+processes and file size, and with all its processes so much memory (`memory`). What its source says
+plays no part. Bubblewrap or util-linux make the namespaces (`launchers`).
 """
 
 import contextlib
 import functools
 import os
+import select
 import signal
 import subprocess
-import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from grpo_jax.rewards.launchers import LAUNCHERS, Launcher, seccomp
+from grpo_jax.rewards import memory
+from grpo_jax.rewards.launchers import LAUNCHERS, Launcher
+from grpo_jax.rewards.syscalls import filter_program
 
+LOOK_S = 0.02  # between looks at a sandbox's memory
 INSTALL = (
     "programs are run in a sandbox alone, and there is none here: {}; install bubblewrap (Debian: "
     "apt install bubblewrap) and pip install 'grpo_jax[code]', on a Linux that allows namespaces"
@@ -28,12 +33,19 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run of a program may use: seconds, bytes and counts."""
+    """What one run of a program may use: seconds, bytes and counts.
+
+    memory      of the whole sandbox: of all its processes together, with its files and what the
+                kernel keeps for it. Without a cgroup to hold it (`memory`), what is used beyond it
+                between two looks, 20 ms each, is not prevented; then the sandbox is ended
+    processes   with threads; a program that asks for the number of cores sees 4 at most, so that a
+                pool of its usual size fits
+    """
 
     cpu_s: int = 2  # of each process
     wall_s: float = 5.0
-    memory: int = 256 * 2**20  # of each process
-    processes: int = 8  # and threads
+    memory: int = 256 * 2**20
+    processes: int = 32
     output: int = 2**20
     file_size: int = 2**20
     disk: int = 8 * 2**20
@@ -43,6 +55,10 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"Limits.{name}={value!r} must be above 0")
+        if self.disk >= self.memory:
+            raise ValueError(
+                f"Limits.disk={self.disk} must be below Limits.memory={self.memory}, which holds it"
+            )
 
 
 class Run(NamedTuple):
@@ -59,34 +75,43 @@ def run(script: str, stdin: bytes, limits: Limits) -> Run:
     """
     launcher = check()
     with (
+        memory.group(limits.memory) as group,
         _file(script.encode(errors="replace")) as code,
-        _file(_rules()) as rules,
+        _file(filter_program()) as rules,
         _file(stdin) as given,
         _file(b"") as output,
     ):
         process = subprocess.Popen(
-            launcher(limits, code, rules),
+            memory.entering(group, launcher(limits, code, rules)),
             stdin=given,
             stdout=output,
             stderr=subprocess.DEVNULL,
             pass_fds=(code, rules),
             env={},
         )
-        status = _wait(process, limits.wall_s)
-        if status is None:
-            return Run(b"", f"more than {limits.wall_s:g} s")
+
+        if reason := _wait(process, limits, group):
+            return Run(b"", reason)
         size = os.fstat(output).st_size
         if size > limits.output:
             return Run(b"", f"more than {limits.output} bytes of output")
+        status = process.returncode
         return Run(os.pread(output, size, 0), f"exit status {status}" if status else "")
 
 
-def _wait(launcher: subprocess.Popen, seconds: float) -> int | None:
-    """The exit status; None where it took longer. No exception leaves a process running."""
+def _wait(launcher: subprocess.Popen, limits: Limits, group: Path | None) -> str:
+    """Which limit ended the sandbox, '' for none. No exception leaves it running."""
+    until = time.monotonic() + limits.wall_s
+    above = 0  # looks in a row; one may count a process twice that is about to become another
     try:
-        return launcher.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
+        while not _ended(launcher, min(LOOK_S, until - time.monotonic())):
+            if time.monotonic() > until:
+                return f"more than {limits.wall_s:g} s"
+            above = above + 1 if _too_much(launcher, limits, group) else 0
+            if above == 2:
+                return f"more than {limits.memory} bytes of memory"
+        ran_out = group is not None and memory.ran_out(group)
+        return f"more than {limits.memory} bytes of memory" if ran_out else ""
     finally:
         if launcher.poll() is None:
             # The launcher ends after its only child, the sandbox's first process, which ends after
@@ -98,13 +123,34 @@ def _wait(launcher: subprocess.Popen, seconds: float) -> int | None:
             launcher.wait()
 
 
+def _too_much(launcher: subprocess.Popen, limits: Limits, group: Path | None) -> bool:
+    if group is not None:
+        return memory.ran_out(group)
+    return memory.exceeds(launcher.pid, limits.memory - limits.disk)
+
+
+def _ended(process: subprocess.Popen, seconds: float) -> bool:
+    """Whether the process ends within so many seconds; waits no longer than it takes to."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:  # a kernel before 5.3
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return process.poll() is not None
+    try:
+        select.select([fd], [], [], max(seconds, 0))
+    finally:
+        os.close(fd)
+    return process.poll() is not None
+
+
 @functools.cache
 def check() -> Launcher:
     """What makes a sandbox here; ValueError, with what to install, where nothing can."""
     found = []
     for name, launcher in LAUNCHERS.items():
         try:
-            with _file(b"") as code, _file(_rules()) as rules:
+            with _file(b"") as code, _file(filter_program()) as rules:
                 command, fds = launcher(Limits(), code, rules), (code, rules)
                 done = subprocess.run(command, pass_fds=fds, env={}, capture_output=True, text=True)
         except (OSError, ImportError, RuntimeError) as error:
@@ -114,14 +160,6 @@ def check() -> Launcher:
             return launcher
         found.append(f"{name}: {done.stderr.strip() or f'status {done.returncode}'}")
     raise ValueError(INSTALL.format("; ".join(found)))
-
-
-@functools.cache
-def _rules() -> bytes:
-    with tempfile.TemporaryFile() as file:
-        seccomp().export_bpf(file)
-        file.seek(0)
-        return file.read()
 
 
 @contextlib.contextmanager
