@@ -32,19 +32,25 @@ _EVENTS = {1: "memory.oom_control", 2: "memory.events"}
 def group(limit: int) -> Iterator[Path | None]:
     """A cgroup without processes, limited to so many bytes; None where none can be made."""
     found = place()
-    if found is None:
-        yield None
-        return
-    parent, version = found
-    path = parent / f"{PREFIX}{os.getpid()}-{next(_COUNTER)}"
+    path = found and _made(*found, limit)
     try:
-        path.mkdir()
-        for name, value in _LIMITS[version].items():
-            if (path / name).exists():  # swap is not counted everywhere
-                (path / name).write_text(value.format(limit))
         yield path
     finally:
+        if path:
+            _remove(path)
+
+
+def _made(parent: Path, version: int, limit: int) -> Path:
+    path = parent / f"{PREFIX}{os.getpid()}-{next(_COUNTER)}"
+    path.mkdir()
+    try:
+        for number, (name, value) in enumerate(_LIMITS[version].items()):
+            if not number or (path / name).exists():  # swap is not counted everywhere
+                (path / name).write_text(value.format(limit))
+    except OSError:
         _remove(path)
+        raise
+    return path
 
 
 def entering(path: Path | None, command: list[str]) -> list[str]:
@@ -74,10 +80,11 @@ def place() -> tuple[Path, int] | None:
         for left in parent.glob(f"{PREFIX}*-*"):
             if not Path("/proc", left.name.removeprefix(PREFIX).split("-")[0]).exists():
                 _remove(left)
-        path = parent / f"{PREFIX}{os.getpid()}-{next(_COUNTER)}"
         try:
-            path.mkdir()
-            (path / next(iter(_LIMITS[version]))).write_text(str(2**28))
+            path = _made(parent, version, 2**28)
+        except OSError:
+            continue
+        try:
             subprocess.run(entering(path, ["true"]), check=True, capture_output=True, env={})
             return parent, version
         except (OSError, subprocess.CalledProcessError):
