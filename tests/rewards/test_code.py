@@ -1,63 +1,26 @@
-"""The code reward: right and wrong programs, and an attack suite against the sandbox."""
+"""The code reward: right and wrong programs, and cases that are none."""
 
+import ast
 import json
 import os
-import socket
-import subprocess
-import sys
-import textwrap
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from sandboxes import LONG, SECRET, at_once, passes
 
-from grpo_jax.rewards import code, launchers, sandbox
-from grpo_jax.rewards.code import Case, Limits, judge
-from grpo_jax.rewards.launchers import LAUNCHERS
+from grpo_jax.rewards import code, sandbox
+from grpo_jax.rewards.call import Group, RewardError, call_reward
+from grpo_jax.rewards.code import Case, judge, same
 from grpo_jax.rewards.sandbox import check, run
 
-QUICK = Limits(cpu_s=1, wall_s=2.0, memory=128 * 2**20, disk=2**20, files=32)
-SECRET = "a52b1c9e"  # what no program is told
-SCRIPT = f"/script{os.getpid()}.py"  # to tell this module's programs from those of other runs
 
-
-@pytest.fixture(params=LAUNCHERS, scope="module", autouse=True)
-def launcher(request):
-    """Every test in both kinds of sandbox."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sandbox, "LAUNCHERS", {request.param: LAUNCHERS[request.param]})
-        patch.setattr(launchers, "SCRIPT", SCRIPT)
-        check.cache_clear()
-        try:
-            check()
-        except ValueError as error:
-            pytest.skip(str(error))
-        yield request.param
-    check.cache_clear()
-
-
-def passes(program, *cases, limits=QUICK):
-    return judge(textwrap.dedent(program), cases, limits)
-
-
-def said(program, limits=QUICK):
-    """What a program printed."""
-    return run(textwrap.dedent(program), b"", limits).output.decode()
-
-
-def left_behind():
-    """The processes on this machine that run SCRIPT."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:  # it ended meanwhile
-                continue
-            found += [entry.name] * (SCRIPT.encode() in words and b"-I" in words)
-    return found
+@pytest.fixture(scope="module", autouse=True)
+def a_sandbox():
+    """The first that can be had: test_sandbox tries each."""
+    try:
+        check()
+    except ValueError as error:
+        pytest.skip(str(error))
 
 
 def test_programs_that_read_and_print():
@@ -66,28 +29,22 @@ def test_programs_that_read_and_print():
     assert verdict == ([True, False], "case 2: printed '10\\n'")
 
 
-@pytest.mark.parametrize(
-    ("returned", "expected", "same"),
-    [
-        ("a + [1]", [1, 2, 1], True),
-        ("(1, 2)", [1, 2], True),
-        ("0.1 + 0.2", 0.3, True),
-        ("2.0", 2, True),
-        ("True", 1, False),
-        ("1", True, False),
-        ("'1'", 1, False),
-        ("None", None, True),
-        ("{'a': [None, True]}", {"a": [None, True]}, True),
-        ("{'a': 1, 'b': 2}", {"a": 1}, False),
-        ("float('nan')", float("nan"), False),
-        ("10 ** 400", 1.5, False),
-        ("10 ** 5000", 1, False),
-        ("{1, 2}", [1, 2], False),
-    ],
-)
-def test_programs_that_return(returned, expected, same):
+def test_programs_that_return():
+    returned = "[a + [1], (1, 2), 0.1 + 0.2, 2.0, None, {'a': [None, True]}, 10 ** 400, True]"
+    expected = [[1, 2, 1], [1, 2], 0.3, 2, None, {"a": [None, True]}, 10**400, True]
     case = Case(call="f", args=[[1, 2]], expected=expected)
-    assert passes(f"def f(a):\n    return {returned}", case).passed == [same]
+    assert passes(f"def f(a):\n    return {returned}", case).passed == [True]
+    for nothing in ("{1, 2}", "10 ** 5000", "iter([1, 2])", "object()"):
+        wrong = passes(f"def f():\n    return {nothing}", Case(call="f", expected=[1, 2]))
+        assert wrong == ([False], wrong.reason), nothing
+
+
+def test_values_that_json_tells_apart():
+    for a, b in (
+        *((True, 1), (1, True), ("1", 1), (None, 0), (10**400, 1.5), ([1], [1, 1])),
+        *(({"a": 1, "b": 2}, {"a": 1}), (float("nan"), float("nan")), ([], {}), (0.1, 0.11)),
+    ):
+        assert not same(a, b) and not same(b, a)
 
 
 def test_methods_and_prints_on_the_side():
@@ -104,66 +61,127 @@ def test_methods_and_prints_on_the_side():
     assert passes(program, case, case).passed == [True, True]  # each case has its own process
 
 
-def test_a_case_must_be_of_one_kind():
-    for fields in ({}, {"stdin": "1"}, {"stdout": "1", "call": "f"}, {"call": "f", "stdin": "1"}):
-        with pytest.raises(ValueError, match="valid: stdin and stdout, or call"):
-            Case(**fields)
-    with pytest.raises(ValueError, match=r"Limits.cpu_s=0 must be above 0"):
-        Limits(cpu_s=0)
-
-
-def test_the_reward_reads_the_last_block_and_abstains():
-    good, bad = "```python\nprint(3)\n```", "```\nprint(4)\n```"
-    texts = [
-        f"First {bad} then {good}",
-        f"{good}{bad}",
-        f"<answer>{good}</answer>",
-        "print(3)",
-        good,
-    ]
-    column = [[{"stdout": "3"}], '[{"stdout": "3"}]', [{"stdout": "3"}], [{"stdout": "3"}], None]
-    assert code.code([""] * 5, texts, column) == [1.0, 0.0, 1.0, 1.0, None]
-    for broken in ("[", [], [{"stdout": "3", "x": 1}], [{}]):
-        with pytest.raises(ValueError, match="column cases"):
-            code.code([""], [good], [broken])
-
-
-ATTACKS = {
-    "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-    "thread bomb": """
-        import threading, time
-        while True: threading.Thread(target=time.sleep, args=(9,)).start()
-    """,
-    "memory bomb": "x = []\nwhile True: x.append(bytearray(10**7))",
-    "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
-    "endless output": "while True: print('x' * 1000)",
-    "silence": "import time\ntime.sleep(99)",
-    "deaf to signals": """
-        import signal
-        for s in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(s, signal.SIG_IGN)
-        while True: pass
-    """,
-    "early exit": "import os\nos._exit(0)",
-    "polite exit": "raise SystemExit(0)",
-    "killing everyone": "import os\nos.kill(os.getppid(), 9)\nos.kill(1, 9)\nos.kill(-1, 9)",
-    "a word on every descriptor": """
-        import os
-        for fd in range(64):
-            try: os.write(fd, b"true")
-            except OSError: pass
-    """,
+# Programs that end themselves, and whether what they have printed or defined by then counts.
+ENDINGS = {
+    "print(3)\nexit()": True,
+    "print(3)\nexit(0)": True,
+    "def main():\n    print(3)\n    quit()\nif __name__ == '__main__':\n    main()": True,
+    "import sys\nprint(3)\nsys.exit()": True,
+    "print(3)\nraise SystemExit": True,
+    "import os\nprint(3, flush=True)\nos._exit(0)": True,
+    "print(3)\nexit(1)": False,  # as any judge of programs has it
+    "print(3)\nexit('done')": False,
+    "print(3)\n1 / 0": False,
+    "exit()\nprint(3)": False,
+}
+LOADED = {
+    "def f(): return 3\nexit()": True,
+    "def f(): return 3\nraise SystemExit(1)": True,
+    "import os, sys\nif os.fork() == 0: sys.exit(0)\nos.wait()\ndef f(): return 3": True,
+    "import os\ndef f():\n    os.fork()\n    return 3": True,
+    "def f(): return 3\nif __name__ == '__main__':\n    f = input()": True,
+    "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+    "class A:\n    x: int\ndef f(): return A(3).x": True,
+    "from multiprocessing import Pool\ndef g(x): return x + 1\ndef f():\n"
+    "    with Pool() as pool: return sum(pool.map(g, [0, 1]))": True,
+    "exit()\ndef f(): return 3": False,
+    "def f(): exit()": False,
+    "import os\ndef f(): os._exit(0)": False,
 }
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_earn_nothing_and_leave_nothing(name):
-    began, short = time.monotonic(), replace(QUICK, wall_s=0.5)
-    assert passes(ATTACKS[name], Case(stdin="", stdout=SECRET), limits=short).passed == [False]
-    called = textwrap.dedent(ATTACKS[name]) + "\ndef f(): return 1"
-    assert passes(called, Case(call="f", expected=SECRET), limits=short).passed == [False]
-    assert time.monotonic() - began < 2 * short.wall_s + 4
-    assert not left_behind()
+def test_programs_may_end_themselves():
+    for programs, case in ((ENDINGS, Case(stdout="3")), (LOADED, Case(call="f", expected=3))):
+        found = at_once(lambda program, case=case: passes(program, case).passed[0], programs)
+        assert dict(zip(programs, found, strict=True)) == programs
+
+
+# What LeetCode imports for every program, each name used without import.
+LEETCODE = """
+class Solution:
+    def f(self, nums: List[int], k: Optional[int] = None) -> Dict[str, Union[int, Any]]:
+        seen: DefaultDict[int, Set[Tuple[int, ...]]] = defaultdict(set)
+        heap = nums[:]
+        heapify(heap)
+        heapq.heappush(heap, 0)
+
+        @cache
+        def g(n):
+            return n if n < 2 else g(n - 1) + g(n - 2)
+
+        return [
+            Counter(nums)[1], deque(nums)[0], heappop(heap), g(9), gcd(4, 6), math.floor(1.5),
+            bisect_left(nums, 2), bisect.bisect(nums, 2), inf > 1, list(accumulate(nums)),
+            list(itertools.chain(nums)), reduce(lambda a, b: a + b, nums), ascii_lowercase[:2],
+            string.digits[:2], re.sub("a", "b", "a"), len(random.sample(nums, 2)), maxsize > 1,
+            OrderedDict(a=1)["a"], itemgetter(0)(nums), mean([1, 3]), datetime.date(2000, 1, 1).day,
+            json.loads("1"), functools.partial(max, 1)(2), sqrt(4), copy.copy(nums),
+        ]
+"""
+RETURNED = "2 1 0 34 2 1 2 3 True [1,2,4] [1,1,2] 4 'ab' '01' 'b' 2 True 1 1 2 1 1 2 2.0 [1,1,2]"
+
+
+def test_leetcodes_names_need_no_import():
+    expected = [ast.literal_eval(value) for value in RETURNED.split()]
+    case = Case(call="Solution.f", args=[[1, 1, 2]], expected=expected)
+    own = "def gcd(a, b): return 7\ncount = 5\nprint(gcd(4, 6), count, sqrt(9))"
+    assert passes(LEETCODE, case) == ([True], "")
+    assert passes(own, Case(stdout="7 5 3.0")) == ([True], "")
+    assert passes("print(undefined)", Case(stdout="")).passed == [False]
+
+
+NO_CASES = {
+    "[": "is no JSON",
+    "[]": "at least one case",
+    "{}": "at least one case",
+    "3": "at least one case",
+    "[3]": "case 1: 3; valid: an object with stdin, stdout, call, args, expected",
+    '[{"stdout": "3", "x": 1}]': "case 1: unknown field 'x'; valid: stdin, stdout",
+    "[{}]": "case 1: it holds nothing; valid: stdin and stdout, or call, args and expected",
+    '[{"stdin": "1"}]': "case 1: it holds stdin; valid: stdin and stdout, or call",
+    '[{"stdout": "1", "call": "f"}]': "case 1: it holds stdout, call; valid: stdin and stdout",
+    '[{"call": "f", "stdin": "1"}]': "case 1: call='f' beside stdin; valid: stdin and stdout",
+    '[{"stdout": "3"}, {"stdout": 5}]': "case 2: stdout=5; valid: text",
+    '[{"stdout": "3", "stdin": ["1"]}]': "case 1: stdin=['1']; valid: text",
+    '[{"stdout": "\\ud800"}]': "case 1: stdout holds half of a surrogate pair; valid: text",
+    '[{"stdout": "3", "args": [1]}]': "case 1: stdout beside args or expected; valid",
+    '[{"stdout": "3", "expected": 3}]': "case 1: stdout beside args or expected; valid",
+    '[{"call": "f", "args": [1]}]': "case 1: call='f' without expected; valid: stdin and stdout",
+    '[{"call": "f", "args": null, "expected": 1}]': "case 1: args=None; valid: a list, [] for no",
+    '[{"call": "f", "args": "ab", "expected": 1}]': "case 1: args='ab'; valid: a list",
+    '[{"call": "f", "args": {"x": 1}, "expected": 1}]': "case 1: args={'x': 1}; valid: a list",
+    '[{"call": "f(1)", "expected": 1}]': "case 1: call='f(1)'; valid: a function's name",
+    '[{"call": 5, "expected": 1}]': "case 1: call=5; valid: text",
+    '[{"call": "", "expected": 1}]': "case 1: call=''; valid: a function's name",
+}
+
+
+def test_a_record_whose_cases_are_none_is_named():
+    for given, said in NO_CASES.items():
+        for cases in (given, *([json.loads(given)] if said != "is no JSON" else [])):
+            with pytest.raises(ValueError) as raised:
+                code.code(["right", "Double it"], ["", ""], [None, cases])
+            message = str(raised.value)
+            assert said in message and "prompt: 'Double it'" in message and "\n" not in message
+    with pytest.raises(ValueError, match=r"case 1: expected: .*set is not JSON.*; valid: what JSON"):
+        code.code([""], [""], [[{"call": "f", "expected": {1}}]])
+    with pytest.raises(RewardError, match=r"reward 'code' .*case 1: stdout=5; valid: text; prompt"):
+        call_reward("code", code.code, Group("Double it", [""], {"cases": [{"stdout": 5}]}))
+
+
+def test_a_table_whose_records_are_of_both_kinds_is_read():
+    empty = dict.fromkeys(("stdin", "stdout", "call", "args", "expected"))
+    printed = [empty | {"stdin": "4", "stdout": "8"}]
+    called = [empty | {"call": "f", "args": []}]  # expects None
+    programs = ["print(int(input()) * 2)", "def f(): pass"]
+    assert code.code(["", ""], programs, [printed, called]) == [1.0, 1.0]
+
+
+def test_the_reward_reads_the_program_and_abstains():
+    good, bad = "```python\nprint(3)\n```", "```\nprint(4)\n```"
+    texts = [f"{bad} then {good}", f"{good}\n```python\nprint(4)\n```", "print(3)", good]
+    column = [[{"stdout": "3"}], '[{"stdout": "3"}]', ({"stdout": "3"},), None]
+    assert code.code([""] * 4, texts, column) == [1.0, 0.0, 1.0, None]
 
 
 FORGERIES = {
@@ -192,127 +210,18 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize("name", FORGERIES)
-def test_forgeries_do_not_make_a_wrong_answer_right(name):
-    verdict = passes(FORGERIES[name], Case(call="f", expected=[SECRET]))
-    assert verdict.passed == [False] and SECRET not in verdict.reason
+def test_forgeries_do_not_make_a_wrong_answer_right():
+    def judged(name):
+        return passes(FORGERIES[name], Case(call="f", expected=[SECRET]))
 
-
-def test_there_is_no_network():
-    served = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(4)
-        thread = threading.Thread(target=lambda: served.append(_accepted(server)))
-        thread.start()
-        address = server.getsockname()
-        printed = said(f"""
-            import socket
-            for host in ("127.0.0.1", "8.8.8.8"):
-                try: socket.create_connection((host, {address[1]}), 1); print("connected")
-                except OSError as error: print("refused")
-        """)
-        socket.create_connection(address).close()  # the server itself works
-        thread.join()
-    assert printed.split() == ["refused", "refused"] and served == [1]
-
-
-def _accepted(server):
-    server.accept()
-    return 1
-
-
-def test_host_files_and_environment_are_out_of_sight(tmp_path, monkeypatch):
-    monkeypatch.setenv("MY_TOKEN", SECRET)
-    (tmp_path / "secret").write_text(SECRET)
-    places = ["/etc/passwd", "/etc/shadow", "/proc/self/environ", str(tmp_path), __file__, "/tmp"]
-    seen = json.loads(
-        said(f"""
-        import json, os
-        def opens(path):
-            try: return os.listdir(path) if os.path.isdir(path) else open(path).read()
-            except OSError: return None
-        print(json.dumps([dict(os.environ), list(map(opens, {places})), os.listdir(".")]))
-    """)
-    )
-    environment, found, here = seen
-    assert found == [None] * len(places) and here == []
-    assert environment.keys() <= {"PWD", "OLDPWD", "LC_CTYPE", "_"}
-    assert SECRET not in json.dumps(seen)
-
-
-def test_writing_is_limited_in_place_bytes_and_files():
-    printed = said("""
-        import os
-        def written(path, size):
-            try:
-                with open(path, "wb") as file:
-                    for _ in range(size // 4096): file.write(b"x" * 4096); file.flush()
-            except OSError: pass
-            try: return os.path.getsize(path)
-            except OSError: return 0
-        print(sum(written(f"/box/{i}", 2**20) for i in range(4)))
-        for i in range(4):
-            if os.path.exists(f"/box/{i}"): os.remove(f"/box/{i}")
-        for i in range(99): written(f"/box/{i}", 0)
-        print(len(os.listdir("/box")))
-        print(sum(written(f"{d}/x", 4096) for d in ("", "/dev", "/tmp", "/usr/bin", "/usr/lib")))
-    """)
-    total, files, elsewhere = map(int, printed.split())
-    assert 0 < total <= QUICK.disk and 0 < files < QUICK.files and elsewhere == 0
-
-
-def test_no_privileges_and_no_way_to_any():
-    printed = said("""
-        import ctypes, os
-        libc = ctypes.CDLL(None, use_errno=True)
-        held = (ctypes.c_uint32 * 6)()                       # effective, permitted, inheritable
-        print(libc.capget((ctypes.c_uint32 * 2)(0x20080522, 0), held), any(held))
-        print(libc.unshare(0x10000000))                      # a user namespace
-        print(libc.mount(b"none", b"/box", b"tmpfs", 0, None))
-        print(libc.ptrace(16, 1, None, None))                # attach to the sandbox's own init
-        print(libc.chroot(b"/box"))
-    """)
-    assert printed.split() == ["0", "False", *["-1"] * 4]
-
-
-def test_daemons_end_with_the_program():
-    program = """
-        import os, time
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                time.sleep(60)
-            os._exit(0)
-        print("ok")
-    """
-    assert passes(program, Case(stdout="ok")).passed == [True]
-    assert not left_behind()
-
-
-def test_programs_end_with_a_killed_trainer(launcher):
-    trainer = f"""
-        from grpo_jax.rewards import launchers, sandbox
-        launchers.SCRIPT = {SCRIPT!r}
-        sandbox.LAUNCHERS = {{"one": launchers.LAUNCHERS[{launcher!r}]}}
-        sandbox.run("import time; time.sleep(99)", b"", sandbox.Limits(wall_s=99))
-    """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(trainer)]) as process:
-        assert _within(20, left_behind)  # it runs
-        process.kill()
-    assert _within(5, lambda: not left_behind())
-
-
-def _within(seconds, happens):
-    until = time.monotonic() + seconds
-    while not (happened := happens()) and time.monotonic() < until:
-        time.sleep(0.02)
-    return happened
+    for verdict in at_once(judged, FORGERIES):
+        assert verdict.passed == [False] and SECRET not in verdict.reason
 
 
 def test_a_case_that_takes_too_long_fails_alone():
     program = "n = int(input())\nwhile n < 1: import time; time.sleep(9)\nprint(n)"
     cases = [Case(stdin=n, stdout=n) for n in ("1", "0", "2")]
-    verdict = passes(program, *cases, limits=replace(QUICK, wall_s=1.0))
+    verdict = passes(program, *cases, limits=replace(LONG, wall_s=1.0))
     assert verdict == ([True, False, True], "case 2: more than 1 s")
 
 
