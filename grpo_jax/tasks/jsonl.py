@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from grpo_jax.rewards.cases import parse_cases
 from grpo_jax.rewards.registry import resolve, unknown
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, key
@@ -44,7 +45,7 @@ def jsonl(
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
-    needed = (prompt, answer) if reward in NEED_ANSWER else (prompt,)
+    needed = (prompt, *[answer] * (reward in NEED_ANSWER), *["cases"] * (reward == "code"))
     make = functools.partial(
         _problem, names=(prompt, answer, solution), needed=needed, text_only=template != "none"
     )
@@ -82,6 +83,8 @@ def _problem(
     for column in needed:
         if column not in record:
             raise ValueError(unknown("column", column, record))
+    if "cases" in needed and record["cases"] is not None:  # None: nothing to judge
+        parse_cases(record["cases"])
     columns = {name: value for name, value in record.items() if name != prompt}
     if answer in columns:
         columns["answer"] = columns.pop(answer)

@@ -124,6 +124,23 @@ def test_memory_is_limited_of_the_whole_sandbox(how, monkeypatch):
     assert place is None or not list(place[0].glob(f"{memory.PREFIX}*"))
 
 
+def test_the_cgroup_is_found_where_it_can_be_made(monkeypatch):
+    files = {
+        "/proc/self/cgroup": "4:memory:/job\n3:cpu,cpuacct:/\n0::/user/shell",
+        "/proc/self/mountinfo": (
+            "35 31 0:32 / /sys/fs/cgroup/memory rw shared:1 - cgroup cgroup rw,memory\n"
+            "36 31 0:33 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+            "40 31 0:37 /user /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+            "41 31 0:38 /else /mnt rw - cgroup2 cgroup2 rw\n"
+            "42 31 0:39 / /tmp rw - tmpfs none rw"
+        ),
+        "/sys/fs/cgroup/unified/cgroup.subtree_control": "cpu memory pids",
+    }
+    monkeypatch.setattr(memory, "_lines", lambda path: files.get(str(path), "").splitlines())
+    found = [(str(path), version) for path, version in memory._candidates()]
+    assert found == [("/sys/fs/cgroup/memory/job", 1), ("/sys/fs/cgroup/unified", 2)]
+
+
 # Numbers on x86-64 and aarch64, and arguments with which most would do something.
 FORBIDDEN = {
     "add_key": (248, 217, b"user", b"left", b"x", 1, -3),

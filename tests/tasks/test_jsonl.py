@@ -151,6 +151,24 @@ def test_a_bad_line_is_named(tmp_path, line, match):
         make_task("jsonl", path=str(path))
 
 
+@pytest.mark.parametrize(
+    ("cases", "match"),
+    [
+        ("", "unknown column 'cases'"),
+        (', "cases": [{"stdout": 5}]', "case 1: stdout=5; valid: text"),
+        (', "cases": [{"stdout": "5"}, {"call": "f"}]', "case 2: call='f' without expected; valid"),
+    ],
+)
+def test_cases_of_programs_are_read_with_the_data(tmp_path, cases, match):
+    path = tmp_path / "bad.jsonl"
+    good = '{"prompt": "p", "cases": null}\n{"prompt": "q", "cases": [{"stdout": "5"}]}'
+    path.write_text(f'{good}\n{{"prompt": "r"{cases}}}\n')
+    with pytest.raises(ValueError, match=rf"bad\.jsonl:3: .*{match}"):
+        make_task("jsonl", path=str(path), reward="code")
+    path.write_text(good)
+    make_task("jsonl", path=str(path), reward="code")
+
+
 def chat(*contents, **marks):
     """Messages of the user and the assistant in turn; marks are of the last."""
     roles = ("user", "assistant")
