@@ -163,9 +163,7 @@ def test_a_record_whose_cases_are_none_is_named():
                 code.code(["right", "Double it"], ["", ""], [None, cases])
             message = str(raised.value)
             assert said in message and "prompt: 'Double it'" in message and "\n" not in message
-    with pytest.raises(
-        ValueError, match=r"case 1: expected: .*set is not JSON.*; valid: what"
-    ):
+    with pytest.raises(ValueError, match=r"case 1: expected: .*set is not JSON.*; valid: what"):
         code.code([""], [""], [[{"call": "f", "expected": {1}}]])
     with pytest.raises(RewardError, match=r"reward 'code' .*case 1: stdout=5; valid: text; prompt"):
         call_reward("code", code.code, Group("Double it", [""], {"cases": [{"stdout": 5}]}))
