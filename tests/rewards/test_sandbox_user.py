@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = "tests/rewards/test_sandbox.py"
+TESTS = ("tests/rewards/test_sandbox.py", "tests/rewards/test_sandbox_memory.py")
 USER = 65533
 
 
@@ -45,11 +45,11 @@ def _closed(path: Path) -> Path | None:
 
 def test_an_ordinary_user_has_the_same_sandbox():
     if os.geteuid() != 0:
-        pytest.skip("these tests run as an ordinary user: test_sandbox is that of one")
+        pytest.skip("these tests run as an ordinary user: test_sandbox* are that of one")
     tried = subprocess.run(as_user([sys.executable, "-c", ""]), capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"root cannot run Python as another user here: {tried.stderr.strip()}")
-    pytest_ = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rs", TESTS]
+    pytest_ = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rs", *TESTS]
     done = subprocess.run(
         as_user(pytest_),
         cwd=ROOT,
