@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from grpo_jax.checks import UsageError
+from grpo_jax.checks import INT_MAX, UsageError
 from grpo_jax.command_line import prepare_process
 from grpo_jax.progress import checked, importing, result_on_stdout, say
 from grpo_jax.reporting import reporting
@@ -363,8 +363,10 @@ def parse(argv=None):
         read_sizes(a, parser)
     for name in (*SIZES, "rounds"):
         low = 0 if name in ("beta", "warmup") else 2 if name == "group" else 1
-        if getattr(a, name) < low:
-            parser.error(f"--{name}={getattr(a, name)}: must be at least {low}")
+        if not low <= getattr(a, name) <= INT_MAX:
+            parser.error(
+                f"--{name}={getattr(a, name)}: must be at least {low}, and at most {INT_MAX}"
+            )
     if a.warmup >= a.steps:
         parser.error(f"--warmup={a.warmup}: must be less than --steps={a.steps}")
     if a.hidden % a.heads or a.heads % a.kv_heads:

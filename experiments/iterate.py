@@ -51,7 +51,7 @@ def part(folder: Path, number: int, name: str) -> Path:
 def iterate(file: str, folder: Path, number: int) -> None:
     """Make the parts of an iteration, or of 0, the policy before. UsageError where one fails."""
     config, policy = load_config_file(f"{file}:policy"), part(folder, number, "policy")
-    given = {"seed": config.seed + number}  # so that problems come in another order
+    given = {"seed": (config.seed + number) % 2**32}  # so that problems come in another order
     if number == 0:
         train("experiments.train", f"{file}:policy", policy, given | {"steps": 0})
         return

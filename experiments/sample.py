@@ -28,7 +28,13 @@ MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "the longest completion (default: the run's, or 256)", lower_bound=1
 )
 N = flags.DEFINE_integer("n", 1, "how many completions", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "of the random draws at temperatures above 0")
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "of the random draws at temperatures above 0",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 DEFAULT_TOKENS = 256
 BUCKET = 16  # prompts are padded to a multiple of this
 

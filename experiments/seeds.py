@@ -2,4 +2,6 @@
 
 from absl import flags
 
-SEEDS = flags.DEFINE_integer("seeds", None, "runs, with seeds 0, 1, ...", lower_bound=2)
+SEEDS = flags.DEFINE_integer(
+    "seeds", None, "runs, with seeds 0, 1, ...", lower_bound=2, upper_bound=1000
+)

@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,6 +38,10 @@ _AT_MOST_ONE = (
     *("rollout.top_p", "rollout.min_p", "optimizer.end_factor", "sft.stop_accuracy", "eval.top_p"),
 )
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
+# Counts and sizes are int32 where they are used, and numbers float32, whose least normal one is
+# what a processor that flushes smaller ones to zero can tell from it; JAX's keys are of 32 bits.
+INT_MAX, SEED_MAX = 2**31 - 1, 2**32 - 1
+FLOAT_MAX, FLOAT_MIN = 3.4028235e38, 1.17549435e-38
 # Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
 _FREE = ("task", "rewards", "algorithm", "chat_template_kwargs")
 # What rendering a chat says itself, or what is no value of the template.
@@ -80,8 +85,7 @@ def _check_values(values: dict[str, Any], known: dict[str, Any]) -> None:
         free = name.split(".")[0] in _FREE
         if name not in known and not free:
             raise UsageError(unknown_field(name, known))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"config.{name}: {value} is not a finite number")
+        _check_size(name, value)
         if free:
             continue
         if type(value) is not type(known[name]):
@@ -92,11 +96,26 @@ def _check_values(values: dict[str, Any], known: dict[str, Any]) -> None:
             _check_bounds(name, value)
 
 
+def _check_size(name: str, value: Any) -> None:
+    """Refuse numbers that do not fit where they are used; a task's may be as long as a list."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"config.{name}: {value} is not a finite number")
+    if isinstance(value, float) and abs(value) > FLOAT_MAX:
+        raise UsageError(f"config.{name}: {value} must be at most {FLOAT_MAX}, as float32 is")
+    if name == "seed" and isinstance(value, int) and not 0 <= value <= SEED_MAX:
+        raise UsageError(f"config.seed: {value}; valid: 0 to {SEED_MAX}")
+    of_task = name.startswith("task.")
+    limit = sys.maxsize if of_task else SEED_MAX if name == "seed" else INT_MAX
+    if isinstance(value, int) and abs(value) > limit and not (of_task and name.endswith("seed")):
+        raise UsageError(f"config.{name}: {value} must be at most {limit}")
+
+
 def _check_bounds(name: str, value: float) -> None:
     rules = (
         (value >= 0, True, "at least 0"),
         (value >= 1, name in _AT_LEAST_ONE, "at least 1"),
         (value > 0, name in _ABOVE_ZERO, "above 0"),
+        (value >= FLOAT_MIN, name in _ABOVE_ZERO, f"at least {FLOAT_MIN}, as float32 is"),
         (value <= 1, name in _AT_MOST_ONE, "at most 1"),
         (value < 1, name in _BELOW_ONE, "below 1"),
     )
@@ -111,8 +130,9 @@ def _check_rewards(weights: dict[str, Any], task: dict[str, Any]) -> None:
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise UsageError(f"config.rewards.{name}: {weight!r} is not a number")
-    for kind, options in task.get("parts", {}).items():
-        for name in options.get("rewards", ()):
+    parts = task.get("parts", {})
+    for kind, options in parts.items() if isinstance(parts, dict) else ():
+        for name in options.get("rewards", ()) if isinstance(options, dict) else ():
             if name not in weights:
                 raise UsageError(
                     f"config.task.parts.{kind}.rewards: {name!r} is not among config.rewards; "
@@ -183,6 +203,12 @@ def _check_batch(config: dict[str, Any]) -> None:
         algorithms.validate(algorithm, config["rollout"]["group"])
     except ValueError as error:
         raise UsageError(f"config.algorithm: {error}") from error
+    updates = config["steps"] * algorithm.inner_epochs * algorithm.minibatches
+    if updates > INT_MAX:
+        raise UsageError(
+            f"config.steps: {config['steps']} times algorithm.inner_epochs and "
+            f"algorithm.minibatches are {updates} updates; valid: at most {INT_MAX}"
+        )
     rollout, mesh = config["rollout"], config["mesh"]
     devices = mesh["data"] * mesh["fsdp"]
     _divides("rollout.prompts", rollout["prompts"], "algorithm.minibatches", algorithm.minibatches)

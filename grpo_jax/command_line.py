@@ -3,12 +3,13 @@
 import ctypes
 import importlib.util
 import itertools
+import math
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from grpo_jax import interrupts
 from grpo_jax.checks import (
+    INT_MAX,
     UsageError,
     closest,
     described,
@@ -138,13 +140,11 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
         raise UsageError(_NO_CONFIG)
     if path is not None and "config" in flag_values:
         config = load_config_file(path)
-        flat = flatten(config.to_dict())
         for name, _ in fields:
             if isinstance(value := _get(config, name), ConfigDict):
                 example = closest(name, [f"{name}.{key}" for key in value] or [f"{name}.<name>"])
                 raise UsageError(f"config.{name} is a group of fields; set one: config.{example}")
-            if name not in flat and not name.startswith(_TAKES_ANY):
-                raise UsageError(unknown_field(name, flat))
+            _check_name(config, name, dict(given))
         kinds = {name: _field_type(config, name) for name, _ in fields}
     for flag in (flag_values[name] for name, value in given if not value and name in flag_values):
         if flag.default is None and flag.flag_type() == "string":
@@ -152,7 +152,9 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
     # Warnings only, unless the user says otherwise: Orbax tells of every save.
     quiet = ["--verbosity=-1"] if "verbosity" in flag_values else []
     try:
-        return flag_values([argv[0], *quiet, *argv[1:]])
+        left = flag_values([argv[0], *quiet, *argv[1:]])
+        _check_numbers(flag_values[name] for name, _ in given if name in flag_values)
+        return left
     except flags.Error as error:
         if missing := re.search(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
             flag = flag_values[missing[1]]
@@ -161,6 +163,45 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
             if name in kinds and str(error).startswith(f"flag --config.{name}={value}:"):
                 raise UsageError(wrong_type(name, value, kinds[name])) from error
         raise UsageError(_one_line(error)) from error
+
+
+def _check_name(config: ConfigDict, name: str, given: dict[str, str]) -> None:
+    """UsageError for a field that the config does not have, unless it is an option of its task.
+
+    Of a field of a task, or of one within it, the error names that task's options.
+    """
+    flat = flatten(config.to_dict())
+    if name in flat or name.startswith(_TAKES_ANY):
+        return
+    from grpo_jax.tasks import TASKS, task_options
+
+    *groups, option = name.split(".")
+    within = ".".join(groups)
+    options = _get(config, within) if groups[:1] == ["task"] else None
+    if not isinstance(options, ConfigDict):
+        raise UsageError(unknown_field(name, flat))
+    task = given.get(f"config.{within}.name") or options.get("name", groups[-1])
+    if task not in TASKS:
+        raise UsageError(unknown_field(name, flat))
+    known = task_options(task)
+    if known is None:  # it takes what a library's data sets take, and says which
+        return
+    known = [*known, *(("share", "rewards") if groups[-2:-1] == ["parts"] else ())]
+    if option not in known:
+        raise UsageError(
+            f"unknown option config.{name}; the closest valid one is config.{within}."
+            f"{closest(option, known)}; task {task!r} takes {', '.join(known)}"
+        )
+
+
+def _check_numbers(given: Iterable[flags.Flag]) -> None:
+    """UsageError for a number that fits no float32, or no int32 where the flag has no bound."""
+    for flag in given:
+        value, limit = flag.value, getattr(flag.parser, "upper_bound", None)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{flag.name}={value}: it must be a finite number")
+        if isinstance(value, int) and limit is None and abs(value) > INT_MAX:
+            raise UsageError(f"--{flag.name}={value}: it must be at most {INT_MAX}")
 
 
 def _options(argv: list[str]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
-from grpo_jax.checks import UsageError, check, closest, flatten, untupled
+from grpo_jax.checks import UsageError, check, closest, described, flatten, untupled
 from grpo_jax.models.config import PARTS, ModelConfig
 from grpo_jax.models.config_json import CHOSEN, CHOSEN_EXPERTS, read_config_file
 
@@ -169,7 +169,9 @@ def _fill_model(model: dict[str, Any]) -> None:
     path = Path(model["path"]).expanduser()
     try:
         found = flatten(dataclasses.asdict(read_config_file(path)))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"config.model.path: {described(error)}") from error
+    except ValueError as error:
         raise UsageError(f"config.model.path: {error}") from error
     chosen = (*CHOSEN, *(f"experts.{name}" for name in CHOSEN_EXPERTS))
     default = flatten({"vocab_size": 0, **model_fields()})

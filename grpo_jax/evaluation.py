@@ -156,7 +156,7 @@ def attempts(
         filled = part + [part[0]] * (size - len(part))
         c = ex.config
         prompts = encode_batch(ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket)
-        key = jax.random.fold_in(jax.random.key(c.seed + 1), first + start)
+        key = jax.random.fold_in(jax.random.key((c.seed + 1) % 2**32), first + start)
         place = put_batch(prompts, ex.mesh)
         plain = len(part) == len(problems) and group == 1  # who asked for it has said so
         what = _answering(start, len(part), len(problems), group)

@@ -15,7 +15,7 @@ from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm, needs_steps
 from grpo_jax.chat import unused
-from grpo_jax.checks import UsageError
+from grpo_jax.checks import UsageError, described
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.progress import doing
@@ -125,7 +125,9 @@ def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:
 def _task(config: FrozenConfigDict) -> Task:
     try:
         return make_task(**config.task.to_dict())
-    except (TypeError, OSError, ImportError) as error:  # a wrong option, a file, an extra
+    except OSError as error:
+        raise UsageError(f"config.task: {described(error)}") from error
+    except (TypeError, ImportError) as error:  # a wrong option, an extra
         raise UsageError(f"config.task: {error}") from error
 
 
@@ -144,7 +146,7 @@ def _tokenizer(config: FrozenConfigDict, task: Task) -> TextTokenizer:
         try:
             return load_tokenizer(config.tokenizer)
         except OSError as error:
-            raise UsageError(f"config.tokenizer: {error}") from error
+            raise UsageError(f"config.tokenizer: {described(error)}") from error
     if task.symbols is None:
         raise ValueError(
             f"config.tokenizer='char' needs a task with known symbols, which {task.name!r} is not; "

@@ -49,10 +49,15 @@ def test_options_of_every_type_reach_the_config(config_file):
     got = parsed(
         f"--config={config_file}:5",
         *("--config.steps=9", "--config.optimizer.learning_rate", "1", "--config.model.tied"),
-        *("--config.eval.samples=4", "--config.rewards.accuracy=0.5", "--noconfig.model.tied"),
+        *(
+            "--config.eval.samples=4",
+            "--config.task.seed=4",
+            "--config.rewards.accuracy=0.5",
+            "--noconfig.model.tied",
+        ),
     )
     assert (got.steps, got.optimizer.learning_rate, got.model.tied) == (9, 1.0, False)
-    assert got.task.to_dict() == {"name": "addition", "digits": 5}
+    assert got.task.to_dict() == {"name": "addition", "digits": 5, "seed": 4}
     assert got.rewards.to_dict() == {"accuracy": 0.5}
 
 
@@ -75,7 +80,8 @@ def test_the_chat_template_is_given_names_that_no_config_has(config_file):
         ("--config.learning_rte=1", "unknown field .* config.optimizer.learning_rate"),
         ("--config.group=4", "unknown field config.group; .* config.rollout.group"),
         ("--config.rewards.accurcy=1", "unknown field .* config.rewards.accuracy"),
-        ("--config.task.digit=1", "unknown field .* config.task.digits"),
+        ("--config.task.digit=1", "unknown option .* config.task.digits; task 'addition' takes"),
+        ("--config.task.foo=3", "'addition' takes digits, heldout_size, train_size, seed$"),
         ("--config.steps.x=1", "unknown field config.steps.x; .* config.steps"),
         ("--config.steps=abc", "config.steps: 'abc' is not of type int"),
         ("--config.steps=1.5", "config.steps: '1.5' is not of type int"),
@@ -90,6 +96,29 @@ def test_a_bad_option_is_named_in_one_line(config_file, option, message):
     with pytest.raises(UsageError, match=message) as raised:
         parsed(f"--config={config_file}", option)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ({"name": "mixture", "parts": {"countdown": {}}}, ["parts.countdown.foo"], "takes count, "),
+        ({"name": "mixture", "parts": {"countdown": {}}}, ["parts.foo"], "'mixture' takes parts|x"),
+        (
+            {"name": "mixture", "parts": {"a": {"name": "math"}}},
+            ["parts.a.foo"],
+            "'math' takes path",
+        ),
+        ({"name": "solved", "of": {"name": "addition"}}, ["of.foo"], "'addition' takes digits"),
+        ({"name": "framed", "of": {"name": "addition"}}, ["foo"], "'framed' takes of, template"),
+        ({"name": "addition"}, ["foo", "name=programs"], "'programs' takes"),
+        ({"name": "nothing"}, ["foo"], "unknown field config.task.foo"),
+    ],
+)
+def test_an_unknown_option_of_a_task_names_the_tasks_own(config_file, task, options, message):
+    config_file.write_text(FILE.replace('{"name": "addition", "digits": int(digits)}', repr(task)))
+    given = [f"--config.task.{x if '=' in x else f'{x}=3'}" for x in options]
+    with pytest.raises(UsageError, match=message):
+        parsed(f"--config={config_file}", *given)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Tasks by name: sources of problems with their checkers. Imports no JAX (see `loader`)."""
 
 import inspect
-from collections.abc import Callable
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grpo_jax.rewards.registry import unknown
@@ -21,7 +25,16 @@ from grpo_jax.tasks.solved import solved
 from grpo_jax.tasks.svamp import svamp
 from grpo_jax.tasks.word_problems import word_problems
 
-__all__ = ["JUDGED_STEPS", "TASKS", "Problem", "Source", "Steps", "Task", "make_task"]
+__all__ = [
+    "JUDGED_STEPS",
+    "TASKS",
+    "Problem",
+    "Source",
+    "Steps",
+    "Task",
+    "make_task",
+    "task_options",
+]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
@@ -44,19 +57,48 @@ TASKS: dict[str, Callable[..., Task]] = {
 JUDGED_STEPS = ("addition", "countdown", "gsm8k", "mixture")
 
 
-def make_task(name: str, **options: Any) -> Task:
+def make_task(name: str | None = None, **options: Any) -> Task:
     """The task registered under `name`, made with its options.
 
-    ValueError for an unknown name and TypeError for an unknown option name the nearest valid one.
+    ValueError for an unknown name and TypeError for an unknown option name the nearest valid one;
+    TypeError for an option of the wrong type, and for one that is missing.
     """
+    if name is None:
+        raise TypeError(f"a task needs a 'name'; valid: {', '.join(TASKS)}")
     if name not in TASKS:
-        raise ValueError(unknown("task", name, TASKS))
-    parameters = inspect.signature(TASKS[name]).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for option in options:
-            if option not in parameters:
-                raise TypeError(f"task {name!r}: {unknown('option', option, parameters)}")
+        raise ValueError(unknown("task", str(name), TASKS))
+    parameters, known = inspect.signature(TASKS[name]).parameters, task_options(name)
+    for option, value in options.items():
+        if known is not None and option not in known:
+            raise TypeError(f"task {name!r}: {unknown('option', option, known)}")
+        if option in parameters and not _fits(value, hint := parameters[option].annotation):
+            wanted = getattr(typing.get_origin(hint) or hint, "__name__", hint)
+            raise TypeError(f"task {name!r}: {option}={value!r} is not of type {wanted}")
     missing = [k for k, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD]
     if absent := [k for k in missing if k not in options]:
         raise TypeError(f"task {name!r}: needs the option {absent[0]!r}")
     return TASKS[name](**options)
+
+
+def task_options(name: str) -> list[str] | None:
+    """The names of a task's options; None where it takes any."""
+    parameters = inspect.signature(TASKS[name]).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return None if free else list(parameters)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the annotated type; what is no plain type is the task's to judge."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    kind = typing.get_origin(hint) or hint
+    if kind is bool or kind is type(None):
+        return isinstance(value, kind)
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str | os.PathLike)
+    if kind is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Mapping) if kind is Mapping else True

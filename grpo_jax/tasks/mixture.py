@@ -9,6 +9,7 @@ from grpo_jax.rewards.evaluate import REWARDS
 from grpo_jax.rewards.text import Completion
 from grpo_jax.tasks.problem import Problem, Source, Task
 
+MOST = 10_000  # problems of a part in one round
 KIND = "kind"  # the column that says which part a problem is of
 
 
@@ -57,11 +58,14 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
 
     if len(parts) < 2:
         raise ValueError(f"parts={list(parts)}: valid: two tasks or more, by name")
+    for kind, given in parts.items():
+        if not isinstance(given, Mapping):
+            raise ValueError(f"parts.{kind}={given!r}: valid: the options of the part's task")
     options = {kind: {"name": kind, "share": 1, **given} for kind, given in parts.items()}
     shares = {kind: own.pop("share") for kind, own in options.items()}
     for kind, share in shares.items():
-        if not isinstance(share, int) or share < 0:
-            raise ValueError(f"parts.{kind}.share={share!r}: valid: an integer, 0 or more")
+        if not isinstance(share, int) or not 0 <= share <= MOST:
+            raise ValueError(f"parts.{kind}.share={share!r}: valid: an integer, 0 to {MOST}")
     if not any(shares.values()):
         raise ValueError("parts: every share is 0; valid: one above 0")
     marks: dict[str, dict[str, Any]] = {kind: {KIND: kind} for kind in parts}

@@ -58,6 +58,10 @@ class Task:
     steps: Callable[[Problem, str], Steps] | None = None
 
 
+# Sizes that can be had: an order of all training problems, and a list of those that are held out.
+MOST_TRAIN, MOST_HELDOUT = 10**12, 10**5
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A source of `size` problems, each drawn anew from (seed, index)."""
@@ -98,6 +102,11 @@ def split(
     """
     if train_size < 1 or heldout_size < 1:
         raise ValueError(f"sizes: got train {train_size}, held-out {heldout_size}; valid: >= 1")
+    if train_size > MOST_TRAIN or heldout_size > MOST_HELDOUT:
+        raise ValueError(
+            f"sizes: got train {train_size}, held-out {heldout_size}; valid: at most {MOST_TRAIN} "
+            f"and {MOST_HELDOUT}"
+        )
 
     def draw_train(rng: random.Random) -> Problem:
         for _ in range(1000):  # all held out has probability fraction**1000: no such key exists
@@ -115,10 +124,11 @@ def _distinct(
 ) -> Sequence[T]:
     rng = random.Random("heldout")
     found: dict[str, T] = {}
-    for _ in range(int(1000 + 20 * size / fraction)):
-        item = draw(rng)
-        if is_heldout(key(item), fraction):
-            found.setdefault(key(item), item)
+    since = 0  # the last new one; of n equally likely ones each draw misses the last by 1 - 1 / n
+    while since < 1000 + 20 * len(found) / fraction:
+        item, since = draw(rng), since + 1
+        if is_heldout(name := key(item), fraction) and name not in found:
+            found[name], since = item, 0
             if len(found) == size:
                 return list(found.values())
     raise ValueError(
