@@ -3,12 +3,14 @@
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from math_verify import parse, verify
 
-from grpo_jax.rewards.text import Completion, extract_answer
+from grpo_jax.rewards.answers import boxed_answer, is_expression, stated, undecorated
+from grpo_jax.rewards.latex import PLAIN, is_list, same, shape, spelled
+from grpo_jax.rewards.text import Completion
 from grpo_jax.rewards.turn import of_turn
 
 # The library warns wherever its own time limits are off. They are: they work by SIGALRM, which a
@@ -17,10 +19,9 @@ from grpo_jax.rewards.turn import of_turn
 for _module in ("parser", "grader"):
     logging.getLogger(f"math_verify.{_module}").setLevel(logging.ERROR)
 
-LONGEST_BARE = 200  # characters of an answer without delimiters; the parser is slow on nonsense
-
-_DELIMITER = re.compile(r"\$|\\boxed|\\fbox|\\\(|\\\[|\\begin")
-_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")  # "12 apples", not "\frac" or "\text{apples}"
+# Environments of which the library reads some part or other, as it does the last number of cases.
+_UNREAD = re.compile(r"\\begin\s*\{(?![pbvVB]?matrix)|&(?!.*\\end\s*\{[pbvVB]?matrix)", re.DOTALL)
+_BASE = re.compile(r"\d\s*_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)")
 
 
 @of_turn
@@ -29,13 +30,25 @@ def math_verify(
 ) -> list[float | None]:
     r"""1.0 where a completion's answer equals the column `answer`, LaTeX or a number, else 0.0.
 
-    The answer is what <answer>…</answer> holds, else the library's choice: \boxed{…}, then "the
-    answer is …", then the last expression. Right is what has the gold's very text or what the
-    library verifies, so "1/2", "0.5" and "\frac{1}{2}" are one. Abstains (None) where the column
-    holds None. Run it in a Rewarder with workers: "9^{9^{9^9}}" never ends.
+    The answer is the final one (see `rewards.answers`), else what the library finds in the text.
+    Right is what has the gold's text, spaces and LaTeX's styles aside, or what the library
+    verifies, so that "1/2", "0.5" and "\frac{1}{2}" are one. Abstains (None) where the column holds
+    None. Run it in a Rewarder with workers: "9^{9^{9^9}}" never ends.
+
+    The library takes two different boxes for a set of both, where fewer than 10 characters, or
+    fewer than 70 with a comma, "and" or "or", are between them, and else the last one. Here they
+    are a set where nothing but such a separator is between them; where the gold is a list itself
+    the library's reading counts too. In five cases this is stricter than the library:
+
+    - a box, "####", "the final answer is" or <answer> settles the answer, and thoughts do not;
+    - no element of a list is right for being in it, or for being its last one;
+    - 1\,000 is a thousand, which the library takes for 1 times 0;
+    - cases, arrays and other environments than matrices, of which the library reads one number,
+      have to have the gold's text;
+    - numbers whose bases are written and differ are not equal.
     """
     return [
-        None if a is None else float(equal(extract_answer(c), str(a).strip()))
+        None if a is None else float(equal(c, str(a).strip()))
         for c, a in zip(completions, answer, strict=True)
     ]
 
@@ -48,19 +61,63 @@ def _load() -> None:
 math_verify.at_start = _load  # type: ignore[attr-defined]
 
 
-def equal(given: str, gold: str) -> bool:
-    """Whether an answer, alone or in a text, is the gold one."""
-    if given == gold:
+def equal(completion: Completion, gold: str) -> bool:
+    """Whether what a completion states as its answer is the gold one."""
+    found = stated(completion)
+    expected = _gold_text(gold)
+    if same(found.text, expected):
         return True
-    return verify(_gold(gold), _parse(given), timeout_seconds=None)
+    if (
+        _UNREAD.search(expected)
+        or _UNREAD.search(found.text)
+        or _bases_differ(found.text, expected)
+    ):
+        return False
+    texts = []
+    if found.mark == "box" or is_expression(found.text):
+        texts.append(_boxed(found.text))
+    elif found.mark in ("####", "final"):
+        texts.append(found.text)
+    settled = found.mark in ("box", "####", "final") or is_list(found.text)
+    if not settled or is_list(expected):
+        texts.append(found.within)
+    return any(verify(_gold(gold), _parse(text), timeout_seconds=None) for text in texts)
+
+
+def unread(golds: Iterable[str]) -> list[str]:
+    """The golds that the library reads as nothing: only their own text is equal to them.
+
+    The library takes milliseconds for each, so those of a plain shape are not asked about, and of
+    others of one shape, such as 3_5 and 4_7, only the first.
+    """
+    read = {PLAIN: True}
+    none = []
+    for gold in golds:
+        its = PLAIN if gold.isdecimal() else shape(_gold_text(gold))
+        if its not in read:
+            read[its] = any(not isinstance(value, str) for value in _gold(gold))
+        if not read[its]:
+            none.append(gold)
+    return none
 
 
 @functools.lru_cache(1)  # a group's completions share one
 def _gold(gold: str) -> list[Any]:
-    return _parse(gold if _DELIMITER.search(gold) else f"\\boxed{{{gold}}}")
+    return _parse(_boxed(_gold_text(gold)))
+
+
+def _gold_text(gold: str) -> str:
+    return undecorated(boxed_answer(gold) or gold)
+
+
+def _boxed(text: str) -> str:
+    return f"\\boxed{{{spelled(text)}}}"
 
 
 def _parse(text: str) -> list[Any]:
-    # The library finds LaTeX between delimiters only, and an answer in tags may be bare.
-    bare = len(text) <= LONGEST_BARE and not (_DELIMITER.search(text) or _WORD.search(text))
-    return parse(f"\\boxed{{{text}}}" if bare else text, parsing_timeout=None)
+    return parse(text, parsing_timeout=None)
+
+
+def _bases_differ(given: str, gold: str) -> bool:
+    bases = [_BASE.findall(text) for text in (given, gold)]
+    return all(bases) and bases[0] != bases[1]

@@ -1,22 +1,71 @@
-"""The number that a completion ends in, for models that answer in a sentence."""
+r"""Rewards that read a number: the one that a completion ends in, or that its answer is."""
 
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-from grpo_jax.rewards.text import (
-    Completion,
-    completion_text,
-    extract_answer,
-    extract_boxed,
-)
+from grpo_jax.rewards.answers import is_expression, stated, undecorated
+from grpo_jax.rewards.text import Completion, Reward
 from grpo_jax.rewards.turn import of_turn
 
+_MINUS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"))
+_HALVES = {"\u00bd": " 1/2", "\u2153": " 1/3", "\u2154": " 2/3", "\u00bc": " 1/4", "\u00be": " 3/4"}
+_MONEY = "[$\u20ac\u00a3\u00a5\u20b9]"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\w)\.\d+"
+# No number, or a part of an expression that is none: a root, pi, a power with letters.
+_OTHER = "\ufffc"
 # A minus counts where nothing stands before it that it could be taken from: "12-5" ends in 5.
-_SIGN = "(?<![\\w)\\]}])(?P<minus>[-\u2212]\\$?|\\$[-\u2212])"
-_DIGITS = r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_NUMBER = re.compile(f"(?:{_SIGN})?{_DIGITS}", re.ASCII)
+_SIGN = rf"(?<![\w)\]}}{_OTHER}])(?P<minus>-{_MONEY}?|{_MONEY}-)"
+# The longest that may be one number; what of it is one, `_value` says.
+_CHUNK = re.compile(
+    rf"(?:{_SIGN})?(?P<digits>(?:{_OTHER} ?)*+(?<![\w^])(?:\d+ \d+/\d+|{_DIGITS})"
+    rf"(?:[eE][+-]?\d{{1,3}}(?!\w))?"
+    rf"(?:(?: ?/ ?|[:.^]-?)(?:{_DIGITS}|{_OTHER})| ?{_OTHER}|[nxyz](?![A-Za-z]))*+"
+    rf"|(?:{_OTHER} ?)++)",
+    re.ASCII,
+)
+LONGEST = 1000  # characters of a number
+NESTED = 9  # braces in braces that are looked into
+_SIMPLE = re.compile(rf"({_DIGITS})([eE][+-]?\d{{1,3}})?", re.ASCII)
+_RATIO = re.compile(rf"(?:(\d+) )?({_DIGITS}) ?/ ?({_DIGITS})", re.ASCII)
+_POWER = re.compile(rf"({_DIGITS})\^(-?\d{{1,2}})", re.ASCII)
+_OPERATOR = re.compile(rf"[\w)\]}}{_OTHER}!]\s*[-+*/\u00d7\u00b7\u00f7^]\s*[-(]?$")
+
+_NUMERIC = rf"\s*(-?(?:{_DIGITS}))\s*"
+# LaTeX's ways of writing a number, each by its plain one; the rest of LaTeX is no number.
+_LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.ASCII), plain)
+    for pattern, plain in (
+        (r"\\\$", "$"),
+        (r"\\!", ""),
+        (r"((?:^|=)\s*)-\s+(?=[\d.$\\])", r"\1-"),
+        (r"(?<=\d)\u00b2", "^2"),
+        (r"(?<=\d)\u00b3", "^3"),
+        (r"\{,\}", ","),
+        (r"(?<=\d)(?:,?\\[,;: ]|,?~|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))", ","),
+        (r"\\[,;:]|~|\\q?quad|\\ ", " "),
+        (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
+        (r"\\(?:text|mbox)[a-z]*\s*\{([^{}]*)\}|\\math[rbi][mft]\s*\{([^{}]*)\}", r" \1\2 "),
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+        (r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}"),
+        (rf"(?<=\d)\s*\\frac\{{{_NUMERIC}\}}\s*\{{{_NUMERIC}\}}", r" \1/\2"),
+        (rf"\\frac\{{{_NUMERIC}\}}\s*\{{{_NUMERIC}\}}", r"\1/\2"),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|\u00b0|\\?%", " "),
+        (r"(?<=\d)\s*(?:\\times|\\cdot|[x*\u00d7\u00b7])\s*10\s*\^\s*\{?\s*(-?\d+)\s*\}?", r"e\1"),
+        (r"\\(?:times|cdot|div)(?![A-Za-z])", "\u00d7"),
+        (r"_\{[^{}]*\}|_\w", "_"),
+        (r"(?<=\d)\s*\^\s*\{\s*(-?\d+)\s*\}", r"^\1"),
+        (r"(?<=[\d)}])\s*\^\s*\{[^{}]*\}|(?<=\d)\s*\^\s*[A-Za-z]", f"^{_OTHER}"),
+        (r"\^\s*\{[^{}]*\}", "^"),
+        (r"\\(?:approx|le|ge|leq|geq|ne|neq|to|[Rr]ightarrow|implies|boxed|fbox)(?![A-Za-z])", "="),
+        (r"\\[A-Za-z]+|[\u03c0\u221a\u221e]", _OTHER),
+    )
+)
+_ARGUMENT = re.compile(rf"{_OTHER}\s*(?:\[[^][]*\]\s*)?(?:\{{[^{{}}]*\}}\s*)+")
 
 
 @of_turn
@@ -25,52 +74,146 @@ def last_number(
 ) -> list[float | None]:
     r"""1.0 where the last number of a completion equals the column `answer`, else 0.0.
 
-    It is the last of what <answer>…</answer> holds, else \boxed{…}, else the whole completion.
-    Commas by thousands, $, a final period and zeros after the point do not matter ("$1,234.50." is
-    1234.5); fractions and exponents are not read. To list many numbers gains nothing: the last one
-    alone is judged. Abstains (None) where the column holds None; ValueError where that is no
-    number.
+    It is the last of the final answer (see `rewards.answers`), else of the whole completion. Commas
+    by thousands, $, units, a final period and zeros after the point do not matter ("$1,234.50." is
+    1234.5); 3/4, 1 1/2, \frac{1}{2}, 1e5, 2^{10} and 1{,}000 are read as they are meant, and what
+    is no number, such as 2\sqrt{3}, 9\pi, 12:30 or a boxed 12-5, is not read. To list many numbers
+    gains nothing: only the last one is judged. Abstains (None) where the column holds None;
+    ValueError where that is no number.
     """
     return [
-        None if a is None else float(read_number(_stated(c)) == _expected(a))
+        None if a is None else float(_told(c) == _expected(a))
         for c, a in zip(completions, answer, strict=True)
     ]
+
+
+def numeric_answer(tolerance: float = 1e-6) -> Reward:
+    """A reward: 1.0 where the final answer is within `tolerance` of the column `answer`.
+
+    The final answer (see `rewards.answers`) has to be one number, as `last_number` reads them, or
+    "x = " and one: "1,5" and "5 apples" score 0.0. None in the column abstains. The reward raises
+    ValueError where the column itself holds no number.
+    """
+
+    @of_turn
+    def numeric(
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        answer: Sequence[Any],
+        **columns: Any,
+    ) -> list[float | None]:
+        return [
+            None if a is None else _close(whole_number(stated(c).text), _expected(a), tolerance)
+            for c, a in zip(completions, answer, strict=True)
+        ]
+
+    return numeric
+
+
+def _close(got: Fraction | None, expected: Fraction, tolerance: float) -> float:
+    return float(got is not None and abs(got - expected) <= Fraction(tolerance))
 
 
 def vote(completion: Completion) -> str:
     r"""What a completion counts for in a majority vote: its answer, in one form for all its like.
 
-    What <answer>…</answer> or \boxed{…} holds, else the last number, else the whole text; a
-    number without commas, $ and zeros after the point.
+    The final answer where one is marked, else the last number, else the whole text. A number is
+    its decimals where these end, so that "1/2", "0.50" and \frac{1}{2} vote together.
     """
-    whole = completion_text(completion).strip()
-    held = _stated(completion)
-    number = _NUMBER.fullmatch(held.removeprefix("$").rstrip("."))
-    if held == whole or number is not None:
-        value = read_number(held) if number is None else _value(number)
-        return held if value is None else f"{value.normalize():f}"
-    return held
+    found = stated(completion)
+    value = whole_number(found.text) if found.mark else read_number(found.within)
+    if found.mark == "answer" and value is None:
+        value = _told(completion)
+    if value is not None:
+        return _canonical(value)
+    return found.text if found.mark else found.within.strip()
 
 
-def read_number(text: str) -> Decimal | None:
-    """The last number in a text, exactly; None where there is none."""
-    numbers = list(_NUMBER.finditer(text))
-    return _value(numbers[-1]) if numbers else None
+def read_number(text: str) -> Fraction | None:
+    """The last number in a text, exactly; None where there is none, or what is last is none."""
+    text = plain(text)
+    chunks = list(_CHUNK.finditer(text))
+    return _value(chunks[-1]) if chunks else None
 
 
-def _stated(completion: Completion) -> str:
-    held = extract_answer(completion)
-    boxed = extract_boxed(held)
-    return held if boxed is None else boxed
+def whole_number(text: str) -> Fraction | None:
+    """The number that a text is; None where it is anything else, such as a list or a sentence."""
+    text = plain(undecorated(text))
+    text = re.sub(r"^[A-Za-z]?\s*=\s*", "", text).strip()
+    text = re.sub(rf"^({_MONEY}?[-+]{_MONEY}?)\s+", r"\1", text).removeprefix("+")
+    match = _CHUNK.fullmatch(re.sub(rf"^{_MONEY}\s*(?!-)", "", text))
+    return None if match is None else _value(match)
 
 
-def _expected(answer: Any) -> Decimal:
-    match = _NUMBER.fullmatch(str(answer).strip().removeprefix("$"))
-    if match is None:
+def _told(completion: Completion) -> Fraction | None:
+    """The number that a completion ends in."""
+    found = stated(completion)
+    if found.mark in ("", "answer"):
+        value = read_number(found.text) if found.mark else None
+        return read_number(found.within) if value is None else value
+    last = re.split(r"=|\\approx|\u2248", found.text)[-1]
+    value = whole_number(last)
+    if value is not None or (found.mark != "tags" and not is_expression(last)):
+        return read_number(last) if value is None else value
+    text = plain(last)
+    chunks = list(_CHUNK.finditer(text))
+    if not chunks or (is_expression(last) and _OPERATOR.search(text, 0, chunks[-1].start())):
+        return None
+    return _value(chunks[-1])
+
+
+def _expected(answer: Any) -> Fraction:
+    value = whole_number(str(answer))
+    if value is None:
         raise ValueError(f"column answer: {answer!r} is not a number; valid: 1234, -5, 0.5")
-    return _value(match)
+    return value
 
 
-def _value(match: re.Match[str]) -> Decimal:
-    value = Decimal(match["digits"].replace(",", ""))
-    return -value if match["minus"] else value
+def plain(text: str) -> str:
+    """A text with its numbers as in a text without LaTeX: 1/2, 1,000, 1e5, 2^10, -5."""
+    text = text.replace(_OTHER, " ").translate(_MINUS)
+    for sign, ratio in _HALVES.items():
+        text = text.replace(sign, ratio)
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    for _ in range(NESTED):
+        text = _ARGUMENT.sub(_OTHER, text)
+    return text.strip()
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    value = _unsigned(match["digits"])
+    return -value if value is not None and match["minus"] else value
+
+
+def _unsigned(text: str) -> Fraction | None:
+    if len(text) > LONGEST:
+        return None
+    if match := _SIMPLE.fullmatch(text):
+        return _decimal(text)
+    if match := _POWER.fullmatch(text):
+        base, power = _decimal(match[1]), int(match[2])
+        return base**power if len(match[1]) <= 20 and (base or power > 0) else None
+    if (match := _RATIO.fullmatch(text)) and (below := _decimal(match[3])):
+        part = _decimal(match[2]) / below
+        return part + int(match[1]) if match[1] and part < 1 else part
+    return None
+
+
+def _decimal(text: str) -> Fraction:
+    return Fraction(Decimal(text.replace(",", "")))
+
+
+def _canonical(value: Fraction) -> str:
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if rest > 1:
+        return str(value)
+    digits = 0
+    while (value * 10**digits).denominator > 1:
+        digits += 1
+    whole = str(abs(value.numerator) * 10**digits // value.denominator).rjust(digits + 1, "0")
+    sign = "-" if value < 0 else ""
+    return f"{sign}{whole[:-digits]}.{whole[-digits:]}" if digits else f"{sign}{whole}"

@@ -4,10 +4,11 @@ import difflib
 import importlib
 from collections.abc import Iterable
 
+from grpo_jax.rewards.choices import choice
 from grpo_jax.rewards.form import format_tags
-from grpo_jax.rewards.numbers import last_number
+from grpo_jax.rewards.numbers import last_number, numeric_answer
 from grpo_jax.rewards.style import length, repetition
-from grpo_jax.rewards.text import Reward, choice, exact_answer, numeric_answer
+from grpo_jax.rewards.text import Reward, exact_answer
 
 REWARDS: dict[str, Reward] = {
     "format": format_tags,

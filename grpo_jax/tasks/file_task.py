@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from grpo_jax.rewards.registry import EXTRAS
 from grpo_jax.rewards.text import TAGS, Reward
 from grpo_jax.tasks.problem import Problem, Task
+from grpo_jax.tasks.records import Dropped, warn_of_dropped
 from grpo_jax.tasks.templates import Template
 
 
@@ -20,12 +23,17 @@ def file_task(
     template: Template,
     solve: Callable[[Problem], str] | None,
     benchmark: bool = False,
+    dropped: Dropped = None,
 ) -> Task:
     """The task of these problems, whose prompts the template has yet to fill.
 
-    A train problem whose prompt is held out is removed and counted in `Task.overlap`. ValueError
-    names `path` where a side is empty, that of a benchmark's train problems apart.
+    A train problem whose prompt is held out is removed and counted in `Task.overlap`. A warning
+    names the records that were `dropped` for lack of an answer, and another the answers that the
+    reward math_verify reads as nothing. ValueError names `path` where a side is empty, except a
+    benchmark's train problems.
     """
+    _warn_of_unread(accuracy, [*train, *heldout])
+    warn_of_dropped(dropped, len(train) + len(heldout) + len(dropped or ()))
     seen = {key(p) for p in heldout}
     kept = [p for p in train if key(p) not in seen]
     for side, problems in (("train", kept), ("held-out", heldout)):
@@ -64,6 +72,21 @@ def published_files(path: str, heldout_path: str | None) -> tuple[Path, Path]:
 def key(problem: Problem) -> str:
     """What tells problems apart, for the split: the prompt, before a template fills it."""
     return json.dumps(problem.prompt, sort_keys=True)
+
+
+def _warn_of_unread(accuracy: Reward, problems: Sequence[Problem]) -> None:
+    if f"{accuracy.__module__}:{accuracy.__qualname__}" != EXTRAS["math_verify"][0]:
+        return
+    from grpo_jax.rewards.math import unread  # of an extra
+
+    golds = [str(p.columns["answer"]).strip() for p in problems if p.columns.get("answer")]
+    if none := unread(golds):
+        named = ", ".join(map(repr, none[:3])) + (" ..." if len(none) > 3 else "")
+        print(
+            f"warning: math_verify reads {len(none)} of {len(golds)} answers as nothing, so that "
+            f"only the same text is right: {named}",
+            file=sys.stderr,
+        )
 
 
 def _filled(problem: Problem, template: Template) -> Problem:

@@ -7,7 +7,7 @@ from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, published_files, worked
 from grpo_jax.tasks.problem import Problem, Task
-from grpo_jax.tasks.records import Record, read_table, text
+from grpo_jax.tasks.records import NoAnswer, Record, dropping, read_table, text
 from grpo_jax.tasks.steps import equations
 from grpo_jax.tasks.templates import make_template
 
@@ -21,17 +21,21 @@ def gsm8k(
     reward: str | Reward = "math_verify",
     template: str = "none",
     system: str | None = None,
+    unanswered: str = "drop",
 ) -> Task:
     """The problems of `path` and, held out, of `heldout_path`: records `question`, `answer`.
 
     Without heldout_path, `path` is a folder with train.jsonl and test.jsonl. Columns: `answer`, the
     number after ####, without commas; `solution`, the text before it, without <<calculator>> notes.
-    Steps are `tasks.steps.equations`. ValueError names the file and line of a bad record.
+    A record whose answer is empty, or without anything after ####, is dropped with a warning, or
+    `unanswered` is "refuse". Steps are `tasks.steps.equations`. ValueError names the file and line
+    of a bad record.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
     files = published_files(path, heldout_path)
-    train, heldout = (read_table(file, _problem) for file in files)
+    dropped = dropping(unanswered)
+    train, heldout = (read_table(file, _problem, dropped) for file in files)
     task = file_task(
         "gsm8k",
         train,
@@ -40,13 +44,17 @@ def gsm8k(
         accuracy=accuracy,
         template=form,
         solve=worked(form),
+        dropped=dropped,
     )
     return dataclasses.replace(task, steps=equations)
 
 
 def _problem(record: Record) -> Problem:
-    match = _ANSWER.fullmatch(text(record, "answer"))
+    worked_out = text(record, "answer", is_answer=True)
+    match = _ANSWER.fullmatch(worked_out)
     if match is None:
+        if not worked_out.rpartition("####")[2].strip():
+            raise NoAnswer("column 'answer' has nothing after ####")
         ending = record["answer"][-40:]
         raise ValueError(f"column 'answer' ends in {ending!r}; valid: an ending '#### <number>'")
     solution = _CALCULATOR.sub("", match[1]).strip()

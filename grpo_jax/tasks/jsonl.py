@@ -11,12 +11,13 @@ from grpo_jax.rewards.registry import resolve, unknown
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.problem import Problem, Task, is_heldout
-from grpo_jax.tasks.records import Record, read_table, shown
+from grpo_jax.tasks.records import NoAnswer, Record, dropping, is_blank, read_table, shown
 from grpo_jax.tasks.templates import make_template
 
 RESERVED = ("prompts", "completions", "completion_ids", "prefill")  # a reward's own arguments
 CONVERSATIONS = ("messages", "conversation", "conversations")  # columns of whole ones, as TRL's
-NEED_ANSWER = ("exact_answer", "numeric_answer", "last_number", "math_verify")
+NEED_ANSWER = ("exact_answer", "numeric_answer", "last_number", "choice", "math_verify")
+REFUSE_ANSWERS = ("numeric_answer", "last_number", "choice")  # those that are not what they judge
 
 _ANSWERED = re.compile(r"<answer>.*?</answer>|\\boxed\s*\{[^{}]+\}|####\s*\S", re.DOTALL)
 
@@ -31,6 +32,7 @@ def jsonl(
     reward: str | Reward = "exact_answer",
     template: str = "none",
     system: str | None = None,
+    unanswered: str = "drop",
 ) -> Task:
     """The problems of a file, .parquet or JSON lines; `prompt`, `answer`, `solution` name columns.
 
@@ -40,18 +42,26 @@ def jsonl(
     Held out are those of `heldout_path`, or else `heldout_fraction` of the file by a hash of the
     prompt, 1 for a benchmark that nothing is to be trained on; a train problem whose prompt is held
     out is removed and counted in `Task.overlap`. The answer reaches the reward as the column
-    `answer`; where every record has a solution, the task can solve. ValueError names the file and
-    line of a bad record, and what is valid.
+    `answer`; where every record has a solution, the task can solve. Where the reward needs answers,
+    a record without one (null, blank, or no such column where others have it) is dropped with a
+    warning, or `unanswered` is "refuse". ValueError names the file and line of a bad record, and
+    what is valid.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
-    needed = (prompt, *[answer] * (reward in NEED_ANSWER), *["cases"] * (reward == "code"))
+    dropped = dropping(unanswered)
+    needed = (prompt, *["cases"] * (reward == "code"))
     make = functools.partial(
-        _problem, names=(prompt, answer, solution), needed=needed, text_only=template != "none"
+        _problem,
+        names=(prompt, answer, solution),
+        needed=needed,
+        answered=reward in NEED_ANSWER,
+        judge=accuracy if reward in REFUSE_ANSWERS else None,
+        text_only=template != "none",
     )
-    train = read_table(Path(path), make)
+    train = read_table(Path(path), make, dropped)
     if heldout_path is not None:
-        heldout = read_table(Path(heldout_path), make)
+        heldout = read_table(Path(heldout_path), make, dropped)
     else:
         if not 0 < heldout_fraction <= 1:
             raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, up to 1")
@@ -73,11 +83,17 @@ def jsonl(
         template=form,
         solve=solve if solvable else None,
         benchmark=heldout_path is None and heldout_fraction == 1,
+        dropped=dropped,
     )
 
 
 def _problem(
-    record: Record, names: tuple[str, str, str], needed: tuple[str, ...], text_only: bool
+    record: Record,
+    names: tuple[str, str, str],
+    needed: tuple[str, ...],
+    answered: bool,
+    judge: Reward | None,
+    text_only: bool,
 ) -> Problem:
     prompt, answer, solution = names
     for column in needed:
@@ -85,6 +101,8 @@ def _problem(
             raise ValueError(unknown("column", column, record))
     if "cases" in needed and record["cases"] is not None:  # None: nothing to judge
         parse_cases(record["cases"])
+    if answered:
+        _check_answer(record, answer, judge)
     columns = {name: value for name, value in record.items() if name != prompt}
     if answer in columns:
         columns["answer"] = columns.pop(answer)
@@ -93,6 +111,20 @@ def _problem(
             raise ValueError(f"column {name!r} is reserved for the rewards; valid: another name")
     answers = (columns.get("answer"), columns.get(solution))
     return Problem(checked_prompt(prompt, record[prompt], text_only, answers), columns)
+
+
+def _check_answer(record: Record, answer: str, judge: Reward | None) -> None:
+    """NoAnswer where a record has none; ValueError where it is none that the reward can judge by.
+
+    Nor is it an answer where another column's name is like its own: that is a wrong name.
+    """
+    if answer not in record:
+        error = unknown("column", answer, record)
+        raise ValueError(error) if "did you mean" in error else NoAnswer(error)
+    if is_blank(record[answer]):
+        raise NoAnswer(f"column {answer!r} is {shown(record[answer])}")
+    if judge is not None:
+        judge([None], [""], answer=[record[answer]])
 
 
 def checked_prompt(

@@ -13,7 +13,7 @@ from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.mixture import Mixed
 from grpo_jax.tasks.problem import Problem, Source, Task, is_heldout
-from grpo_jax.tasks.records import Record, read_table, text
+from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, read_table, text
 from grpo_jax.tasks.templates import make_template
 
 
@@ -38,6 +38,7 @@ def pairs(
     judged: str = "whole",
     replay: Sequence[str] = (),
     replay_share: float = 0.1,
+    unanswered: str = "drop",
 ) -> Task:
     """The pairs of a file, .parquet or JSON lines; the options name its columns.
 
@@ -48,8 +49,9 @@ def pairs(
 
     Held out are `heldout_fraction` of the file's pairs by a hash of the prompt, so no prompt is on
     both sides, earlier pairs' neither. The worked solution is the chosen completion, and a
-    completion is right that equals it. ValueError names the file and line of a bad record, and what
-    is valid.
+    completion is right that equals it. A pair that prefers nothing, as one of its completions is
+    null or blank or they are the same text, is dropped with a warning, or `unanswered` is "refuse".
+    ValueError names the file and line of a bad record, and what is valid.
     """
     if not 0 < heldout_fraction < 1:
         raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, below 1")
@@ -58,8 +60,10 @@ def pairs(
     if judged not in JUDGED:
         raise ValueError(unknown("judged", judged, JUDGED))
     names = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    dropped = dropping(unanswered)
     read = partial(
         _read,
+        dropped=dropped,
         make=partial(_pair, names=names, chat=template == "none"),
         judged=judged,
         heldout_fraction=heldout_fraction,
@@ -74,6 +78,7 @@ def pairs(
         accuracy=_as_chosen,
         template=make_template(template, system),
         solve=lambda problem: problem.columns["chosen"],
+        dropped=dropped,
     )
     if not replay:
         return task
@@ -89,11 +94,15 @@ def _replaying(source: Source, new: int, share: float) -> Mixed:
 
 
 def _read(
-    path: str, make: Callable[[Record], Problem], judged: str, heldout_fraction: float
+    path: str,
+    make: Callable[[Record], Problem],
+    judged: str,
+    heldout_fraction: float,
+    dropped: Dropped,
 ) -> tuple[list[Problem], list[Problem]]:
     """A file's pairs to learn from, and those held out."""
     sides: tuple[list[Problem], list[Problem]] = ([], [])
-    for problem in read_table(Path(path), make):
+    for problem in read_table(Path(path), make, dropped):
         texts = [JUDGED[judged](problem.columns[name]) for name in ("chosen", "rejected")]
         if None not in texts and texts[0] != texts[1]:
             sides[is_heldout(key(problem), heldout_fraction)].append(problem)
@@ -106,9 +115,9 @@ def _read(
 
 
 def _pair(record: Record, names: dict[str, str], chat: bool) -> Problem:
-    two = {name: text(record, names[name]) for name in ("chosen", "rejected")}
+    two = {name: text(record, names[name], is_answer=True) for name in ("chosen", "rejected")}
     if two["chosen"] == two["rejected"]:
-        raise ValueError(f"columns {names['chosen']!r} and {names['rejected']!r} are the same text")
+        raise NoAnswer(f"columns {names['chosen']!r} and {names['rejected']!r} are the same text")
     asked = record.get(names["prompt"])
     return Problem(checked_prompt(names["prompt"], asked, not chat, two.values()), two)
 

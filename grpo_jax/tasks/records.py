@@ -1,6 +1,12 @@
-"""Records of files: JSON lines, parquet, a JSON list, or a folder of one-record JSON files."""
+"""Records of files: JSON lines, parquet, a JSON list, or a folder of one-record JSON files.
+
+A file that is malformed is refused: no JSON, or records without the columns that they need. A
+record that is well formed but has no answer, such as an empty \\boxed{}, is dropped instead,
+counted and named in one warning, unless the option `unanswered` says "refuse".
+"""
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,48 +18,84 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def read_table(path: Path, make: Callable[[Record], T]) -> list[T]:
+class NoAnswer(ValueError):
+    """What a record without an answer raises."""
+
+
+Dropped = list[str] | None  # the records that were dropped, and why; None where none may be
+
+
+def dropping(unanswered: str) -> Dropped:
+    """What the functions below note dropped records in, by the option of that name."""
+    if unanswered not in ("drop", "refuse"):
+        raise ValueError(unknown("unanswered", unanswered, ("drop", "refuse")))
+    return [] if unanswered == "drop" else None
+
+
+def warn_of_dropped(dropped: Dropped, records: int) -> None:
+    """One warning, on stderr, that counts and names the dropped ones of so many records."""
+    if dropped:
+        more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
+        print(
+            f"warning: {len(dropped)} of {records} records have no answer and are dropped "
+            f"(unanswered='refuse' refuses them): {'; '.join(dropped[:3])}{more}",
+            file=sys.stderr,
+        )
+
+
+def read_table(path: Path, make: Callable[[Record], T], dropped: Dropped = None) -> list[T]:
     """`make(record)` for every line of a file of JSON lines, or row of a .parquet file.
 
-    What `make` refuses by ValueError is named by file and line, or by the row's number from 1.
-    FileNotFoundError where there is no such file; ModuleNotFoundError names parquet's extra.
+    What `make` refuses by ValueError is named by file and line, or by the row's number from 1; by
+    NoAnswer, noted in `dropped`, but ValueError where that is every record. FileNotFoundError where
+    there is no such file; ModuleNotFoundError names parquet's extra.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; valid: a file of JSON lines, or .parquet")
     if path.suffix == ".parquet":
-        return _numbered(path, _rows(path), make)
+        return _numbered(path, _rows(path), make, dropped)
     lines = enumerate(path.read_bytes().split(b"\n"), start=1)
     named = ((f"{path}:{number}", line) for number, line in lines if line.strip())
-    return _made(named, lambda line: make(_object(_json(line))))
+    return _made(path, named, lambda line: make(_object(_json(line))), dropped)
 
 
-def read_list(path: Path, make: Callable[[Record], T]) -> list[T]:
+def read_list(path: Path, make: Callable[[Record], T], dropped: Dropped = None) -> list[T]:
     """`make(record)` for every object of the list in a JSON file; errors as in `read_table`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; valid: a JSON file with a list of objects")
-    [records] = _made([(str(path), path.read_bytes())], _json)
+    [records] = _made(path, [(str(path), path.read_bytes())], _json)
     if not isinstance(records, list):
         raise ValueError(f"{path}: a {type(records).__name__}; valid: a list of objects")
-    return _numbered(path, records, lambda record: make(_object(record)))
+    return _numbered(path, records, lambda record: make(_object(record)), dropped)
 
 
-def read_folder(path: Path, make: Callable[[Record], T]) -> list[T]:
+def read_folder(path: Path, make: Callable[[Record], T], dropped: Dropped = None) -> list[T]:
     """`make(record)` for every .json file below a folder, by name; errors name the file."""
     files = sorted(path.rglob("*.json"))
     if not files:
         raise FileNotFoundError(f"{path}: no .json files; valid: a folder of one-record JSON files")
     contents = ((str(file), file.read_bytes()) for file in files)
-    return _made(contents, lambda content: make(_object(_json(content))))
+    return _made(path, contents, lambda content: make(_object(_json(content))), dropped)
 
 
-def text(record: Record, column: str) -> str:
-    """The text of a column; ValueError where it is missing, no text or empty."""
+def text(record: Record, column: str, is_answer: bool = False) -> str:
+    """The text of a column; ValueError where it is missing, no text or empty.
+
+    is_answer  an empty one, or null, is NoAnswer
+    """
     if column not in record:
         raise ValueError(unknown("column", column, record))
     value = record[column]
+    if is_answer and is_blank(value):
+        raise NoAnswer(f"column {column!r} is {shown(value)}")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"column {column!r} is {shown(value)}; valid: text that is not empty")
     return value
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value is null, or text without a character."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def shown(value: Any) -> str:
@@ -61,19 +103,29 @@ def shown(value: Any) -> str:
     return str(json.dumps(value, default=str))[:60]
 
 
-def _made(named: Iterable[tuple[str, T]], make: Callable[[T], U]) -> list[U]:
-    results = []
+def _made(
+    path: Path, named: Iterable[tuple[str, T]], make: Callable[[T], U], dropped: Dropped = None
+) -> list[U]:
+    results, without = [], []
     for name, item in named:
         try:
             results.append(make(item))
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            if dropped is None or not isinstance(error, NoAnswer):
+                raise ValueError(f"{name}: {error}") from error
+            without.append(f"{name}: {error}")
+    if without and not results:
+        raise ValueError(f"{path}: no record of {len(without)} has an answer; {without[0]}")
+    if dropped is not None:
+        dropped.extend(without)
     return results
 
 
-def _numbered(path: Path, records: Iterable[T], make: Callable[[T], U]) -> list[U]:
+def _numbered(
+    path: Path, records: Iterable[T], make: Callable[[T], U], dropped: Dropped
+) -> list[U]:
     named = ((f"{path}: record {number}", r) for number, r in enumerate(records, start=1))
-    return _made(named, make)
+    return _made(path, named, make, dropped)
 
 
 def _json(content: bytes) -> Any:

@@ -8,22 +8,25 @@ from typing import Any
 from grpo_jax.tasks.file_task import key
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.problem import Problem, Task
-from grpo_jax.tasks.records import Record, read_table, text
+from grpo_jax.tasks.records import Record, dropping, read_table, text, warn_of_dropped
 
 
-def solved(path: str, of: Mapping[str, Any]) -> Task:
+def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
     """The task with the options `of`, trained on the records of `path` instead of its problems.
 
     A record has the columns prompt and solution, and what the task's own problems have: so does
     kept.jsonl of rejection sampling. Held-out problems, accuracy and symbols are the task's own;
-    records whose prompt is held out are removed and counted in `Task.overlap`. ValueError names
-    the file and line of a bad record.
+    records whose prompt is held out are removed and counted in `Task.overlap`. One whose solution
+    is null or blank is dropped with a warning, or `unanswered` is "refuse". ValueError names the
+    file and line of a bad record.
     """
     from grpo_jax.tasks import make_task
 
     task = make_task(**of)
     asked = {key(task.heldout[i]) for i in range(len(task.heldout))}
-    records = read_table(Path(path), _problem)
+    dropped = dropping(unanswered)
+    records = read_table(Path(path), _problem, dropped)
+    warn_of_dropped(dropped, len(records) + len(dropped or ()))
     train = [problem for problem in records if key(problem) not in asked]
     if not train:
         raise ValueError(f"{path}: no problem of {len(records)} records is one to train on")
@@ -38,6 +41,6 @@ def solved(path: str, of: Mapping[str, Any]) -> Task:
 
 def _problem(record: Record) -> Problem:
     columns = {name: value for name, value in record.items() if name != "prompt"}
-    columns["solution"] = text(record, "solution")
+    columns["solution"] = text(record, "solution", is_answer=True)
     answers = (columns.get("answer"), columns["solution"])
     return Problem(checked_prompt("prompt", record.get("prompt"), False, answers), columns)

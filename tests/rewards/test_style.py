@@ -5,7 +5,6 @@ import pytest
 
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.style import length, repetition
-from grpo_jax.rewards.text import choice
 
 
 def language(completions, **columns):
@@ -75,33 +74,3 @@ def test_repetition_is_minus_the_share_of_repeated_n_grams(text, n):
 def test_characters_of_scripts_without_spaces_are_words():
     assert repetition(2)([None], ["加法加法"]) == [pytest.approx(-1 / 3)]
     assert resolve("repetition")([None], ["加法是好加法是好"])[0] < 0
-
-
-@pytest.mark.parametrize(
-    ("completion", "right"),
-    [
-        ("<answer>B</answer>", True),
-        ("<answer> (B) </answer>", True),
-        ("<answer>B. Paris</answer>", True),
-        (r"so \boxed{B}", True),
-        (r"<answer>\boxed{\text{B}}</answer>", False),
-        ("<answer>Because</answer>", False),
-        ("<answer>A or B</answer>", False),
-        ("The answer is (B).", True),
-        ("Answer: A? No. The answer is B", True),
-        ("the answer is Banana", False),
-        ("I think\nB", True),
-        ("B is wrong, but C", False),
-        ("A cat sat", False),
-        ("", False),
-    ],
-)
-def test_choice(completion, right):
-    assert choice([None], [completion], answer=["B"]) == [float(right)]
-
-
-def test_choice_abstains_and_refuses():
-    assert choice([None], ["B"], answer=[None]) == [None]
-    assert choice([None], ["(C)"], answer=["(C)"]) == [1.0]
-    with pytest.raises(ValueError, match="column answer: 'Paris' is not a choice; valid"):
-        choice([None], ["B"], answer=["Paris"])

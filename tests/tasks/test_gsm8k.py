@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from grpo_jax.rewards import resolve
 from grpo_jax.tasks import make_task
 from grpo_jax.tasks.templates import TEMPLATES
 
@@ -82,15 +83,39 @@ def test_a_bad_line_is_named(tmp_path, record, match):
         make_task("gsm8k", path=path)
 
 
-def test_the_published_files(shared):
+@pytest.mark.parametrize("answer", ["so it is\n####", "#### ", "", None])
+def test_a_record_without_an_answer_is_dropped(tmp_path, capsys, answer):
+    path = write(tmp_path, train=[*TRAIN, {"question": "q", "answer": answer}], test=TEST)
+    assert len(make_task("gsm8k", path=path).train) == 1
+    [warning] = capsys.readouterr().err.splitlines()
+    assert "warning: 1 of 5 records" in warning and "train.jsonl:3: column 'answer'" in warning
+    with pytest.raises(ValueError, match=r"train\.jsonl:3: column 'answer'"):
+        make_task("gsm8k", path=path, unanswered="refuse")
+
+
+def test_the_published_files(shared, capsys):
     path = shared / "data" / "gsm8k"
     if not path.is_dir():
         pytest.skip(f"the published GSM8K is not at {path}")
     task = make_task("gsm8k", path=str(path))
     assert (len(task.train), len(task.heldout), task.overlap) == (7473, 1319, 0)
-    for problem in random.Random(0).sample([*task.train, *task.heldout], 200):
+    assert not capsys.readouterr().err  # none without an answer, none that is not read
+    rewards = [resolve(name) for name in ("math_verify", "last_number", "numeric_answer")]
+    published = [
+        json.loads(line)["answer"]
+        for side in ("train", "test")
+        for line in (path / f"{side}.jsonl").read_text().splitlines()
+    ]
+    problems = list(zip(published, [*task.train, *task.heldout], strict=True))
+    # Those whose solutions speak of answers; and others.
+    chosen = [pair for pair in problems if "answer" in pair[0] or "%." in pair[0]]
+    for given, problem in [*chosen[:60], *random.Random(0).sample(problems, 60)]:
         answer, solution = problem.columns["answer"], task.solve(problem)
         assert "<<" not in solution and "####" not in solution
-        wrong = str(int(answer) + 1)
-        completions = [answer, solution, wrong]
-        assert task.accuracy(None, completions, answer=[answer] * 3) == [1.0, 1.0, 0.0]
+        said = given.rpartition("####")[2].strip()  # with commas
+        right = [given, solution, answer, f"**{said}**", f"The answer is ${said}."]
+        right += [f"So $\\boxed{{{said}}}$.", f"<think>{given}</think> <answer> {said} </answer>"]
+        for reward in rewards:
+            assert reward(None, right, answer=[answer] * 7) == [1.0] * 7
+        wrong = [text.replace(said, str(int(answer) + 1)) for text in right[3:]]
+        assert rewards[1](None, wrong, answer=[answer] * 4) == [0.0] * 4

@@ -213,6 +213,31 @@ def test_a_conversation_with_its_answer_is_no_prompt(tmp_path, record):
         make_task("jsonl", path=path, prompt=name)
 
 
+@pytest.mark.parametrize("without", [{"answer": None}, {"answer": " "}, {}])
+def test_records_without_an_answer_are_dropped(tmp_path, records, capsys, without):
+    lines = [*records[:9], *({"prompt": f"none {i}", **without} for i in range(5))]
+    path = write(tmp_path / "a.jsonl", lines)
+    task = make_task("jsonl", path=path, heldout_fraction=0.5)
+    assert len(task.train) + len(task.heldout) == 9
+    [warning] = capsys.readouterr().err.splitlines()
+    assert "warning: 5 of 14 records" in warning and warning.endswith("; and 2 more")
+    assert "a.jsonl:10: " in warning and "a.jsonl:12: " in warning
+    with pytest.raises(ValueError, match=r"a\.jsonl:10: .*answer"):
+        make_task("jsonl", path=path, unanswered="refuse")
+    with pytest.raises(ValueError, match=r"no record of 5 has an answer; .*none\.jsonl:1: "):
+        make_task("jsonl", path=write(tmp_path / "none.jsonl", lines[9:]))
+    task = make_task("jsonl", path=path, heldout_fraction=0.5, reward="format")  # needs none
+    assert len(task.train) + len(task.heldout) == 14 and not capsys.readouterr().err
+
+
+def test_an_answer_that_the_reward_cannot_judge_by_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q", "answer": "3 apples"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: column answer: '3 apples' is not a numb"):
+        make_task("jsonl", path=path, reward="last_number")
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: column answer: '3 apples' is not a choi"):
+        make_task("jsonl", path=path, reward="choice")
+
+
 def test_a_benchmark_is_all_held_out(tmp_path, records):
     path = write(tmp_path / "a.jsonl", records)
     task = make_task("jsonl", path=path, heldout_fraction=1.0)

@@ -64,11 +64,36 @@ def test_json_lines(tmp_path):
     assert "\\" in task.symbols and task.train[0].prompt == "Which numbers square to one?"
 
 
+@pytest.mark.parametrize("side", ["train", "test"])
+@pytest.mark.parametrize("solution", ["so \\boxed{5", "so \\boxed{}.", "so 5", " ", None])
+def test_a_record_without_an_answer_is_dropped(published, capsys, side, solution):
+    file = published / side / "algebra" / "7.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(RECORDS[1] | {"solution": solution}))
+    task = make_task("math", path=str(published))
+    assert [p.columns["answer"] for p in [*task.train, *task.heldout]] == ANSWERS
+    [warning] = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: 1 of 4 records have no answer and are dropped (unanswered=")
+    assert f"{side}/algebra/7.json: column 'solution' " in warning
+    with pytest.raises(ValueError, match=r"algebra/7\.json: column 'solution' (has no answer|is)"):
+        make_task("math", path=str(published), unanswered="refuse")
+    with pytest.raises(ValueError, match=r"unknown unanswered 'dorp'; did you mean 'drop'"):
+        make_task("math", path=str(published), unanswered="dorp")
+
+
+def test_answers_that_are_nothing_to_the_reward_are_counted(published, capsys):
+    file = published / "train" / "algebra" / "1.json"
+    file.write_text(json.dumps(RECORDS[1] | {"solution": "so \\boxed{\\frac{1}{}}"}))
+    make_task("math", path=str(published))
+    [warning] = capsys.readouterr().err.splitlines()
+    assert "math_verify reads 1 of 3 answers as nothing" in warning
+    assert repr("\\frac{1}{}") in warning
+    make_task("math", path=str(published), reward="exact_answer")
+    assert not capsys.readouterr().err
+
+
 def test_a_bad_record_is_named(published):
     file = published / "train" / "algebra" / "1.json"
-    file.write_text(json.dumps(RECORDS[1] | {"solution": "so \\boxed{5"}))
-    with pytest.raises(ValueError, match=r"algebra/1\.json: column 'solution' has no answer; val"):
-        make_task("math", path=str(published))
     file.write_text('{"problem": "p",\n "solution" 3}')
     with pytest.raises(ValueError, match=r"algebra/1\.json: not JSON: .* at line 2 column 13"):
         make_task("math", path=str(published))

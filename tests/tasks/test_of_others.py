@@ -9,7 +9,7 @@ from grpo_jax.tasks import make_task
 ADDITION = {"name": "addition", "digits": 1, "heldout_size": 6, "train_size": 50}
 
 
-def test_a_task_is_learnt_from_solutions_in_a_file(tmp_path):
+def test_a_task_is_learnt_from_solutions_in_a_file(tmp_path, capsys):
     addition = make_task(**ADDITION)
     path = tmp_path / "kept.jsonl"
     mine = [{"prompt": "1+1=", "answer": "2", "solution": "<answer>2</answer>"}]
@@ -23,6 +23,10 @@ def test_a_task_is_learnt_from_solutions_in_a_file(tmp_path):
     path.write_text(json.dumps(mine[0]) + "\n" + json.dumps({"prompt": "2+2="}) + "\n")
     with pytest.raises(ValueError, match=r"kept\.jsonl:2: .*solution"):
         make_task("solved", path=str(path), of=ADDITION)
+    path.write_text(json.dumps(mine[0]) + "\n" + json.dumps({"prompt": "2+2=", "solution": ""}))
+    assert len(make_task("solved", path=str(path), of=ADDITION).train) == 1
+    assert "warning: 1 of 2 records" in (warning := capsys.readouterr().err)
+    assert "kept.jsonl:2: column 'solution' is" in warning
     path.write_text(json.dumps(asked[0]) + "\n")
     with pytest.raises(ValueError, match="no problem of 1 records is one to train on"):
         make_task("solved", path=str(path), of=ADDITION)

@@ -79,6 +79,17 @@ def test_pairs_without_two_answers_are_left_out(write):
     assert len(whole.train) == 3 * len(task.train)
 
 
+@pytest.mark.parametrize("worse", [{"rejected": "a"}, {"rejected": None}, {"chosen": " "}])
+def test_a_pair_that_prefers_nothing_is_dropped(write, capsys, worse):
+    records = numbered(0, 30)
+    path = write("new", [*records, {**records[3], **worse}])
+    assert make_task("pairs", path=path).train == make_task("pairs", path=write("b", records)).train
+    [warning] = capsys.readouterr().err.splitlines()
+    assert "warning: 1 of 31 records" in warning and "new.jsonl:31: column" in warning
+    with pytest.raises(ValueError, match=r"new\.jsonl:31: column"):
+        make_task("pairs", path=path, unanswered="refuse")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -63,6 +63,16 @@ def test_a_bad_record_is_named(tmp_path, bad, match):
         make_task("svamp", path=path)
 
 
+@pytest.mark.parametrize("answer", [None, ""])
+def test_a_record_without_an_answer_is_dropped(tmp_path, capsys, answer):
+    path = write(tmp_path, [record(10), record(11, Answer=answer), record(701)])
+    assert len(make_task("svamp", path=path).train) == 1
+    [warning] = capsys.readouterr().err.splitlines()
+    assert "warning: 1 of 3 records" in warning and "SVAMP.json: record 2: column 'An" in warning
+    with pytest.raises(ValueError, match=r"SVAMP\.json: record 2: column 'Answer' is "):
+        make_task("svamp", path=path, unanswered="refuse")
+
+
 def test_a_bad_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"SVAMP\.json: no such file"):
         make_task("svamp", path=str(tmp_path))
