@@ -44,8 +44,7 @@ def jsonl(
     out is removed and counted in `Task.overlap`. The answer reaches the reward as the column
     `answer`; where every record has a solution, the task can solve. Where the reward needs answers,
     a record without one (null, blank, or no such column where others have it) is dropped with a
-    warning, or `unanswered` is "refuse". ValueError names the file and line of a bad record, and
-    what is valid.
+    warning, or `unanswered` is "refuse". ValueError names the file and line of a bad record.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
@@ -63,12 +62,7 @@ def jsonl(
     if heldout_path is not None:
         heldout = read_table(Path(heldout_path), make, dropped)
     else:
-        if not 0 < heldout_fraction <= 1:
-            raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, up to 1")
-        sides: tuple[list[Problem], list[Problem]] = ([], [])
-        for problem in train:
-            sides[is_heldout(key(problem), heldout_fraction)].append(problem)
-        train, heldout = sides
+        train, heldout = _split(train, heldout_fraction)
 
     def solve(problem: Problem) -> str:
         return problem.columns[solution]
@@ -85,6 +79,15 @@ def jsonl(
         benchmark=heldout_path is None and heldout_fraction == 1,
         dropped=dropped,
     )
+
+
+def _split(problems: list[Problem], fraction: float) -> tuple[list[Problem], list[Problem]]:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"heldout_fraction={fraction}: valid: above 0, up to 1")
+    sides: tuple[list[Problem], list[Problem]] = ([], [])
+    for problem in problems:
+        sides[is_heldout(key(problem), fraction)].append(problem)
+    return sides
 
 
 def _problem(

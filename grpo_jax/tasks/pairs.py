@@ -48,10 +48,9 @@ def pairs(
     replay_share  the share of an epoch's pairs that are earlier ones (DeepSeekMath, 4.1.4)
 
     Held out are `heldout_fraction` of the file's pairs by a hash of the prompt, so no prompt is on
-    both sides, earlier pairs' neither. The worked solution is the chosen completion, and a
-    completion is right that equals it. A pair that prefers nothing, as one of its completions is
-    null or blank or they are the same text, is dropped with a warning, or `unanswered` is "refuse".
-    ValueError names the file and line of a bad record, and what is valid.
+    both sides, earlier pairs' neither. The worked solution is the chosen completion, and right is
+    what equals it. A pair with one text twice, or with a null or blank one, is dropped with a
+    warning, or `unanswered` is "refuse". ValueError names the file and line of a bad record.
     """
     if not 0 < heldout_fraction < 1:
         raise ValueError(f"heldout_fraction={heldout_fraction}: valid: above 0, below 1")
@@ -63,9 +62,9 @@ def pairs(
     dropped = dropping(unanswered)
     read = partial(
         _read,
-        dropped=dropped,
         make=partial(_pair, names=names, chat=template == "none"),
         judged=judged,
+        dropped=dropped,
         heldout_fraction=heldout_fraction,
     )
     train, heldout = read(path)

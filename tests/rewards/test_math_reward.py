@@ -47,7 +47,7 @@ def test_an_answer_in_the_manner_of_math(gold, right, wrong):
             assert not by_the_library(boxed, gold), form
 
 
-# Completions that the library says are right, alone as they are.
+# Completions that are right, most of them by the library's own word too.
 BARE = [
     *(("7", c) for c in ("7.", "**7**", "<answer>7.</answer>", "7 apples", "It is 7, I think.")),
     *(("7", c) for c in ("The answer is 7 because 3 + 4 is.", "3 + 4 = 7", "x = 7", "7 cm", "7%")),
@@ -62,8 +62,7 @@ BARE = [
 
 
 @pytest.mark.parametrize(("gold", "completion"), BARE)
-def test_it_is_not_stricter_than_the_library(gold, completion):
-    assert by_the_library(completion, gold)
+def test_a_bare_answer_or_one_in_words(gold, completion):
     assert math_verify(None, [completion], answer=[gold]) == [1.0]
 
 
