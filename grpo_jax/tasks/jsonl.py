@@ -38,7 +38,6 @@ def jsonl(
 
     A prompt of chat messages that ends in an assistant's message is continued; a conversation with
     its answer in it is refused (`checked_prompt`).
-
     Held out are those of `heldout_path`, or else `heldout_fraction` of the file by a hash of the
     prompt, 1 for a benchmark that nothing is to be trained on; a train problem whose prompt is held
     out is removed and counted in `Task.overlap`. The answer reaches the reward as the column
@@ -49,11 +48,10 @@ def jsonl(
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
     dropped = dropping(unanswered)
-    needed = (prompt, *["cases"] * (reward == "code"))
     make = functools.partial(
         _problem,
         names=(prompt, answer, solution),
-        needed=needed,
+        needed=(prompt, *["cases"] * (reward == "code")),
         answered=reward in NEED_ANSWER,
         judge=accuracy if reward in REFUSE_ANSWERS else None,
         text_only=template != "none",
