@@ -124,6 +124,23 @@ def test_paired_of_shares_is_students_test():
     assert statistics.paired(a, a)["p"] == 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 59, 333, 1319])
+def test_p_values_are_those_of_scipys_tests(n):
+    rng = np.random.default_rng(n)
+    for wins in {0, 1, n // 3, n // 2, n - 1, n}:
+        a = np.arange(n) < wins
+        exact = stats.binomtest(wins, n).pvalue
+        assert statistics.paired(a, ~a)["p"] == pytest.approx(exact, rel=1e-12, abs=0)
+    for shift in (0.0, 0.3, -2.0) if n > 1 else ():
+        values = rng.normal(shift, size=n)
+        exact = stats.ttest_1samp(values, 0).pvalue
+        found = statistics.paired(values, np.zeros(n))["p"]
+        assert found == pytest.approx(exact, rel=1e-12, abs=0)
+    quarters = np.full(n, 0.25)  # all differ by as much
+    p = statistics.paired(quarters, 0 * quarters)["p"]
+    assert p == 0 if n > 1 else np.isnan(p)
+
+
 def test_paired_needs_the_same_problems():
     with pytest.raises(ValueError, match=r"expected marks \[problems\] twice"):
         statistics.paired([True], [True, False])
