@@ -19,44 +19,20 @@ from grpo_jax.models.critic import critic_values
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps, token_logps
 from grpo_jax.models.score import Routing, draft_hidden, score
+from grpo_jax.optimizer import AdamW, Optimizer, adamw, schedule_of
 from grpo_jax.train_state import Critic, abstract_state
 from grpo_jax.types import Batch, CriticState, Rollouts, StepRewards, TrainState, merged
 
-NEVER = 2**30
 
-
-def make_optimizer(config, updates: int) -> optax.GradientTransformation:
+def make_optimizer(config, updates: int) -> Optimizer:
     """AdamW on clipped gradients that skips, and counts, non-finite ones.
 
     config   the fields of `optimizer` of an experiment
     updates  updates in all, the length of the schedule
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
-    rest = max(updates - warmup, 1)
-    decay = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, peak * config.end_factor, rest),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.end_factor),
-    }[config.schedule]()
-    # The first update already learns: warm-up runs from peak / (warmup + 1).
-    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
-    schedule = optax.join_schedules([rise, decay], [warmup]) if warmup else decay
-    adamw = optax.inject_hyperparams(optax.adamw, static_args=("mask",))(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decayed,
-    )
-    clipped = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
-    return optax.apply_if_finite(clipped, max_consecutive_errors=NEVER)
-
-
-def _decayed(params):
-    """Weight decay is for matrices; the scales of norms and biases are left alone."""
-    exempt = lambda path: {"scale", "bias"} & {getattr(k, "key", None) for k in path}  # noqa: E731
-    return jax.tree.map_with_path(lambda path, _: not exempt(path), params)
+    names = ("b1", "b2", "eps", "weight_decay", "max_grad_norm")
+    numbers = {name: float(config[name]) for name in names}
+    return Optimizer(AdamW(schedule_of(config, updates), **numbers), adamw)
 
 
 @partial(jax.jit, static_argnames=("model", "algorithm", "temperature"))
@@ -127,10 +103,7 @@ def _values(model, state, prompts, tokens):
 
 @partial(
     jax.jit,
-    static_argnames=(
-        *("model", "optimizer", "algorithm", "temperature", "accumulation", "mesh"),
-        *("joint_mtp", "critic"),
-    ),
+    static_argnames=(*("model", "algorithm", "temperature", "accumulation", "mesh", "joint_mtp"),),
     donate_argnames=("state",),
 )
 def update(
@@ -138,7 +111,7 @@ def update(
     batch: Batch,
     *,
     model: Decoder,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     algorithm: Algorithm,
     temperature: float = 1.0,
     accumulation: int = 1,

@@ -22,6 +22,7 @@ from grpo_jax.judges import completions_batch, read, rewards, rewards_of
 from grpo_jax.learner import make_optimizer, micro_batched
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.pretrained import beginning, fitting, pretrained, started
 from grpo_jax.progress import announce_compilations, say
 from grpo_jax.runs import open_run
@@ -49,10 +50,10 @@ def pair_loss(model: Decoder, pairs: int, frozen, params: Any, prompts: Prompts,
 
 @partial(
     jax.jit,
-    static_argnames=("model", "optimizer", "accumulation"),
+    static_argnames=("model", "accumulation"),
     donate_argnames=("state",),
 )
-def _update(state: TrainState, *batch, model: Decoder, optimizer, accumulation: int):
+def _update(state: TrainState, *batch, model: Decoder, optimizer: Optimizer, accumulation: int):
     loss = partial(pair_loss, model, len(batch[1]), state.frozen)
     gradient, metrics = micro_batched(loss, state.params, batch, accumulation)
     variance = metrics.pop("reward_square") - jnp.square(metrics["reward_mean"])

@@ -2,29 +2,30 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-import optax
+from flax import struct
 from jax.sharding import Mesh
 
 from grpo_jax.models.critic import init_critic
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import ADAPTERS
 from grpo_jax.models.quantized import is_quantized
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.sharding import shardings, unbox
 from grpo_jax.types import CriticState, TrainState
 
 BIAS = "router_bias"
 
 
-class Critic(NamedTuple):
+class Critic(struct.PyTreeNode):
     """What PPO trains beside the policy: a kind of `models.critic`, and its optimizer."""
 
-    kind: str
-    optimizer: optax.GradientTransformation
+    kind: str = struct.field(pytree_node=False)
+    optimizer: Optimizer
 
 
 def split_params(params: Any) -> tuple[Any, Any, Any]:
@@ -43,7 +44,7 @@ def split_params(params: Any) -> tuple[Any, Any, Any]:
 
 def init_state(
     model: Decoder,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     rng: jax.Array,
     mesh: Mesh,
     *,
@@ -91,7 +92,7 @@ def init_state(
 
 def abstract_state(
     model: Decoder,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     mesh: Mesh,
     *,
     reference: bool,

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -20,6 +19,7 @@ from grpo_jax.experiment import Experiment, build
 from grpo_jax.judges import PREFIX, with_judges
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.progress import announce_compilations, doing, say
 from grpo_jax.rewards.evaluate import Rewarder, Scores, scored_by
@@ -98,7 +98,7 @@ def make_critic(ex: Experiment, updates: int) -> Critic | None:
 def _start(
     ex: Experiment,
     run: Run,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     critic: Critic | None,
     problems: "Problems",
     rewarder: Rewarder,
@@ -123,7 +123,7 @@ def _start(
 
 def iteration(
     ex: Experiment,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     critic: Critic | None,
     submit: Callable[..., Callable[[], Scores]],
     problems: "Problems",

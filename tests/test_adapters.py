@@ -15,6 +15,7 @@ from grpo_jax.learner import prepare, update
 from grpo_jax.models.config import Lora
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.sft import LIKELIHOOD
 from grpo_jax.sharding import make_mesh
 from grpo_jax.train_state import init_state
@@ -28,7 +29,9 @@ PROMPTS = reference.make_prompts([6, 2], S, C.vocab_size)
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(1, C.vocab_size, (P, G, T)).astype(np.int32)
 MASK = np.arange(T) < RNG.integers(1, T + 1, (P, G))[..., None]
-SGD = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), 9)
+SGD = Optimizer(
+    None, lambda _: optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), 9)
+)
 PARAMS = reference.random_params(BASE)
 
 

@@ -18,6 +18,7 @@ from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer, prepare, update
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.sharding import make_mesh
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Rollouts
@@ -30,7 +31,9 @@ BETA, CLIP, VALUE_CLIP, COEFFICIENT, GAMMA, LAM = 0.3, 0.2, 0.3, 0.7, 0.9, 0.8
 PPO = dataclasses.replace(
     PRESETS["ppo"], beta=BETA, value_clip=VALUE_CLIP, value_coef=COEFFICIENT, gamma=GAMMA, lam=LAM
 )
-SGD = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), 9)
+SGD = Optimizer(
+    None, lambda _: optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), 9)
+)
 rng = np.random.default_rng(0)
 PROMPTS = reference.make_prompts([5, 2, 3], S, C.vocab_size)
 TOKENS = rng.integers(1, C.vocab_size, (P, G, T)).astype(np.int32)
@@ -193,6 +196,15 @@ def last_state(config, folder):
     optimizer = make_optimizer(config.optimizer, updates)
     like = abstract_state(ex.model, optimizer, ex.mesh, reference=True, critic=critic)
     return checkpoints.restore_latest(folder / "checkpoints", like)[0]
+
+
+def test_a_critics_learning_rate_and_number_of_updates_are_data():
+    one, other = (
+        trainer.make_critic(build(tiny_config(**{"algorithm.preset": "ppo", **options})), updates)
+        for options, updates in (({}, 8), ({"optimizer.critic_learning_rate": 3e-2}, 9))
+    )
+    assert jax.tree.structure(one) == jax.tree.structure(other)  # what jit looks a program up by
+    assert other.optimizer.numbers.schedule.peak == 3e-2 != one.optimizer.numbers.schedule.peak
 
 
 @pytest.mark.parametrize("kind", ["network", "head"])

@@ -23,6 +23,7 @@ import flax, jax, jax.numpy as jnp, numpy as np, optax
 from hugging_face import abstract
 from reference import SPARSE, make_prompts
 from grpo_jax.learner import update
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.models import weights
 from grpo_jax.models.config import Lora
@@ -32,7 +33,8 @@ from grpo_jax.sharding import make_mesh, put_batch, using
 from grpo_jax.types import Batch
 
 folder = Path(sys.argv[1])
-SGD = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), 9)
+sgd = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), 9)
+SGD = Optimizer(None, lambda _: sgd)
 rng = np.random.default_rng(0)
 mask = np.arange(4) < rng.integers(1, 5, (8, 2))[..., None]
 tokens = rng.integers(1, SPARSE.vocab_size, mask.shape).astype(np.int32)

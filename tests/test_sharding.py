@@ -20,6 +20,7 @@ from grpo_jax.learner import prepare, update
 from grpo_jax.train_state import abstract_state, init_state
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.sharding import make_mesh, put_batch, using
@@ -28,9 +29,8 @@ from grpo_jax.types import Prompts
 # 21 tokens are not divisible by 2, nor 3 own tokens by 8; a whole dimension is then kept.
 MODEL = Decoder(ModelConfig(vocab_size=21, hidden=16, layers=1, heads=4, kv_heads=2, ff=24))
 ALGORITHM = Algorithm(beta=0.1)
-OPTIMIZER = optax.apply_if_finite(
-    optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), max_consecutive_errors=9
-)
+SGD = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0), 9)
+OPTIMIZER = Optimizer(None, lambda _: SGD)
 rng = np.random.default_rng(0)
 tokens = rng.integers(2, 21, (8, 5)).astype(np.int32)
 mask = np.arange(5) >= rng.integers(0, 4, 8)[:, None]

@@ -15,6 +15,7 @@ from grpo_jax.learner import make_optimizer, update
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import token_logps
 from grpo_jax.models.score import score
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.sft import LIKELIHOOD
 from grpo_jax.train_state import split_params
 from grpo_jax.types import Batch, TrainState
@@ -37,7 +38,10 @@ FIELDS = {
 }
 ADAMW = make_optimizer(ml_collections.ConfigDict(FIELDS), 10)
 RATE = 2.0**12
-SGD = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=RATE), 9)
+SGD = Optimizer(
+    None,
+    lambda _: optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=RATE), 9),
+)
 
 
 def state_with(optimizer):

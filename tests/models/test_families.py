@@ -24,6 +24,7 @@ from grpo_jax.models.config_json import architecture, read_config, write_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.names import parts
 from grpo_jax.models.weights import SINGLE, save_model
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.sft import LIKELIHOOD
@@ -35,7 +36,10 @@ STOP = 2
 ROWS = np.random.default_rng(0).integers(0, V, (2, 20)).astype(np.int32)
 PROMPTS = make_prompts([5, 12, 1], S, V)
 RATE = 2.0**12  # so large a step that the change of the parameters is the gradient, to rounding
-SGD = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=RATE), 9)
+SGD = Optimizer(
+    None,
+    lambda _: optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=RATE), 9),
+)
 
 
 @pytest.fixture(scope="module", params=list(CASES))

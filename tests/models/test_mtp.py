@@ -31,6 +31,7 @@ from grpo_jax.learner import update
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.score import draft_hidden, score
 from grpo_jax.models.weights import SINGLE, save_model
+from grpo_jax.optimizer import Optimizer
 from grpo_jax.sft import LIKELIHOOD
 from grpo_jax.types import Batch, TrainState
 
@@ -42,7 +43,10 @@ TOKENS = RNG.integers(1, C.vocab_size, (P, G, T)).astype(np.int32)
 LENGTHS = RNG.integers(1, T + 1, (P, G))
 MASK = np.arange(T) < LENGTHS[..., None]
 RATE = 2.0**12
-SGD = optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=RATE), 9)
+SGD = Optimizer(
+    None,
+    lambda _: optax.apply_if_finite(optax.inject_hyperparams(optax.sgd)(learning_rate=RATE), 9),
+)
 
 
 def row_drafts(params, tokens):
