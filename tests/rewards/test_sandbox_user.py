@@ -57,5 +57,6 @@ def test_an_ordinary_user_has_the_same_sandbox():
         capture_output=True,
         text=True,
     )
-    print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
+    if "there is none here" in done.stdout:  # of the launchers, one or both
+        pytest.skip(f"as an ordinary user: {done.stdout}")
