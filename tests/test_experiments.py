@@ -87,6 +87,11 @@ def test_sample_prints_a_line_for_each_completion(run):
         ("sample", ["--workdir={nothing}", "--prompt=1+2="], "holds no run"),
         ("sample", ["--workdir={run}", "--prompt=1+x="], "character 'x'"),
         ("sample", ["--workdir={run}"], "--prompt"),
+        (
+            "sample",
+            ["--workdir={run}", "--prompt=1", "--chat_template_kwargs=[1"],
+            "--chat_template_kwargs=[1: not JSON",
+        ),
         ("evaluate", ["--workdir={nothing}"], "holds no run"),
         ("evaluate", [], "--workdir=DIR is needed"),
         ("evaluate", ["--config=configs/quick.py"], "--config=FILE with a model.path"),
@@ -303,8 +308,8 @@ def test_the_readme_lists_every_preset_and_only_fields_that_exist():
     listed = re.findall(r"^\| `(\w+)` \| .*arxiv", README, re.MULTILINE)
     assert sorted(listed) == sorted(algorithms.PRESETS)
     fields = set(re.findall(r"--config\.([\w.]+)=", README))
-    # A task takes options of its own.
-    ours = {name for name in fields if not name.startswith("task.")}
+    # A task takes options of its own, and so does a chat template.
+    ours = {name for name in fields if not name.startswith(("task.", "chat_template_kwargs."))}
     assert ours - {"x"} <= flatten(defaults().to_dict()).keys()
 
 
