@@ -25,7 +25,8 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
 from grpo_jax.pretrained import abstract_params, pretrained
-from grpo_jax.rewards.evaluate import Rewarder, Scores
+from grpo_jax.rewards.call import RewardError, excerpt
+from grpo_jax.rewards.evaluate import Rewarder, Scores, scored_by
 from grpo_jax.rewards.turn import remainder
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import load_config
@@ -126,7 +127,15 @@ def load_judge(folder: Path, asked: Experiment) -> Judge:
         filled = [[text or "" for text in group] for group in texts]
         batch = completions_batch(ex, problems, filled, cut=of_run)
         judged = np.array([[text is not None for text in group] for group in texts])
-        return lowest(np.asarray(rewards(ex.model, params, *batch)), judged)
+        told = np.asarray(rewards(ex.model, params, *batch))
+        if not np.isfinite(told).all():
+            p, g = np.argwhere(~np.isfinite(told))[0]
+            raise RewardError(
+                f"reward {PREFIX + str(folder)!r} gives {told[p, g]}; prompt: "
+                f"{excerpt(problems[p].prompt)}; completion: {excerpt(completions[p][g])}; valid: "
+                "a model whose scores are finite"
+            )
+        return lowest(told, judged)
 
     return judge
 
@@ -181,6 +190,27 @@ def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
     return np.where(judged, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
 
 
+def only(judge: Judge, ex: Experiment, asked: Sequence[bool] | np.ndarray) -> Judge:
+    """The judge of those problems that bool[P] asks about: it never sees others, which are NaN.
+
+    A batch is filled up to a power of two of problems a device, so that few programs serve all.
+    """
+    places = np.flatnonzero(asked)
+    rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
+
+    def judged(problems, completions):
+        found = np.full((len(problems), len(completions[0])), np.nan, np.float32)
+        if places.size:
+            size = rows << (-(-len(places) // rows) - 1).bit_length()
+            size = min(size, -(-len(problems) // rows) * rows)
+            chosen = [*places, *[places[0]] * (size - len(places))]
+            told = judge([problems[i] for i in chosen], [completions[i] for i in chosen])
+            found[places] = told[: len(places)]
+        return found
+
+    return judged
+
+
 def with_judges(
     rewarder: Rewarder, names: Sequence[str], asked: Experiment
 ) -> Callable[..., Callable[[], Scores]]:
@@ -190,13 +220,18 @@ def with_judges(
     are at work in theirs.
     """
     chosen = [name for name in names if name.startswith(PREFIX)]
-    judges = {name: load_judge(Path(name.removeprefix(PREFIX)), asked) for name in chosen}
+    judges = {
+        name: load_judge(Path(name.removeprefix(PREFIX)).expanduser(), asked) for name in chosen
+    }
 
     def submit(problems, completions) -> Callable[[], Scores]:
         scores = rewarder.submit(problems, completions)
 
         def wait() -> Scores:
-            judged = {name: judge(problems, completions) for name, judge in judges.items()}
+            judged = {}
+            for name, judge in judges.items():
+                its = [scored_by(problem, name) for problem in problems]
+                judged[name] = only(judge, asked, its)(problems, completions)
             others = scores()
             return others._replace(parts=others.parts | judged)
 

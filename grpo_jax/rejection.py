@@ -11,7 +11,7 @@ from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.folders import inside_run, listed
-from grpo_jax.judges import Judge, load_judge
+from grpo_jax.judges import Judge, load_judge, only
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
 from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
 from grpo_jax.tokenizers import prefill, save_tokenizer
@@ -111,7 +111,9 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     for start in range(len(done), len(problems), size):
         part = problems[start : start + size]
         a = attempts(ex, params, rewarder, part, rule.samples, rule.temperature, first=start)
-        right = np.where(a.judged, a.right, best_liked(judges, part, a.completions))
+        unknown = [not all(row) for row in a.judged]
+        asked = [only(judge, ex, unknown) for judge in judges]
+        right = np.where(a.judged, a.right, best_liked(asked, part, a.completions))
         for i, problem in enumerate(part):
             own = rule if scored_by(problem, "language") else rule._replace(language="")
             held = prefill(ex.tokenizer, problem.prompt)

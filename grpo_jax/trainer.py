@@ -22,7 +22,8 @@ from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.optimizer import Optimizer
 from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.progress import announce_compilations, doing, say
-from grpo_jax.rewards.evaluate import Rewarder, Scores, scored_by
+from grpo_jax.rewards.call import refuse_large
+from grpo_jax.rewards.evaluate import Rewarder, Scores, ending, scored_by
 from grpo_jax.rollout.collect import Collected, collect, encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.rollout.speculative import speculation_metrics
@@ -61,6 +62,7 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder, began: float) -> None:
     c = ex.config
     problems = Problems(ex)
     judged = with_judges(rewarder, list(c.rewards), ex)
+    judged = ending(judged, c.optimizer.max_bad_steps, lambda: problems.step)
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
     learners = make_optimizer(c.optimizer, updates), make_critic(ex, updates)
     done, state = _start(ex, run, *learners, problems, rewarder)
@@ -282,18 +284,21 @@ def _scored(ex: Experiment, problems, completions, scores: Scores):
     weights = ex.config.rewards.to_dict()
     asked = {name: [[scored_by(problem, name)] for problem in problems] for name in weights}
     parts = [np.where(asked[name], scores.parts[name], np.nan) for name in weights]
-    rewards = algorithms.combine_rewards(
+    combined = algorithms.combine_rewards(
         jnp.where(scores.lost, jnp.nan, jnp.stack(parts)),
         jnp.array(list(weights.values()), jnp.float32),
         ex.algorithm.reward_combination,
         std_ddof=ex.algorithm.std_ddof,
         std_eps=ex.algorithm.std_eps,
     )
+    rewards = np.asarray(combined)
+    normalised = ex.algorithm.reward_combination != "sum"
+    refuse_large(problems, completions, np.stack(parts) if normalised else rewards[None])
     steps = None
     if algorithms.needs_steps(ex.algorithm):
         held = partial(prefill, ex.tokenizer)
         steps = judge_steps(ex.task, problems, completions, held)
-    return np.asarray(rewards), scores.parts, scores.timeouts, steps
+    return rewards, scores.parts, scores.timeouts, steps
 
 
 def _learn(ex: Experiment, optimizer, critic, state: TrainState, batch, number: int):

@@ -131,3 +131,24 @@ def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch)
         none = dataclasses.replace(longer, task=dataclasses.replace(ex.task, heldout=[long]))
         with pytest.raises(ValueError, match="prompt_length=8 drops every problem of 1"):
             evaluation.evaluate(none, None, rewarder, problems=4)
+
+
+def test_a_problem_is_asked_about_its_accuracy_and_what_it_asks_for(ex, monkeypatch):
+    problems = [
+        dataclasses.replace(p, columns={**p.columns, **more})
+        for p, more in zip(
+            ex.task.heldout[:3], [{}, {"rewards": ["format"]}, {"rewards": ()}], strict=True
+        )
+    ]
+    monkeypatch.setattr(evaluation, "sample", Stub(ex, lambda text, g: True))
+    rewards = ("accuracy", "format", "repetition")
+    with ex.rewarder(rewards) as rewarder:
+        found = [
+            evaluation.attempts(ex, None, rewarder, problems, 1, 0.0, rewards=names).parts
+            for names in ((), ("format", "repetition"))
+        ]
+    given = [{name: (~np.isnan(v[:, 0])).tolist() for name, v in parts.items()} for parts in found]
+    all_of_them, none = [True] * 3, [False] * 3
+    assert given[0] == {"accuracy": all_of_them, "format": none, "repetition": none}
+    asked = {"format": [True, True, False], "repetition": [True, False, False]}
+    assert given[1] == {"accuracy": all_of_them} | asked

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import chex
 import flax
@@ -23,6 +24,7 @@ from grpo_jax.learner import micro_batched
 from grpo_jax.models.critic import init_critic
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.weights import save_model
+from grpo_jax.rewards import RewardError
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tokenizers import encode
 
@@ -188,6 +190,39 @@ def test_what_has_nothing_to_judge_is_below_all_that_has():
     want = [[3, -2, -3], [-3, -3, -3], [7, 8, 6]]
     np.testing.assert_array_equal(judges.lowest(rewards, judged), want)
     assert np.isnan(judges.lowest(rewards, np.zeros((3, 3), bool))).all()
+
+
+def test_a_judge_sees_what_asks_for_it_in_batches_of_few_sizes():
+    seen = []
+
+    def judge(problems, completions):
+        seen.append(problems)
+        return np.array([[float(problem)] * 2 for problem in problems], np.float32)
+
+    mesh = SimpleNamespace(shape={"data": 2, "fsdp": 1, "tensor": 1})
+    ex, problems, texts = SimpleNamespace(mesh=mesh), list("123456"), [["", ""]] * 6
+    for asked, wanted in (
+        ("000000", None),
+        ("001000", "33"),
+        ("101000", "13"),
+        ("101001", "1361"),
+        ("111110", "123451"),
+        ("111111", "123456"),
+    ):
+        mask = [one == "1" for one in asked]
+        found = judges.only(judge, ex, mask)(problems, texts)
+        want = np.where(mask, np.arange(1.0, 7.0), np.nan)
+        np.testing.assert_array_equal(found, np.repeat(want[:, None], 2, 1))
+        assert ("".join(seen.pop()) if seen else None) == wanted
+
+
+def test_a_judge_without_finite_scores_is_named(monkeypatch, tmp_path):
+    ex = build(tiny_config())
+    monkeypatch.setattr(judges, "_of_run", lambda folder, asked: (ex, None))
+    monkeypatch.setattr(judges, "rewards", lambda *_: np.array([[1.0, np.nan]]))
+    told = r"reward 'reward_model:.*' gives nan; prompt: '1='; completion: '7'; va"
+    with pytest.raises(RewardError, match=told):
+        judges.load_judge(tmp_path, ex)([Problem("1=")], [["6", "7"]])
 
 
 @pytest.mark.parametrize("pads", [True, False])

@@ -18,7 +18,7 @@ from grpo_jax.checkpoints import restore_params
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer
-from grpo_jax.rewards.evaluate import Scores
+from grpo_jax.rewards.evaluate import RewardError, Scores
 from grpo_jax.rollout.collect import Collected
 from grpo_jax.runs import open_run
 from grpo_jax.tasks import Problem
@@ -118,6 +118,17 @@ def test_a_problem_is_scored_by_the_rewards_it_asks_for():
     with pytest.raises(UsageError, match=r"parts.sums.rewards: 'no' is not among config.rewards"):
         parts = {"sums": {"name": "addition", "rewards": ("no",)}, "countdown": {}}
         tiny_config(task={"name": "mixture", "parts": parts})
+
+
+def test_rewards_too_large_for_float32_are_refused_in_one_line():
+    parts = {"accuracy": np.full((1, 2), 2e38, np.float32), "format": np.zeros((1, 2), np.float32)}
+    told = r"are (2e\+38|inf) for the prompt '1\+1=', completion 'x'; valid: up to 1e\+18"
+    for combination, weight in (("sum", 1.0), ("sum", 1e10), ("normalize_each", 1e-30)):
+        changes = {"rewards": {"accuracy": weight, "format": 0.5}}
+        ex = build(tiny_config(**changes, **{"algorithm.reward_combination": combination}))
+        with pytest.raises(RewardError, match=told):
+            scores = Scores(parts, 0, np.zeros((1, 2), bool))
+            trainer._scored(ex, [Problem("1+1=", {"answer": "2"})], [["x", "y"]], scores)
 
 
 def test_speculative_decoding_needs_a_layer_that_drafts():

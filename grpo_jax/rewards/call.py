@@ -16,6 +16,7 @@ import numpy as np
 
 from grpo_jax.rewards.text import Reward
 
+LARGEST = 1e18  # of a reward: advantages are reckoned with its square, in float32
 AT_START = "at_start"  # a reward's attribute: a function that loads what it needs, in each process
 
 
@@ -97,7 +98,7 @@ def _values(function: Reward, group: Group) -> list[float]:
     columns = {name: [value] * size for name, value in group.columns.items()}
     given = {"prompts": [group.prompt] * size, "completions": group.completions}
     arguments: dict[str, Any] = columns | dict(group.extras) | given
-    returned = function(**_accepted(function, arguments))
+    returned = function(**accepted(function, arguments))
     # A mapping would be read as its keys, a set in any order, text as its characters, a table by
     # its columns.
     wrong = isinstance(returned, Mapping | Set | str | bytes | bytearray | memoryview)
@@ -112,8 +113,8 @@ def _values(function: Reward, group: Group) -> list[float]:
     return [_value(value, index, size) for index, value in enumerate(values)]
 
 
-def _accepted(function: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the function names, or all where it takes **columns.
+def accepted(function: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a reward names, or all where it takes **columns.
 
     A missing one that has no default is an error that names the columns there are.
     """
@@ -210,6 +211,19 @@ def excerpt(value: Any, limit: int = 120) -> str:
     """`repr(value)`, cut to `limit` characters for an error message."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def refuse_large(
+    problems: Sequence[Any], completions: Sequence[Sequence[str]], rewards: np.ndarray
+) -> None:
+    """RewardError where float32 holds no squares, and so no spread, of rewards f32[N, P, G]."""
+    if (large := np.abs(rewards) > LARGEST).any():
+        n, p, g = np.argwhere(large)[0]
+        raise RewardError(
+            f"the rewards of config.rewards, weighed, are {rewards[n, p, g]:g} for the prompt "
+            f"{excerpt(problems[p].prompt)}, completion {excerpt(completions[p][g])}; valid: up to "
+            f"{LARGEST:g}, whose square float32 holds"
+        )
 
 
 # The worker's side: functions arrive once, by cloudpickle, before any time limit runs.

@@ -36,8 +36,6 @@ REWARDS = "rewards"  # the column that names the rewards that score a problem, w
 POLL_S = 0.1  # between looks at what is overdue
 RESTARTS = 3  # of the processes, one after the other, without a call that returns
 
-Asked = Mapping[str, Sequence[bool]]  # of each reward, which of the problems it is to score
-
 
 class Record(Protocol):
     """What a problem must offer here; `tasks.Problem` does."""
@@ -57,7 +55,7 @@ class Scores(NamedTuple):
     parts     name -> f32[P, G]; NaN where the reward abstained, hung or was not asked
     timeouts  how many (reward, completion) pairs hung or killed their process
     lost      bool[P, G]; True where one of the completion's rewards did
-    failed    name -> how, of the rewards that did on every completion that they were asked about
+    failed    name -> how a reward that was asked did so on every completion, "" where it did not
     """
 
     parts: dict[str, np.ndarray]
@@ -128,22 +126,19 @@ class Rewarder:
         problems: Sequence[Record],
         completions: Sequence[Sequence[str]],
         completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
-        asked: Asked | None = None,
     ) -> Scores:
-        """The rewards of completions [P][G] for problems [P].
-
-        asked  which rewards score which problems; by default all, but for what a problem's column
-               `rewards` leaves out
+        """The rewards of completions [P][G] for problems [P], of those that a problem asks for.
 
         ValueError for ragged or mismatched input; RewardError where a reward fails.
         """
         groups = _groups(problems, completions, completion_ids, self.prefill)
-        if asked is None:
-            asked = {name: [scored_by(p, name) for p in problems] for name in self.functions}
         shape = len(groups), len(completions[0]) if completions else 0
-        parts = {name: np.full(shape, np.nan, np.float32) for name in asked}
+        parts = {name: np.full(shape, np.nan, np.float32) for name in self.functions}
         calls: list[Call] = [
-            (name, p, None) for name in asked for p in np.flatnonzero(asked[name]).tolist()
+            (name, p, None)
+            for name in self.functions
+            for p, problem in enumerate(problems)
+            if scored_by(problem, name)
         ]
         if not self.workers:
             for name, p, _ in calls:
@@ -154,9 +149,10 @@ class Rewarder:
         lost = np.zeros(shape, bool)
         for _, p, g in hung:
             lost[p, g] = True
-        sizes = Counter({name: sum(asked[name]) * shape[1] for name in asked})
-        sizes.subtract(name for name, *_ in hung)
-        failed = {name: how for (name, *_), how in hung.items() if not sizes[name]}
+        scored = Counter(name for name, *_ in calls for _ in range(shape[1]))
+        scored.subtract(name for name, *_ in hung)
+        how = {name: text for (name, *_), text in hung.items()}
+        failed = {name: "" if n else how[name] for name, n in scored.items()}
         _warn(hung, groups)
         return Scores(parts, len(hung), lost, failed)
 
@@ -265,6 +261,34 @@ class Rewarder:
         self.close()
 
 
+def ending(
+    submit: Callable[..., Callable[[], Scores]], limit: int, step: Callable[[], int]
+) -> Callable[..., Callable[[], Scores]]:
+    """`submit`, but RewardError once a reward has failed throughout `limit` steps in a row.
+
+    step  the number of the step that is being made
+    """
+    bad: dict[str, set[int]] = {}
+
+    def watched(problems, completions) -> Callable[[], Scores]:
+        wait = submit(problems, completions)
+
+        def result() -> Scores:
+            scores = wait()
+            for name, how in scores.failed.items():
+                bad[name] = bad.get(name, set()) | {step()} if how else set()
+                if len(bad[name]) >= limit:
+                    raise RewardError(
+                        f"reward {name!r} {how} for every completion of {limit} steps in a row "
+                        f"(optimizer.max_bad_steps={limit}): mend it, or raise reward_timeout"
+                    )
+            return scores
+
+        return result
+
+    return watched
+
+
 class _Running(NamedTuple):
     """A call that was given to a pool; its slot is the clock's, `size` in completions."""
 
@@ -319,9 +343,14 @@ def _groups(
     )
     held = [{} if prefill is None else {"prefill": prefill(p.prompt)} for p in problems]
     return [
-        Group(p.prompt, list(_trl_completions(p, group)), {**p.columns, **before}, extras)
+        Group(p.prompt, list(_trl_completions(p, group)), {**_columns(p), **before}, extras)
         for p, group, extras, before in zip(problems, completions, ids, held, strict=True)
     ]
+
+
+def _columns(problem: Record) -> dict[str, Any]:
+    """What rewards get: all columns but the one that chooses among them."""
+    return {name: value for name, value in problem.columns.items() if name != REWARDS}
 
 
 def _trl_completions(problem: Record, completions: Sequence[str]) -> Iterator[Any]:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from grpo_jax.rewards.call import accepted
 from grpo_jax.rewards.evaluate import REWARDS
 from grpo_jax.rewards.text import Completion
 from grpo_jax.tasks.problem import Problem, Source, Task
@@ -81,7 +82,8 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         **columns: Any,
     ) -> Sequence[float | None]:
         (one,) = set(kind)  # a reward is asked about one problem at a time
-        return tasks[one].accuracy(prompts, completions, **columns)
+        given = {"prompts": prompts, "completions": completions, **columns}
+        return tasks[one].accuracy(**accepted(tasks[one].accuracy, given))
 
     heldout = [
         [_marked(task.heldout[i], marks[kind]) for i in range(len(task.heldout))]

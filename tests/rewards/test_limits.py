@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from grpo_jax.rewards import limits
+from grpo_jax.rewards import RewardError, Scores, limits
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.call import Group
+from grpo_jax.rewards.evaluate import ending
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,30 @@ def test_a_reward_that_never_returns_is_given_up_within_a_batch():
     }
     assert set(batch.lost.values()) == {"took more than 1 s"}
     assert np.isnan(parts["never"]).all() and np.isnan(parts["often"]).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("failures", "ends_at"),
+    [
+        ([{"a": "hung"}] * 3, 3),
+        ([{"a": "hung", "b": ""}, {"a": ""}, {"a": "hung"}, {"a": "hung"}], None),
+        ([{"a": "hung"}, {"b": "hung"}, {"a": "hung"}, {"b": ""}, {"a": "hung"}], 5),  # not asked
+        ([{"a": ""}, {"b": "hung"}, {"a": "hung", "b": "hung"}, {"b": "hung"}], 4),
+    ],
+)
+def test_a_reward_lost_throughout_many_steps_in_a_row_ends_the_run(failures, ends_at):
+    number, given = 0, iter([one for one in failures for _ in range(2)])  # two rounds a step
+
+    def submit(problems, completions):
+        return lambda: Scores({}, 0, np.zeros((0, 0), bool), next(given))
+
+    watched = ending(submit, 3, lambda: number)
+    told = r"reward '[ab]' hung for every completion of 3 steps in a row \(optimizer.max_bad_st"
+    for number in range(1, len(failures) + 1):
+        if number == ends_at:
+            with pytest.raises(RewardError, match=told):
+                watched([], [])()
+            return
+        watched([], [])()
+        watched([], [])()
+    assert ends_at is None

@@ -61,6 +61,15 @@ def test_each_part_judges_and_solves_its_own(task):
     assert {*"0123456789+=", "<think>"} <= set(task.symbols)
 
 
+def test_a_part_may_have_a_reward_that_takes_no_other_columns(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"prompt": "{i}?", "more": 1}}\n' for i in range(20)))
+    own = {"name": "jsonl", "path": str(path), "reward": lambda completions: [0.5]}
+    task = make_task("mixture", parts={"own": own, "sums": PARTS["sums"]})
+    problem = next(p for p in task.heldout if p.columns["kind"] == "own")
+    assert Rewarder({"accuracy": task.accuracy})([problem], [["x"]]).parts["accuracy"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
