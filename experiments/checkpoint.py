@@ -6,12 +6,11 @@ RUN is a run's newest checkpoint, and RUN/checkpoints/STEP another of its checkp
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import FrozenConfigDict
-
 from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
 from grpo_jax.experiment import Experiment, build
+from grpo_jax.fields import FrozenFields
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import merge_adapters
@@ -64,7 +63,7 @@ def load(workdir: Path, scores: bool = False) -> tuple[Experiment, Any, int]:
     params, step = checkpoints.restore_params(run / "checkpoints", step)
     if "value" in params and not scores:
         raise UsageError(f"{workdir} holds a reward model, which scores and does not write")
-    ex = build(FrozenConfigDict(plain))
+    ex = build(FrozenFields(plain))
     if ex.model.config.lora.rank and "value" not in params:
         params = merged(pretrained(ex), params)
     return ex, params, step
@@ -86,7 +85,7 @@ def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
         kept, tokenizer, params, step = resolve(asked).to_dict(), None, None, 0
     plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
     plain["chat_template_kwargs"] = kept["chat_template_kwargs"] | plain["chat_template_kwargs"]
-    ex = build(FrozenConfigDict(plain), tokenizer)  # "char" is of the task that it was built for
+    ex = build(FrozenFields(plain), tokenizer)  # "char" is of the task that it was built for
     return ex, pretrained(ex) if params is None else params, step
 
 

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 from absl import flags
-from ml_collections import FrozenConfigDict
 
 from grpo_jax.command_line import run_main
 from grpo_jax.progress import checked, doing, importing, result_on_stdout
@@ -76,6 +75,7 @@ def _examined():
     from grpo_jax.checks import UsageError
     from grpo_jax.config import resolve
     from grpo_jax.experiment import build
+    from grpo_jax.fields import FrozenFields
     from grpo_jax.pretrained import pretrained
 
     config = flags.FLAGS.config and resolve(flags.FLAGS.config).to_dict()
@@ -84,7 +84,7 @@ def _examined():
             raise UsageError(
                 "--workdir=DIR is needed, the folder of a run, or --config=FILE with a model.path"
             )
-        ex = build(FrozenConfigDict(config))
+        ex = build(FrozenFields(config))
         return ex, pretrained(ex), 0
     if not config:
         return load(Path(WORKDIR.value))

@@ -37,7 +37,6 @@ SAMPLES = flags.DEFINE_integer("samples", 8, "completions of each", lower_bound=
 
 def main():
     file, folder = stages.config_and_folder()
-    stages.check_names(folder)
     for number in range(ITERATIONS.value + 1):
         iterate(file, folder, number)
     print("\n".join(table(folder, ITERATIONS.value)))

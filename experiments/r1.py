@@ -30,7 +30,6 @@ SHOWN = 2  # completions of each kind that are kept of each stage
 
 def main():
     path, folder = stages.config_and_folder()
-    stages.check_names(folder)
     file = load_module(path)
     names = stages_to_run(file, WITHOUT.value)
     with importing():

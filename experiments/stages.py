@@ -38,13 +38,6 @@ def config_and_folder() -> tuple[str, Path]:
     return CONFIG.value, folder
 
 
-def check_names(folder: Path) -> None:
-    """UsageError where the folder has a dot: its path is part of rewards' names, and ConfigDict's
-    keys may not have one."""
-    if "." in str(folder):
-        raise UsageError(f"--workdir={folder}: it is part of a reward's name; valid: without a dot")
-
-
 def run(module: str, *flags: str) -> None:
     """Run `python -m module flags` to its end, told of first; UsageError where it fails.
 

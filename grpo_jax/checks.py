@@ -42,6 +42,7 @@ _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # what a processor that flushes smaller ones to zero can tell from it; JAX's keys are of 32 bits.
 INT_MAX, SEED_MAX = 2**31 - 1, 2**32 - 1
 FLOAT_MAX, FLOAT_MIN = 3.4028235e38, 1.17549435e-38
+_LARGEST_WEIGHT = 1e18  # its square is within float32
 # Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
 _FREE = ("task", "rewards", "algorithm", "chat_template_kwargs")
 # What rendering a chat says itself, or what is no value of the template.
@@ -130,9 +131,16 @@ def _check_rewards(weights: dict[str, Any], task: dict[str, Any]) -> None:
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise UsageError(f"config.rewards.{name}: {weight!r} is not a number")
+        if abs(weight) > _LARGEST_WEIGHT:
+            raise UsageError(f"config.rewards.{name}: {weight!r} is too large; valid: up to 1e18")
     parts = task.get("parts", {})
     for kind, options in parts.items() if isinstance(parts, dict) else ():
-        for name in options.get("rewards", ()) if isinstance(options, dict) else ():
+        names = options.get("rewards", ()) if isinstance(options, dict) else ()
+        if isinstance(names, str):
+            raise UsageError(
+                f"config.task.parts.{kind}.rewards={names!r}: valid: a tuple of names, ({names!r},)"
+            )
+        for name in names:
             if name not in weights:
                 raise UsageError(
                     f"config.task.parts.{kind}.rewards: {name!r} is not among config.rewards; "

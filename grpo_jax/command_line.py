@@ -28,6 +28,7 @@ from grpo_jax.checks import (
 )
 from grpo_jax.config import defaults, resolve
 from grpo_jax.reporting import reporting
+from grpo_jax.reward_flags import check_weights, set_weights, take_weights
 
 FLAGS = flags.FLAGS
 
@@ -132,14 +133,16 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
 
     Raises UsageError on one line for an unknown flag or field and for a wrong type or file.
     """
+    weights = take_weights(argv)
     given = _options(argv)
     path = dict(given).get("config")
     fields = [(k.removeprefix("config."), v) for k, v in given if k.startswith("config.")]
     kinds = {}
-    if fields and path is None:
+    if (fields or weights) and path is None:
         raise UsageError(_NO_CONFIG)
     if path is not None and "config" in flag_values:
         config = load_config_file(path)
+        check_weights(weights, config)
         for name, _ in fields:
             if isinstance(value := _get(config, name), ConfigDict):
                 example = closest(name, [f"{name}.{key}" for key in value] or [f"{name}.<name>"])
@@ -154,7 +157,12 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
     try:
         left = flag_values([argv[0], *quiet, *argv[1:]])
         _check_numbers(flag_values[name] for name, _ in given if name in flag_values)
+        set_weights(flag_values, weights)
         return left
+    except (ValueError, LookupError) as error:  # ml_collections' of a name that it cannot read
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(_one_line(error)) from error
     except flags.Error as error:
         if missing := re.search(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
             flag = flag_values[missing[1]]
@@ -207,10 +215,11 @@ def _check_numbers(given: Iterable[flags.Flag]) -> None:
 def _options(argv: list[str]) -> list[tuple[str, str]]:
     """Return (name, value) for each --name=value and --name value of the command line."""
     found = []
+    name = r"[\w.]+|config\.[^=\[]+"
     for arg, following in itertools.pairwise([*argv[1:], ""]):
         if arg == "--":
             break
-        match = re.match(r"--?(?:no(?=config\.))?([\w.]+)(?:=(.*))?$", arg, re.DOTALL)
+        match = re.match(rf"--?(?:no(?=config\.))?({name})(?:=(.*))?$", arg, re.DOTALL)
         if match:
             found.append((match[1], following if match[2] is None else match[2]))
     return found

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 from grpo_jax.checks import UsageError, check, closest, described, flatten, untupled
+from grpo_jax.fields import Fields, FrozenFields
 from grpo_jax.models.config import PARTS, ModelConfig
 from grpo_jax.models.config_json import CHOSEN, CHOSEN_EXPERTS, read_config_file
 
@@ -21,7 +22,7 @@ def defaults() -> ConfigDict:
     and what the chat template is given. As None stands for
     the preset's value, what a preset limits is let free with a large number, such as 1e9.
     """
-    config = ConfigDict(
+    config = Fields(
         {
             "seed": 0,
             "start": "",  # a run's folder, whose newest parameters this one starts from
@@ -161,7 +162,7 @@ def resolve(config: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
     if not model["head_dim"] and model["heads"] and model["hidden"] % model["heads"] == 0:
         model["head_dim"] = model["hidden"] // model["heads"]
     check(plain, defaults().to_dict())
-    return FrozenConfigDict(plain)
+    return FrozenFields(plain)
 
 
 def _fill_model(model: dict[str, Any]) -> None:

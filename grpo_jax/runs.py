@@ -20,6 +20,7 @@ from ml_collections import FrozenConfigDict
 
 from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.config import completed
+from grpo_jax.fields import FrozenFields
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What config.json holds beside the config's own fields; these may differ between two starts.
@@ -91,7 +92,7 @@ def open_run(workdir: Path | str, config: FrozenConfigDict) -> Run:
 def load_config(workdir: Path | str) -> FrozenConfigDict:
     """Return the resolved config of the run in `workdir`; UsageError if it holds none."""
     record = _read_config(Path(workdir))
-    return FrozenConfigDict({k: v for k, v in record.items() if k not in _ENVIRONMENT})
+    return FrozenFields({k: v for k, v in record.items() if k not in _ENVIRONMENT})
 
 
 def environment() -> dict[str, Any]:

@@ -72,9 +72,31 @@ def test_the_chat_template_is_given_names_that_no_config_has(config_file):
     assert not config.defaults().chat_template_kwargs.to_dict()
 
 
+def test_rewards_of_any_name_get_their_weights(config_file):
+    judge, module = "reward_model:runs/lr=1e-3/judge-v1.0", "pkg.module:function"
+    options = (
+        *(f"--config.rewards.{judge}=0.5", f"--config.rewards.{module}", "2", "--config.steps=9"),
+        *("--config.rewards.my:f=3", "--config.rewards.my:f=4", "-config.rewards.format=.1"),
+    )
+    got = config.resolve(parsed(f"--config={config_file}", *options))
+    weights = {"accuracy": 2.0, judge: 0.5, module: 2.0, "my:f": 4.0, "format": 0.1}
+    assert got.rewards.to_dict() == weights and got.steps == 9
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ("--config.rewards.my:f=much", "config.rewards.my:f: 'much' is not of type float"),
+        ("--config.rewards.my:f", "config.rewards.my:f: '' is not of type float"),
+        ("--config.rewards={'my:f': 1}", "rewards is a group of fields; set one: .*rewards.accur"),
+        (
+            "--config.rewards.acuracy=1",
+            r"closest .* config.rewards.accuracy; or .*package.m",
+        ),
+        ("--config.foo:bar=1", "unknown field config.foo:bar"),
+        ("--config.task.dig-its=1", "unknown option config.task.dig-its; .* config.task.digits"),
+        ("--config.foo[=1", "Could not parse 'foo\\['"),
+        ("--config.steps[0]=1", "does not support integer indexing"),
         ("--config.chat_template_kwargs=1", r"set one: config.chat_template_kwargs.<name>"),
         ("--config.rolout.group=4", "unknown field config.rolout.group; .* config.rollout.group"),
         ("--config.learning_rte=1", "unknown field .* config.optimizer.learning_rate"),

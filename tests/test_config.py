@@ -1,10 +1,14 @@
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
+from ml_collections import FrozenConfigDict
 
 from grpo_jax import algorithms, config
 from grpo_jax.checks import UsageError, closest, config_diff
+from grpo_jax.fields import FrozenFields
 
 
 def with_values(**fields):
@@ -69,13 +73,62 @@ def test_impossible_values_are_refused(fields, message):
 
 @pytest.mark.parametrize(
     ("rewards", "message"),
-    [({"accuracy": "high"}, r"rewards\.accuracy: 'high' is not a number"), ({}, "at least one")],
+    [
+        ({"accuracy": "high"}, r"rewards\.accuracy: 'high' is not a number"),
+        ({"a.b:c": "0.2"}, r"rewards\.a\.b:c: '0\.2' is not a number"),
+        ({"accuracy": True}, r"rewards\.accuracy: True is not a number"),
+        ({"accuracy": float("nan")}, r"rewards\.accuracy: nan is not a finite number"),
+        ({"accuracy": 1e39}, r"rewards\.accuracy: 1e\+39 must be at most 3\.4028235e\+38"),
+        ({"a.b:c": -1e19}, r"rewards\.a\.b:c: -1e\+19 is too large; valid: up to 1e18"),
+        ({"a": {"b": 1.0}}, r"rewards\.a: .* is not a number"),
+        ({}, "at least one"),
+    ],
 )
 def test_rewards_need_weights(rewards, message):
     changed = config.defaults()
     changed.rewards = rewards
     with pytest.raises(UsageError, match=message):
         config.resolve(changed)
+
+
+def test_the_rewards_of_a_part_are_names():
+    changed = config.defaults()
+    changed.task = {"name": "mixture", "parts": {"a": {"rewards": "format"}, "b": {}}}
+    with pytest.raises(UsageError, match=r"parts.a.rewards='format': valid: a tuple of names"):
+        config.resolve(changed)
+
+
+def test_names_with_dots_go_everywhere_that_others_go():
+    weights = {"pkg.module:function": 1, "reward_model:runs/v1.0": 0.5}
+    changed = config.defaults()
+    changed.rewards = weights
+    changed.rewards["a.b:c"] = 2.0
+    weights = {**weights, "a.b:c": 2.0}
+    changed.update({"rewards": {"a.b:c": 3.0}})
+    copied = copy.deepcopy(changed)
+    copied.rewards["d.e:f"] = 4.0
+    assert changed.rewards.to_dict() == weights | {"a.b:c": 3.0}
+    assert copied.rewards.to_dict() == weights | {"a.b:c": 3.0, "d.e:f": 4.0}
+    resolved = config.resolve(changed)
+    assert resolved.rewards["pkg.module:function"] == 1 and "a.b:c" in resolved.rewards
+    assert sorted(resolved.rewards) == sorted(weights)
+    assert config.resolve(resolved) == resolved == pickle.loads(pickle.dumps(resolved))
+    assert hash(config.resolve(resolved)) == hash(resolved) and resolved != config.resolve(copied)
+    with pytest.raises(AttributeError):
+        resolved.rewards["a.b:c"] = 1.0
+    assert config.completed(json.loads(json.dumps(resolved.to_dict())))["rewards"] == dict(
+        resolved.rewards
+    )
+    diff = config_diff(resolved.to_dict(), config.resolve(copied).to_dict())
+    assert diff == ["rewards.d.e:f: (absent) -> 4.0"]
+
+
+def test_a_frozen_config_is_as_ml_collections_has_it():
+    plain = {"a": {"list": [1, (2, [3])], "set": {4}}, "none": None}
+    ours, theirs = FrozenFields(plain), FrozenConfigDict(plain)
+    assert ours == theirs and theirs == ours and hash(ours) == hash(theirs)
+    assert ours.to_dict() == theirs.to_dict() and repr(ours) == repr(theirs)
+    assert ours != FrozenFields(plain | {"none": 1}) and ours != plain
 
 
 def test_config_diff_names_dotted_fields():

@@ -13,7 +13,7 @@ from tiny import compile_fast, sevens, tiny_config  # noqa: F401
 from grpo_jax import checkpoints, loop, metrics, trainer
 from grpo_jax.experiment import build
 from grpo_jax.learner import make_optimizer, prepare, update
-from grpo_jax.rewards import Rewarder, Scores
+from grpo_jax.rewards import Rewarder, RewardError, Scores
 from grpo_jax.rollout.collect import encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.sharding import put_batch, using
@@ -162,6 +162,21 @@ def test_a_reward_that_kills_its_process_is_told_of_and_the_run_goes_on(tmp_path
         lost = record["completion"].startswith(("7", "8", "9"))
         assert (record["rewards"]["tiny:deadly"] is None) == lost
         assert record["rewards"]["tiny:even"] is not None
+
+
+def test_a_reward_that_is_always_lost_ends_the_run_with_its_name(straight, tmp_path, monkeypatch):
+    def lose(self, calls, groups, parts):
+        lost = [call for call in calls if call[0] == "tiny:sevens"]
+        return {(name, p, g): "took more than 5 s" for name, p, _ in lost for g in range(4)}
+
+    monkeypatch.setattr(Rewarder, "_run", lose)
+    told = (
+        r"'tiny:sevens' took more than 5 s for every completion of 2 steps in a row \(optimizer.m"
+    )
+    with pytest.raises(RewardError, match=told):
+        trainer.train(tiny_config(**OPTIONS, **{"optimizer.max_bad_steps": 2}), tmp_path)
+    (record,) = lines(tmp_path / "metrics.jsonl")
+    assert record["rewards/timeouts"] == 16 and record["reward"] is None
 
 
 def test_a_completion_that_lost_one_of_its_rewards_abstains():

@@ -55,7 +55,7 @@ def set_flags(tmp_path, monkeypatch):
     flags.FLAGS.mark_as_parsed()
     file = tmp_path / "small.py"
     file.write_text(SMALL)
-    folder = str(tmp_path / "run")
+    folder = str(tmp_path / "run-v1.0")
     with flagsaver.flagsaver(config=str(file), workdir=folder, without=[], seeds=None):
         yield tmp_path / "run"
 

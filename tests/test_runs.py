@@ -38,6 +38,18 @@ def test_the_same_config_resumes_and_another_is_refused(tmp_path):
     runs.open_run(tmp_path, CONFIG).close()  # the refusal gave the lock back
 
 
+def test_a_run_whose_rewards_have_dots_resumes(tmp_path):
+    config = defaults()
+    config.rewards = {"pkg.module:function": 1.0, "reward_model:runs/judge-v1.0": 0.5}
+    config = resolve(config)
+    runs.open_run(tmp_path, config).close()
+    loaded = runs.load_config(tmp_path)
+    assert loaded.rewards.to_dict() == config.rewards.to_dict()
+    again = runs.open_run(tmp_path, resolve(loaded))
+    assert again.resumed
+    again.close()
+
+
 def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path):
     config = resolve(defaults())
     runs.open_run(tmp_path, config).close()

@@ -1,5 +1,6 @@
 """The whole loop on a reward that anything learns, and its parts on stubs."""
 
+import dataclasses
 import json
 import os
 import re
@@ -121,14 +122,16 @@ def test_a_problem_is_scored_by_the_rewards_it_asks_for():
 
 
 def test_rewards_too_large_for_float32_are_refused_in_one_line():
-    parts = {"accuracy": np.full((1, 2), 2e38, np.float32), "format": np.zeros((1, 2), np.float32)}
-    told = r"are (2e\+38|inf) for the prompt '1\+1=', completion 'x'; valid: up to 1e\+18"
-    for combination, weight in (("sum", 1.0), ("sum", 1e10), ("normalize_each", 1e-30)):
-        changes = {"rewards": {"accuracy": weight, "format": 0.5}}
-        ex = build(tiny_config(**changes, **{"algorithm.reward_combination": combination}))
+    ex = build(tiny_config(**{"rewards": {"accuracy": 1e10, "format": 0.5}}))
+    problems = [Problem("1+1=", {"answer": "2"})]
+    for reward, combination in ((2e38, "sum"), (2e8, "sum"), (2e38, "normalize_each")):
+        parts = {name: np.full((1, 2), reward, np.float32) for name in ("accuracy", "format")}
+        algorithm = dataclasses.replace(ex.algorithm, reward_combination=combination)
+        scores = Scores(parts, 0, np.zeros((1, 2), bool))
+        told = r"are (2e\+[13]8|inf) for the prompt '1\+1=', completion 'x'; valid: up to 1e\+18"
         with pytest.raises(RewardError, match=told):
-            scores = Scores(parts, 0, np.zeros((1, 2), bool))
-            trainer._scored(ex, [Problem("1+1=", {"answer": "2"})], [["x", "y"]], scores)
+            one = dataclasses.replace(ex, algorithm=algorithm)
+            trainer._scored(one, problems, [["x", "y"]], scores)
 
 
 def test_speculative_decoding_needs_a_layer_that_drafts():
