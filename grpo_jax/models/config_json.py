@@ -7,7 +7,8 @@ from typing import Any
 
 from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
 from grpo_jax.models.families import FAMILIES, Family, Json
-from grpo_jax.models.files import INDEX, SINGLE, tensor_files
+from grpo_jax.models.files import INDEX, SINGLE, equal, tensor_files
+from grpo_jax.models.names import EMBEDDING, HEAD
 
 # Ours -> theirs, for every family.
 FIELDS = {
@@ -35,6 +36,13 @@ ROPE_USES = {
     "llama3": ("factor", "original_length", "low_frequency", "high_frequency"),
     "yarn": tuple(k for k in ROPE_FIELDS if not k.endswith("_frequency")),
 }
+# What Transformers refuses to do without.
+ROPE_NEEDS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 # Fields that may say what no decoder of ours does.
 VALID: dict[str, tuple[Any, ...]] = {
@@ -51,21 +59,26 @@ CHOSEN_EXPERTS = ("bias_rate", "balance")
 def read_config_file(directory: Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face directory.
 
-    A multi-token prediction layer that config.json tells of but the weights lack (Transformers
-    drops it when it saves) is left out. FileNotFoundError without a config.json; ValueError names
+    The weights have the last word, as in Transformers: a multi-token prediction layer that they
+    lack (Transformers drops it when it saves) is left out, and a head that they hold is tied to the
+    embedding only where both are equal. FileNotFoundError without a config.json; ValueError names
     the file and the field at fault.
     """
     file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; valid: a Hugging Face model directory")
     try:
-        c = read_config(json.loads(file.read_text()))
+        hf = json.loads(file.read_text(encoding="utf-8-sig"))
+        c = read_config(hf)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
-    if c.mtp and any((directory / name).is_file() for name in (INDEX, SINGLE)):
-        at = f"model.layers.{c.layers}."
-        lacking = not any(name.startswith(at) for name in tensor_files(directory))
-        c = dataclasses.replace(c, mtp=0) if lacking else c
+    if not any((directory / name).is_file() for name in (INDEX, SINGLE)):
+        return c
+    files = tensor_files(directory)
+    if c.mtp and not any(name.startswith(f"model.layers.{c.layers}.") for name in files):
+        c = dataclasses.replace(c, mtp=0)
+    if c.tied and not _scores(hf) and {EMBEDDING, HEAD} <= files.keys():
+        c = dataclasses.replace(c, tied=equal(directory, files, EMBEDDING, HEAD))
     return c
 
 
@@ -78,7 +91,7 @@ def read_config(hf: Json) -> ModelConfig:
     try:
         own = family.read(hf)
         shared = {ours: hf[theirs] for ours, theirs in FIELDS.items()}
-        fields = shared | _read_rope(hf) | family.fixed | own
+        fields = shared | _read_rope(hf, family) | family.fixed | own
     except KeyError as error:
         raise ValueError(
             f"no field {error.args[0]!r}, which {family.architecture} needs"
@@ -187,39 +200,68 @@ def _check_supported(family: Family, hf: Json) -> None:
         raise ValueError(f"partial_rotary_factor={factor} is not supported")
 
 
-def _read_rope(hf: Json) -> Json:
-    """Rotary fields, of `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling`."""
+def _read_rope(hf: Json, family: Family) -> Json:
+    """Rotary fields, of `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling`.
+
+    Where both are there, `rope_scaling` holds, as in Transformers.
+    """
+    new, old = (_object(hf, name) for name in ("rope_parameters", "rope_scaling"))
     # Where a stretched text's length is not told, it is all that the model was made for.
-    default_length = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
-    old = default_length | (hf.get("rope_scaling") or {})
-    if "rope_local_base_freq" in hf or "full_attention" in (hf.get("rope_parameters") or {}):
-        both = hf.get("rope_parameters") or {}
-        local, full = both.get("sliding_attention") or {}, both.get("full_attention") or {}
-        if local.get("rope_type", "default") != "default":
-            raise ValueError(f"sliding_attention with rope_type={local['rope_type']!r}")
-        theta = float(local.get("rope_theta") or hf.get("rope_local_base_freq") or 10_000.0)
-        default = hf.get("rope_theta", 1_000_000.0)
-        return {"rope_local_theta": theta} | _read_one_rope({**old, **full}, default)
-    return _read_one_rope(
-        {**old, **(hf.get("rope_parameters") or {})}, hf.get("rope_theta", 10_000.0)
-    )
+    longest = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    if family.model_type == "gemma3_text" or "full_attention" in new:
+        local, full = (_object(new, f"{kind}_attention") for kind in ("sliding", "full"))
+        if _rope_kind(local) != "none":
+            raise ValueError(f"sliding_attention with rope_type={_rope_kind(local)!r}")
+        base = {"rope_theta": hf.get("rope_local_base_freq", 10_000.0)}
+        theta = _number(base | local, "rope_theta")
+        return {"rope_local_theta": theta} | _read_one_rope(longest | full | old, hf, 1_000_000.0)
+    top = {k: hf[k] for k in longest if hf.get(k) is not None}
+    return _read_one_rope(longest | (old or new) | top, hf, 10_000.0)
 
 
-def _read_one_rope(rope: Json, theta: float) -> Json:
-    theta = float(rope.get("rope_theta") or theta)
+def _object(hf: Json, name: str) -> Json:
+    value = hf.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={value!r}; valid: a JSON object")
+    return value
+
+
+def _rope_kind(rope: Json) -> str:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    kind = "none" if kind == "default" else kind
+    return "none" if kind == "default" else kind
+
+
+def _read_one_rope(rope: Json, hf: Json, theta: float) -> Json:
+    kind = _rope_kind(rope)
     if kind not in ROPE_USES:
-        raise ValueError(f"rope_type={kind!r} is not supported; valid: {', '.join(ROPE_USES)}")
+        valid = ", ".join(("default", *list(ROPE_USES)[1:]))
+        raise ValueError(f"rope_type={kind!r} is not supported; valid: {valid}")
     if not rope.get("truncate", True):
         raise ValueError("rope truncate=False is not supported")
-    values = {ours: rope.get(ROPE_FIELDS[ours]) for ours in ROPE_USES[kind]}
-    whole = ("original_length",)
-    chosen: Json = {
-        k: int(v) if k in whole else float(v) for k, v in values.items() if v is not None
+    base = _number({"rope_theta": hf.get("rope_theta", theta)} | rope, "rope_theta")
+    lacking = [name for name in ROPE_NEEDS[kind] if name not in rope]
+    if lacking:
+        raise ValueError(f"rope_type={kind!r} needs {lacking[0]!r}, which is missing")
+    if kind == "yarn" and rope["factor"] is None:
+        lengths = ("max_position_embeddings", "original_max_position_embeddings")
+        longest, original = (_number(hf | rope, name) for name in lengths)
+        rope = rope | {"factor": longest / original}
+    given = {ours: ROPE_FIELDS[ours] for ours in ROPE_USES[kind]}
+    optional = set(given.values()) - set(ROPE_NEEDS[kind])
+    read = {
+        ours: _number(rope, theirs)
+        for ours, theirs in given.items()
+        if theirs not in optional or rope.get(theirs)  # null and 0 are none there
     }
-    scaling = RopeScaling(kind, **chosen)
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    chosen: Json = {k: int(v) if k == "original_length" else v for k, v in read.items()}
+    return {"rope_theta": base, "rope_scaling": RopeScaling(kind, **chosen)}
+
+
+def _number(rope: Json, name: str) -> float:
+    value = rope.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r}; valid: a number")
+    return float(value)
 
 
 def _write_rope(c: ModelConfig) -> Json:

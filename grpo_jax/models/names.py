@@ -41,10 +41,11 @@ POST_NORMS = {
     "ff_norm/scale": "pre_feedforward_layernorm.weight",
     "ff_post_norm/scale": "post_feedforward_layernorm.weight",
 }
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WHOLE = {
-    "embed/embedding": "model.embed_tokens.weight",
+    "embed/embedding": EMBEDDING,
     "norm/scale": "model.norm.weight",
-    "head": "lm_head.weight",
+    "head": HEAD,
     "score": "score.weight",  # of a reward model
 }
 # The multi-token prediction layer, which DeepSeek numbers after the last layer.
@@ -56,8 +57,8 @@ MTP = {
 }
 # Copies that such a layer's checkpoint holds of tensors it shares with the decoder.
 MTP_COPIES = {
-    "embed_tokens.weight": "model.embed_tokens.weight",
-    "shared_head.head.weight": "lm_head.weight",
+    "embed_tokens.weight": EMBEDDING,
+    "shared_head.head.weight": HEAD,
 }
 
 

@@ -19,7 +19,7 @@ from grpo_jax.folders import METADATA, TEXT_FILES, replacing
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import as_scoring, write_config
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
-from grpo_jax.models.names import Part, copies, parts
+from grpo_jax.models.names import EMBEDDING, HEAD, Part, copies, parts
 from grpo_jax.tokenizers import TextTokenizer, save_tokenizer
 
 SHARD_BYTES = 5 * 10**9
@@ -45,6 +45,8 @@ def load_weights(
     files = tensor_files(directory)
     leaves = flax.traverse_util.flatten_dict(abstract)
     wanted = {path: parts(c, path) for path in leaves}
+    if c.tied and EMBEDDING not in files and HEAD in files:  # one matrix, under its other name
+        wanted["embed", "embedding"] = [Part(HEAD, (), False)]
     names = {part.name for ps in wanted.values() for part in ps}
     _check_names(directory, c, names, set(files))
     with _Reader(directory, files) as reader:
@@ -59,7 +61,7 @@ def _check_names(directory: Path, c: ModelConfig, wanted: set[str], found: set[s
     missing = sorted(wanted - found)
     if missing:
         raise ValueError(f"{directory}: no tensor {missing[0]}, one of {len(missing)} missing")
-    optional = set(copies(c)) | ({"lm_head.weight"} if c.tied else set())
+    optional = set(copies(c)) | ({HEAD} if c.tied else set())
     draft = f"model.layers.{c.layers}."
     if not c.mtp and f"{draft}enorm.weight" in found:  # a model without its prediction layer
         optional |= {name for name in found if name.startswith(draft)}

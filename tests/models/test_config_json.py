@@ -137,7 +137,7 @@ def test_gemmas_layers_and_bases_are_read_in_both_spellings():
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         (
             {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
-            "rope_type='longrope' is not supported; valid: none, linear, llama3, yarn",
+            "rope_type='longrope' is not supported; valid: default, linear, llama3, yarn",
         ),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},

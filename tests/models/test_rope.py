@@ -1,13 +1,16 @@
 """Rotary frequencies against Transformers' own, and the two layouts of a pair."""
 
+import copy
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 from reference import SPARSE, TINY, rope
 
 from grpo_jax.models.config import RopeScaling
+from grpo_jax.models.config_json import read_config
 from grpo_jax.models.rope import frequencies, query_scale, rotate
 
 WIDTH, THETA = 32, 5e3
@@ -91,3 +94,128 @@ def test_pairs_are_halves_or_neighbours(interleaved):
     angle = np.arange(9)[None, None, :, None] * 50.0 ** (-np.arange(0, 8, 2) / 8)
     got = rotate(x[None, None, :, None], (0.5 * np.cos(angle), 0.5 * np.sin(angle)), interleaved)
     np.testing.assert_allclose(got[0, 0, :, 0], 0.5 * rope(halves, 50.0), atol=1e-5)
+
+
+PLAIN = {
+    **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20},
+    **{"intermediate_size": 8, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096},
+    **{"num_key_value_heads": 2, "head_dim": WIDTH},
+}
+ORIGINAL = "original_max_position_embeddings"
+YARN, LINEAR = {"rope_type": "yarn", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+# model_type and what its config.json says of positions.
+FILES = {
+    "nothing": ("llama", {}),
+    "theta": ("llama", {"rope_theta": 5e5}),
+    "theta inside": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    "theta in both places": ("llama", {"rope_theta": 7.0, "rope_parameters": {"rope_theta": 5e5}}),
+    "theta beside": ("llama", {"rope_theta": 5e5, "rope_parameters": LINEAR}),
+    "yarn": ("qwen2", {"rope_scaling": YARN | {ORIGINAL: 1024}}),
+    "yarn without a length": ("qwen2", {"rope_scaling": YARN}),
+    "yarn, length at the top": ("qwen2", {"rope_scaling": YARN, ORIGINAL: 512}),
+    "yarn, new, length at the top": ("llama", {"rope_parameters": YARN, ORIGINAL: 512}),
+    "yarn, another length at the top": (
+        "qwen2",
+        {"rope_scaling": YARN | {ORIGINAL: 9}, ORIGINAL: 512},
+    ),
+    "yarn, by its length": ("llama", {"rope_parameters": YARN | {"factor": None, ORIGINAL: 512}}),
+    "yarn, zeros": (
+        "llama",
+        {"rope_scaling": YARN | {"beta_fast": 0, "beta_slow": None, ORIGINAL: 512}},
+    ),
+    "llama3": ("llama", {"rope_scaling": LLAMA3 | {ORIGINAL: 1024}}),
+    "llama3, length at the top": ("llama", {"rope_scaling": LLAMA3, ORIGINAL: 512}),
+    "llama3, another length at the top": (
+        "llama",
+        {"rope_scaling": LLAMA3 | {ORIGINAL: 9}, ORIGINAL: 512},
+    ),
+    "both spellings": (
+        "llama",
+        {"rope_scaling": LINEAR, "rope_parameters": YARN | {"rope_theta": 3.0}},
+    ),
+    "the older name": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "gemma, nothing": ("gemma3_text", WINDOWS),
+    "gemma, old": (
+        "gemma3_text",
+        WINDOWS | {"rope_theta": 5e5, "rope_local_base_freq": 300.0, "rope_scaling": LINEAR},
+    ),
+    "gemma, new": (
+        "gemma3_text",
+        WINDOWS
+        | {
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+            }
+        },
+    ),
+    "gemma, length at the top": ("gemma3_text", WINDOWS | {"rope_scaling": YARN, ORIGINAL: 512}),
+    "gemma, full alone": (
+        "gemma3_text",
+        WINDOWS | {"rope_parameters": {"full_attention": LINEAR | {"rope_theta": 9e3}}},
+    ),
+}
+REFUSED = {
+    "yarn without factor": ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn' needs 'factor'"),
+    "yarn without factor, new": (
+        {"rope_parameters": {"rope_type": "yarn", ORIGINAL: 512}},
+        "'yarn' needs 'factor'",
+    ),
+    "linear without factor": ({"rope_scaling": {"type": "linear"}}, "'linear' needs 'factor'"),
+    "linear by nothing": (
+        {"rope_scaling": LINEAR | {"factor": None}},
+        "factor=None; valid: a number",
+    ),
+    "llama3 without a bound": (
+        {"rope_scaling": {k: v for k, v in LLAMA3.items() if "low" not in k}},
+        "'llama3' needs 'low_freq_factor'",
+    ),
+    "a factor in words": (
+        {"rope_scaling": LINEAR | {"factor": "4"}},
+        "factor='4'; valid: a number",
+    ),
+    "theta of nothing": ({"rope_theta": None}, "rope_theta=None; valid: a number"),
+    "no object": ({"rope_scaling": "yarn"}, "rope_scaling='yarn'; valid: a JSON object"),
+}
+
+
+def transformers_rope(kind, fields):
+    """[(frequencies, factor)] of full layers and of those with a window, by a model's own module."""
+    torch = pytest.importorskip("torch", reason="needs torch, in which Transformers computes")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    c = transformers.AutoConfig.for_model(kind, **copy.deepcopy(PLAIN | fields))
+    model = transformers.AutoModel.from_config(c)
+    names = ("full_attention_", "sliding_attention_") if kind == "gemma3_text" else ("",)
+    got = [
+        (
+            getattr(model.rotary_emb, f"{n}inv_freq"),
+            getattr(model.rotary_emb, f"{n}attention_scaling"),
+        )
+        for n in names
+    ]
+    return [(f.to(torch.float32).numpy(), factor) for f, factor in got]
+
+
+def ours(kind, fields):
+    c = read_config({"model_type": kind} | copy.deepcopy(PLAIN | fields))
+    return [frequencies(c, local) for local in (False, True)[: 1 + (kind == "gemma3_text")]]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_file_says_of_positions_is_what_transformers_reads(name):
+    for (frequency, factor), (want, want_factor) in zip(
+        ours(*FILES[name]), transformers_rope(*FILES[name]), strict=True
+    ):
+        np.testing.assert_allclose(frequency, want, rtol=1e-5)
+        assert factor == pytest.approx(want_factor, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_transformers_refuses_is_refused_by_name(name):
+    fields, message = REFUSED[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ours("llama", fields)
+    with pytest.raises(Exception):  # noqa: B017, PT011  one of many kinds
+        transformers_rope("llama", fields)
