@@ -146,7 +146,7 @@ def architecture(c: ModelConfig) -> ModelConfig:
 def is_scoring(directory: Path) -> bool:
     """Whether a directory holds a Hugging Face model ForSequenceClassification."""
     file = directory / "config.json"
-    return file.is_file() and _scores(json.loads(file.read_text()))
+    return file.is_file() and _scores(json.loads(file.read_text(encoding="utf-8-sig")))
 
 
 def as_scoring(hf: Json, pad: int | None) -> Json:

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  lets NumPy, and so safetensors, know bfloat16
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from grpo_jax.folders import INDEX
@@ -27,11 +25,15 @@ def tensor_files(directory: Path) -> dict[str, str]:
 
 def equal(directory: Path, files: dict[str, str], one: str, other: str) -> bool:
     """Whether two matrices of a directory hold the same numbers, read a few rows at a time."""
+    import ml_dtypes  # noqa: F401  lets NumPy, and so safetensors, know bfloat16
+    import numpy as np
+
     a, b = (opened(directory / files[name]).get_slice(name) for name in (one, other))
     if a.get_shape() != b.get_shape():
         return False
-    rows = range(0, a.get_shape()[0], ROWS)
-    return all(np.array_equal(a[i : i + ROWS], b[i : i + ROWS]) for i in rows)
+    count = a.get_shape()[0]
+    parts = [slice(i, min(i + ROWS, count)) for i in range(0, count, ROWS)]
+    return all(np.array_equal(a[part], b[part]) for part in parts)
 
 
 def opened(path: Path) -> Any:

@@ -191,7 +191,8 @@ def save_model(
     The directory appears whole or not at all. It replaces an export that stood there, and nothing
     else: ValueError says what stands there.
     """
-    old = json.loads((source / "config.json").read_text()) if source else {}
+    text = (source / "config.json").read_text(encoding="utf-8-sig") if source else "{}"
+    old = json.loads(text)
     hf = _kept(old) | write_config(c, old.get("model_type", ""))
     if "score" in params:
         pads = tokenizer is not None and tokenizer.pad not in tokenizer.stop

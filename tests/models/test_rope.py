@@ -182,7 +182,7 @@ REFUSED = {
 
 
 def transformers_rope(kind, fields):
-    """[(frequencies, factor)] of full layers and of those with a window, by a model's own module."""
+    """[(frequencies, factor)] of full layers and of those with a window, as a model has them."""
     torch = pytest.importorskip("torch", reason="needs torch, in which Transformers computes")
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     c = transformers.AutoConfig.for_model(kind, **copy.deepcopy(PLAIN | fields))
@@ -217,5 +217,5 @@ def test_what_transformers_refuses_is_refused_by_name(name):
     fields, message = REFUSED[name]
     with pytest.raises(ValueError, match=re.escape(message)):
         ours("llama", fields)
-    with pytest.raises(Exception):  # noqa: B017, PT011  one of many kinds
+    with pytest.raises(Exception):  # noqa: B017  one of many kinds
         transformers_rope("llama", fields)

@@ -53,6 +53,38 @@ def test_a_sharded_checkpoint_comes_back_bit_for_bit(tmp_path, c, scan, dtype):
     assert back == c and bits(again) == bits(params)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_head_that_differs_from_a_tied_embedding_is_kept_as_transformers_does(tmp_path, dtype):
+    """Equal ones stay tied; of one that is alone, either name will do."""
+    torch = pytest.importorskip("torch", reason="needs torch, in which Transformers computes")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    c = dataclasses.replace(TINY, tied=True, param_dtype=dtype)
+    params = jax.tree.map(lambda x, a: x.astype(a.dtype), random(c), abstract(c))
+    save_model(tmp_path, c, params)
+    written = load_file(tmp_path / SINGLE)
+    embedding = written["model.embed_tokens.weight"]
+    other = embedding.copy()
+    other[-1, -1] += 1
+    lone = {k: x for k, x in written.items() if x is not embedding}
+    for tensors, head in (
+        (written | {"lm_head.weight": embedding}, embedding),
+        (written | {"lm_head.weight": other}, other),
+        (lone | {"lm_head.weight": other}, other),
+    ):
+        save_file(tensors, tmp_path / SINGLE, metadata={"format": "pt"})
+        back, again = load(tmp_path, param_dtype=dtype)
+        assert back.tied == (
+            head is embedding or tensors.keys() == lone.keys() | {"lm_head.weight"}
+        )
+        kept = again["embed"]["embedding"] if back.tied else again["head"]
+        np.testing.assert_array_equal(kept, head)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path, dtype=getattr(torch, dtype)
+        )
+        theirs = model.lm_head.weight.detach().to(torch.float32).numpy()
+        np.testing.assert_array_equal(theirs, head.astype(np.float32))
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A folder with one file, and its tensors."""
