@@ -1,5 +1,6 @@
 """Text and chat messages to token ids and back, as Hugging Face's tokenizers have it."""
 
+import codecs
 import dataclasses
 import json
 from bisect import bisect_left
@@ -13,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from grpo_jax.chat import Messages, chat_prefill, render_chat
 from grpo_jax.rewards.turn import written
+from grpo_jax.vocabulary import first_unknown, is_half, known_ids
 
 PAD, EOS = "<pad>", "<eos>"
 # The names under which a chat template may find the tokenizer's special tokens.
@@ -87,7 +89,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     FileNotFoundError names the file that is missing; ValueError one that cannot be read, and a
     tokenizer that nothing gives an end-of-sequence token.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     if file.is_dir():
         file = file / "tokenizer.json"
     backend, folder = _backend(file), file.parent
@@ -131,8 +133,9 @@ def _backend(file: Path) -> Tokenizer:
         raise FileNotFoundError(
             f"{file}: no such file; a Hugging Face tokenizer is a tokenizer.json"
         )
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        backend = Tokenizer.from_file(str(file))
+        backend = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{file}: not a Hugging Face tokenizer.json: {error}") from error
     # Some files ask for both: a prompt must stay whole, and rows are padded here.
@@ -145,7 +148,7 @@ def _settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON: {error}") from error
     if not isinstance(settings, dict):
@@ -187,7 +190,7 @@ def _ids(name: str, special: dict[str, str], backend: Tokenizer, folder: Path) -
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     template = settings.get("chat_template")
     if isinstance(template, list) and all(isinstance(t, dict) for t in template):  # by name
         template = {t.get("name"): t.get("template") for t in template}.get("default")
@@ -198,34 +201,18 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 def encode(tokenizer: TextTokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
     """The token ids of `text`; ValueError names the first character outside the vocabulary."""
-    backend = tokenizer.backend
-    try:
-        encoding = backend.encode(text, add_special_tokens=add_special_tokens)
-    except Exception as error:  # the library raises bare Exception for a word it lacks
-        position = _first_unknown(backend, text)
-        if position is None:
-            raise
-        raise ValueError(_outside(text, position)) from error
-    unknown = getattr(backend.model, "unk_token", None)
-    unknown_id = backend.token_to_id(unknown) if unknown else None
-    if unknown_id is not None and unknown_id in encoding.ids:
-        position = encoding.offsets[encoding.ids.index(unknown_id)][0]
-        raise ValueError(_outside(text, position))
-    return encoding.ids
-
-
-def _first_unknown(backend: Tokenizer, text: str) -> int | None:
-    if backend.pre_tokenizer is None:
-        return None
-    words = backend.pre_tokenizer.pre_tokenize_str(text)
-    return next((start for w, (start, _) in words if backend.token_to_id(w) is None), None)
+    ids = known_ids(tokenizer.backend, text, add_special_tokens)
+    if ids is None:
+        raise ValueError(_outside(text, first_unknown(tokenizer.backend, text)))
+    return ids
 
 
 def _outside(text: str, position: int) -> str:
-    return (
-        f"character {text[position]!r} at position {position} is outside the tokenizer's "
-        f"vocabulary: {excerpt(text)}"
-    )
+    character = text[position]
+    fault = "is outside the tokenizer's vocabulary"
+    if is_half(character):
+        fault = "is half of a character, a lone surrogate"
+    return f"character {character!r} at position {position} {fault}: {excerpt(text)}"
 
 
 def decode(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
