@@ -228,7 +228,7 @@ def _object(hf: Json, name: str) -> Json:
 
 def _rope_kind(rope: Json) -> str:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    return "none" if kind == "default" else kind
+    return "none" if kind == "default" else str(kind)
 
 
 def _read_one_rope(rope: Json, hf: Json, theta: float) -> Json:
