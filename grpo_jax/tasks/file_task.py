@@ -75,7 +75,8 @@ def key(problem: Problem) -> str:
 
 
 def _warn_of_unread(accuracy: Reward, problems: Sequence[Problem]) -> None:
-    if f"{accuracy.__module__}:{accuracy.__qualname__}" != EXTRAS["math_verify"][0]:
+    names = [getattr(accuracy, name, "") for name in ("__module__", "__qualname__")]
+    if ":".join(names) != EXTRAS["math_verify"][0]:
         return
     from grpo_jax.rewards.math import unread  # of an extra
 

@@ -94,8 +94,8 @@ def text(record: Record, column: str, is_answer: bool = False) -> str:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value is null, or text without a character."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Whether a value is null, not a number, or text without a character."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def shown(value: Any) -> str:

@@ -213,7 +213,9 @@ def test_a_conversation_with_its_answer_is_no_prompt(tmp_path, record):
         make_task("jsonl", path=path, prompt=name)
 
 
-@pytest.mark.parametrize("without", [{"answer": None}, {"answer": " "}, {}])
+@pytest.mark.parametrize(
+    "without", [{"answer": None}, {"answer": " "}, {"answer": float("nan")}, {}]
+)
 def test_records_without_an_answer_are_dropped(tmp_path, records, capsys, without):
     lines = [*records[:9], *({"prompt": f"none {i}", **without} for i in range(5))]
     path = write(tmp_path / "a.jsonl", lines)
