@@ -13,6 +13,11 @@ _REPEATING = re.compile(
 _SPELLED = tuple(
     (re.compile(pattern), plain)
     for pattern, plain in (
+        (  # a matrix
+            r"(?s)(?:\\left\s*)?[\[(]\s*\\begin\{array\}\s*\{[^{}]*\}((?:(?!\\begin).)*?)"
+            r"\\end\{array\}\s*(?:\\right\s*)?[\])]",
+            r"\\begin{bmatrix}\1\\end{bmatrix}",
+        ),
         (r"[\u2010-\u2014\u2212\ufe63\uff0d]", "-"),
         (r"(?<=\d)(?:,?\\[,;: !]\s*|\{,\}\s*|,?~|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))", ","),
         (r"\\[!]|(?<!\\)\\[;:]", ""),

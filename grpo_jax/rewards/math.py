@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from math_verify import parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 
 from grpo_jax.rewards.answers import boxed_answer, is_expression, stated, undecorated
 from grpo_jax.rewards.latex import PLAIN, is_list, same, shape, spelled
@@ -19,8 +19,12 @@ from grpo_jax.rewards.turn import of_turn
 for _module in ("parser", "grader"):
     logging.getLogger(f"math_verify.{_module}").setLevel(logging.ERROR)
 
+# Of a gold that it cannot read the library would take the last number.
+BOX = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
 # Environments of which the library reads some part or other, as it does the last number of cases.
 _UNREAD = re.compile(r"\\begin\s*\{(?![pbvVB]?matrix)|&(?!.*\\end\s*\{[pbvVB]?matrix)", re.DOTALL)
+_DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|\\fbox")  # in a gold that is a sentence
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")  # to the library
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)")
 
 
@@ -68,8 +72,8 @@ def equal(completion: Completion, gold: str) -> bool:
     if same(found.text, expected):
         return True
     if (
-        _UNREAD.search(expected)
-        or _UNREAD.search(found.text)
+        _UNREAD.search(spelled(expected))
+        or _UNREAD.search(spelled(found.text))
         or _bases_differ(found.text, expected)
     ):
         return False
@@ -78,7 +82,8 @@ def equal(completion: Completion, gold: str) -> bool:
         texts.append(_boxed(found.text))
     elif found.mark in ("####", "final"):
         texts.append(found.text)
-    settled = found.mark in ("box", "####", "final") or is_list(found.text)
+    several = is_list(found.text) and not _DECIMAL_COMMA.fullmatch(found.text)
+    settled = found.mark in ("box", "####", "final") or several
     if not settled or is_list(expected):
         texts.append(found.within)
     return any(verify(_gold(gold), _parse(text), timeout_seconds=None) for text in texts)
@@ -104,7 +109,9 @@ def unread(golds: Iterable[str]) -> list[str]:
 
 @functools.lru_cache(1)  # a group's completions share one
 def _gold(gold: str) -> list[Any]:
-    return _parse(_boxed(_gold_text(gold)))
+    if _DELIMITER.search(undecorated(gold)):
+        return _parse(gold)
+    return parse(_boxed(_gold_text(gold)), (BOX,), parsing_timeout=None)
 
 
 def _gold_text(gold: str) -> str:

@@ -88,7 +88,10 @@ GOLDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ),
     (
         r"\begin{pmatrix} -2 & 1 \\ 0 & 3 \end{pmatrix}",
-        (r"\begin{pmatrix}-2&1\\0&3\end{pmatrix}",),
+        (
+            r"\begin{pmatrix}-2&1\\0&3\end{pmatrix}",
+            r"\left[\begin{array}{cc} -2 & 1 \\ 0 & 3 \end{array}\right]",
+        ),
         (
             r"\begin{pmatrix} -2 & 0 \\ 1 & 3 \end{pmatrix}",
             r"\begin{pmatrix} 2 & 1 \\ 0 & 3 \end{pmatrix}",
