@@ -18,10 +18,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from grpo_jax.checks import INT_MAX, UsageError
 from grpo_jax.command_line import prepare_process
+from grpo_jax.folders import at_home
 from grpo_jax.progress import checked, importing, result_on_stdout, say
 from grpo_jax.reporting import reporting
 
@@ -347,7 +347,7 @@ def parse(argv=None):
         usage="%(prog)s [--workload=NAME] [--<size>=N ...] [--beside=COMMAND --rounds=N]",
     )
     parser.add_argument("--workload", choices=WORKLOADS, default="short")
-    parser.add_argument("--model", type=Path, help="a Hugging Face directory, which has the sizes")
+    parser.add_argument("--model", type=at_home, help="a Hugging Face directory, with the sizes")
     parser.add_argument("--dtype", choices=BYTES, default="float32", help="of our computation")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=type(value), help=f"in 'short': {value}")

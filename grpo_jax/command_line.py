@@ -35,6 +35,9 @@ FLAGS = flags.FLAGS
 # glibc's M_MMAP_MAX = 0, M_TRIM_THRESHOLD = never, M_ARENA_MAX = 1 (malloc.h, mallopt(3)).
 _KEEP_FREED = ((-4, 0), (-1, -1), (-8, 1))
 
+# The flags of all programs that take a path, or several with commas between.
+_PATHS = ("config", "workdir", "out", "gguf", "model", "against", "judges", "device")
+
 _TRITON = "--xla_gpu_enable_triton_gemm"
 
 _TAKES_ANY = "chat_template_kwargs."  # a group whose fields only the chat template knows
@@ -133,6 +136,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
 
     Raises UsageError on one line for an unknown flag or field and for a wrong type or file.
     """
+    argv[:] = _at_home(argv)  # which ml_collections reads again
     weights = take_weights(argv)
     given = _options(argv)
     path = dict(given).get("config")
@@ -210,6 +214,20 @@ def _check_numbers(given: Iterable[flags.Flag]) -> None:
             raise UsageError(f"--{flag.name}={value}: it must be a finite number")
         if isinstance(value, int) and limit is None and abs(value) > INT_MAX:
             raise UsageError(f"--{flag.name}={value}: it must be at most {INT_MAX}")
+
+
+def _at_home(argv: list[str]) -> list[str]:
+    """The command line with "~", the user's home, replaced in every flag that takes paths."""
+    home, previous = [], ""
+    for arg in argv:
+        flag = re.match(rf"--?(?:{'|'.join(_PATHS)})(=|$)", arg)
+        start = flag.end() if flag and flag[1] else 0
+        if start or re.fullmatch(rf"--?(?:{'|'.join(_PATHS)})", previous):
+            paths = map(os.path.expanduser, arg[start:].split(","))
+            arg = arg[:start] + ",".join(paths)
+        home.append(arg)
+        previous = arg
+    return home
 
 
 def _options(argv: list[str]) -> list[tuple[str, str]]:

@@ -3,13 +3,13 @@
 import dataclasses
 import types
 import typing
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 from grpo_jax.checks import UsageError, check, closest, described, flatten, untupled
 from grpo_jax.fields import Fields, FrozenFields
+from grpo_jax.folders import at_home
 from grpo_jax.models.config import PARTS, ModelConfig
 from grpo_jax.models.config_json import CHOSEN, CHOSEN_EXPERTS, read_config_file
 
@@ -167,7 +167,7 @@ def resolve(config: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
 
 def _fill_model(model: dict[str, Any]) -> None:
     """Put into `model` the architecture of its directory; UsageError where a field says another."""
-    path = Path(model["path"]).expanduser()
+    path = at_home(model["path"])
     try:
         found = flatten(dataclasses.asdict(read_config_file(path)))
     except OSError as error:

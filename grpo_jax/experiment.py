@@ -16,6 +16,7 @@ from ml_collections import FrozenConfigDict
 from grpo_jax.algorithms import Algorithm, needs_steps
 from grpo_jax.chat import unused
 from grpo_jax.checks import UsageError, described
+from grpo_jax.folders import at_home
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.progress import doing
@@ -44,7 +45,7 @@ class Experiment:
     def source(self) -> Path | None:
         """The Hugging Face directory that the model comes from, if any."""
         path = self.config.model.path
-        return Path(path).expanduser() if path else None
+        return at_home(path) if path else None
 
     def fits(self, problem: Problem) -> bool:
         """Whether the prompt is to be used: over-long ones are not where they are dropped.
@@ -89,7 +90,7 @@ def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> E
     tokenizer  None = as config.tokenizer says
     """
     if config.compilation_cache:
-        cache = Path(config.compilation_cache).expanduser()
+        cache = at_home(config.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     with doing(f"reading the task {config.task.name!r} and the tokenizer"):

@@ -29,12 +29,17 @@ _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
 METADATA = {"format": "pt", "written_by": "grpo_jax"}
 
 
+def at_home(path: str | Path) -> Path:
+    """A path, where "~" is the user's home, and any other user's that the system knows."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def replacing(out: Path, source: Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which becomes `out` at the end; after an exception `out` is as it
     was. ValueError as of `check_replaceable`."""
     check_replaceable(out, source)
-    out = out.expanduser().resolve()
+    out = at_home(out).resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -62,11 +67,11 @@ def check_replaceable(out: Path, source: Path | None = None) -> None:
 
     source  the model's own directory, which stays even where it is an export
     """
-    full = out.expanduser().resolve()
+    full = at_home(out).resolve()
     stands = inside_run(full)
     if stands is None and (full.exists() or full.is_symlink()):
         stands = _occupied(full)
-        if source is not None and full == source.expanduser().resolve():
+        if source is not None and full == at_home(source).resolve():
             stands = "is the model's own directory (config.model.path)"
         elif Path.cwd().is_relative_to(full):
             stands = "is the current directory, or above it"
@@ -79,7 +84,7 @@ def check_replaceable(out: Path, source: Path | None = None) -> None:
 
 def inside_run(path: Path) -> str | None:
     """What to say of a path that is one of a run's own files or folders, or in one; else None."""
-    full = path.expanduser().resolve()
+    full = at_home(path).resolve()
     for above in full.parents:
         name = full.relative_to(above).parts[0]
         if name in RUN_NAMES and holds_run(above):

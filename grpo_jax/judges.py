@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import Experiment, build
+from grpo_jax.folders import at_home
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import is_scoring, read_config_file
 from grpo_jax.models.critic import NOT_THE_BODYS, critic_values
@@ -114,6 +115,7 @@ def load_judge(folder: Path, asked: Experiment) -> Judge:
     A run's reads of completions what it was trained on, and `lowest` marks those that have no such
     part; a directory's reads the whole. UsageError where the folder holds no reward model.
     """
+    folder = at_home(folder)
     of_run = not is_scoring(folder)
     ex, params = (_of_run if of_run else _of_directory)(folder, asked)
 
@@ -220,9 +222,7 @@ def with_judges(
     are at work in theirs.
     """
     chosen = [name for name in names if name.startswith(PREFIX)]
-    judges = {
-        name: load_judge(Path(name.removeprefix(PREFIX)).expanduser(), asked) for name in chosen
-    }
+    judges = {name: load_judge(Path(name.removeprefix(PREFIX)), asked) for name in chosen}
 
     def submit(problems, completions) -> Callable[[], Scores]:
         scores = rewarder.submit(problems, completions)

@@ -1,7 +1,6 @@
 """Parameters that a run does not learn from nothing: a Hugging Face directory's, or a run's."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import Experiment
+from grpo_jax.folders import at_home
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import ADAPTERS
 from grpo_jax.models.quantized import quantize_leaf
@@ -66,7 +66,7 @@ def beginning(ex: Experiment) -> Any:
 
 def started(ex: Experiment) -> Any:
     """The newest parameters of the run in config.start; UsageError where there is none."""
-    folder = Path(ex.config.start).expanduser()
+    folder = at_home(ex.config.start)
     if not (folder / "checkpoints").is_dir():
         raise UsageError(f"config.start: {folder} holds no run: there is no checkpoints/ in it")
     return checkpoints.restore_params(folder / "checkpoints")[0]

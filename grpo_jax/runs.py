@@ -21,6 +21,7 @@ from ml_collections import FrozenConfigDict
 from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.config import completed
 from grpo_jax.fields import FrozenFields
+from grpo_jax.folders import at_home
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What config.json holds beside the config's own fields; these may differ between two starts.
@@ -74,7 +75,7 @@ def open_run(workdir: Path | str, config: FrozenConfigDict) -> Run:
     Raises UsageError if the folder cannot be written, another process has it open, or it holds
     a run of a different config. Other package versions and git revisions are only warned of.
     """
-    folder = Path(workdir)
+    folder = at_home(workdir)
     record = {**config.to_dict(), **environment()}
     with writing_in(folder), contextlib.ExitStack() as on_failure:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def open_run(workdir: Path | str, config: FrozenConfigDict) -> Run:
 
 def load_config(workdir: Path | str) -> FrozenConfigDict:
     """Return the resolved config of the run in `workdir`; UsageError if it holds none."""
-    record = _read_config(Path(workdir))
+    record = _read_config(at_home(workdir))
     return FrozenFields({k: v for k, v in record.items() if k not in _ENVIRONMENT})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from grpo_jax.chat import Messages, chat_prefill, render_chat
+from grpo_jax.folders import at_home
 from grpo_jax.rewards.turn import written
 from grpo_jax.vocabulary import first_unknown, is_half, known_ids
 
@@ -89,7 +90,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     FileNotFoundError names the file that is missing; ValueError one that cannot be read, and a
     tokenizer that nothing gives an end-of-sequence token.
     """
-    file = Path(path).expanduser()
+    file = at_home(path)
     if file.is_dir():
         file = file / "tokenizer.json"
     backend, folder = _backend(file), file.parent

@@ -45,6 +45,22 @@ def test_the_preset_comes_first_and_overrides_win(config_file):
     assert algorithm.beta == 0.5 != dapo.beta
 
 
+def test_the_paths_of_flags_may_begin_at_home(config_file, monkeypatch):
+    monkeypatch.setenv("HOME", str(config_file.parent))
+    at = str(config_file.parent)
+    values = flags.FlagValues()
+    argv = ["program", "--config=~/tiny.py:5", "--workdir", "~/runs/a~b", "--against=~/x,~,y,~z/"]
+    argv += ["--out=a/~/b", "--seed=~1", "--gguf", "~no-such-user/x", "--model=~/m"]
+    command_line.define_flags(argv=argv, flag_values=values)
+    for name in ("out", "seed", "gguf", "model"):
+        flags.DEFINE_string(name, None, name, flag_values=values)
+    flags.DEFINE_list("against", [], "others", flag_values=values)
+    command_line.parse_flags(argv, values)
+    assert values.config.task.digits == 5 and values.workdir == f"{at}/runs/a~b"
+    assert values.against == [f"{at}/x", at, "y", "~z/"] and values.model == f"{at}/m"
+    assert (values.out, values.seed, values.gguf) == ("a/~/b", "~1", "~no-such-user/x")
+
+
 def test_options_of_every_type_reach_the_config(config_file):
     got = parsed(
         f"--config={config_file}:5",

@@ -79,6 +79,18 @@ def test_a_saved_tokenizer_loads_from_file_and_directory(tokenizer, tmp_path):
             tk.encode(loaded, "1x")
 
 
+def test_files_may_begin_with_a_byte_order_mark_and_lie_at_home(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    template = tk.TextTokenizer(tokenizer.backend, tokenizer.pad, tokenizer.stop, "{{ messages }}")
+    tk.save_tokenizer(template, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    loaded = tk.load_tokenizer("~")
+    assert loaded.stop == tokenizer.stop and loaded.chat_template == "{{ messages }}"
+    assert tk.encode(loaded, "1+2") == tk.encode(tokenizer, "1+2")
+
+
 def test_loading_names_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json: no such file"):
         tk.load_tokenizer(tmp_path)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.folders import replacing
+from grpo_jax.folders import at_home, replacing
 from grpo_jax.progress import doing
 
 DTYPES = ("float32", "bfloat16")
@@ -20,7 +20,7 @@ def convert(file: Path, out: Path, dtype: str = "float32") -> None:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; valid: {', '.join(DTYPES)}")
-    out = out.expanduser()
+    out = at_home(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} exists; valid: a directory that is empty or not there yet")
     split = _text_split(file)

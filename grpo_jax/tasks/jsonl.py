@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from grpo_jax.rewards.cases import parse_cases
@@ -11,7 +10,7 @@ from grpo_jax.rewards.registry import resolve, unknown
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.problem import Problem, Task, is_heldout
-from grpo_jax.tasks.records import NoAnswer, Record, dropping, is_blank, read_table, shown
+from grpo_jax.tasks.records import NoAnswer, Record, dropping, is_blank, located, read_table, shown
 from grpo_jax.tasks.templates import make_template
 
 RESERVED = ("prompts", "completions", "completion_ids", "prefill")  # a reward's own arguments
@@ -56,9 +55,9 @@ def jsonl(
         judge=accuracy if reward in REFUSE_ANSWERS else None,
         text_only=template != "none",
     )
-    train = read_table(Path(path), make, dropped)
+    train = read_table(located(path), make, dropped)
     if heldout_path is not None:
-        heldout = read_table(Path(heldout_path), make, dropped)
+        heldout = read_table(located(heldout_path), make, dropped)
     else:
         train, heldout = _split(train, heldout_fraction)
 

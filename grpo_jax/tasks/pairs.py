@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from grpo_jax.rewards.registry import unknown
@@ -13,7 +12,7 @@ from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.mixture import Mixed
 from grpo_jax.tasks.problem import Problem, Source, Task, is_heldout
-from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, read_table, text
+from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, located, read_table, text
 from grpo_jax.tasks.templates import make_template
 
 
@@ -101,7 +100,7 @@ def _read(
 ) -> tuple[list[Problem], list[Problem]]:
     """A file's pairs to learn from, and those held out."""
     sides: tuple[list[Problem], list[Problem]] = ([], [])
-    for problem in read_table(Path(path), make, dropped):
+    for problem in read_table(located(path), make, dropped):
         texts = [JUDGED[judged](problem.columns[name]) for name in ("chosen", "rejected")]
         if None not in texts and texts[0] != texts[1]:
             sides[is_heldout(key(problem), heldout_fraction)].append(problem)

@@ -6,6 +6,8 @@ counted and named in one warning, unless the option `unanswered` says "refuse".
 """
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -41,6 +43,11 @@ def warn_of_dropped(dropped: Dropped, records: int) -> None:
             f"(unanswered='refuse' refuses them): {'; '.join(dropped[:3])}{more}",
             file=sys.stderr,
         )
+
+
+def located(path: str) -> Path:
+    """The path of a file or folder, where "~" is the user's home."""
+    return Path(os.path.expanduser(path))
 
 
 def read_table(path: Path, make: Callable[[Record], T], dropped: Dropped = None) -> list[T]:
@@ -130,7 +137,7 @@ def _numbered(
 
 def _json(content: bytes) -> Any:
     try:
-        return json.loads(content.decode())
+        return json.loads(content.decode("utf-8-sig"))  # files of Windows begin with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error}") from error
     except json.JSONDecodeError as error:
@@ -141,7 +148,18 @@ def _json(content: bytes) -> Any:
 def _object(value: Any) -> Record:
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}; valid: an object with named columns")
+    for column, item in value.items() if _half(value) else ():
+        if half := _half([column, item]):
+            raise ValueError(
+                f"column {shown(column)} holds {shown(half[0])}, half of a character (a lone "
+                "surrogate); valid: whole characters"
+            )
     return value
+
+
+def _half(value: Any) -> re.Match[str] | None:
+    """Half of a character, which JSON may write as an escape, but no tokenizer or file takes."""
+    return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
 
 
 def _rows(path: Path) -> list[Record]:

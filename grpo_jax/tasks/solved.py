@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from grpo_jax.tasks.file_task import key
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.problem import Problem, Task
-from grpo_jax.tasks.records import Record, dropping, read_table, text, warn_of_dropped
+from grpo_jax.tasks.records import Record, dropping, located, read_table, text, warn_of_dropped
 
 
 def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
@@ -25,7 +24,7 @@ def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
     task = make_task(**of)
     asked = {key(task.heldout[i]) for i in range(len(task.heldout))}
     dropped = dropping(unanswered)
-    records = read_table(Path(path), _problem, dropped)
+    records = read_table(located(path), _problem, dropped)
     warn_of_dropped(dropped, len(records) + len(dropped or ()))
     train = [problem for problem in records if key(problem) not in asked]
     if not train:

@@ -1,13 +1,21 @@
 """SVAMP (2103.07191): one-step word problems with variations, in the published JSON list."""
 
 import re
-from pathlib import Path
 
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, worked
 from grpo_jax.tasks.problem import Problem, Task
-from grpo_jax.tasks.records import NoAnswer, Record, dropping, is_blank, read_list, shown, text
+from grpo_jax.tasks.records import (
+    NoAnswer,
+    Record,
+    dropping,
+    is_blank,
+    located,
+    read_list,
+    shown,
+    text,
+)
 from grpo_jax.tasks.templates import make_template
 
 _ID = re.compile(r"chal-(\d+)", re.ASCII)
@@ -32,7 +40,8 @@ def svamp(
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
-    file = Path(path) / "SVAMP.json" if Path(path).is_dir() else Path(path)
+    file = located(path)
+    file = file / "SVAMP.json" if file.is_dir() else file
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     dropped = dropping(unanswered)
     for number, problem in read_list(file, _numbered, dropped):

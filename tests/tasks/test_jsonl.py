@@ -1,5 +1,6 @@
 import builtins
 import json
+import re
 
 import pyarrow
 import pyarrow.parquet
@@ -141,6 +142,11 @@ def test_chat_messages_are_kept(tmp_path):
         ('{"prompt": "q", "answer": 1, "prefill": 2}', "'prefill' is reserved"),
         ('{"prompt": "q", "answer": 1, "completions": 2}', "'completions' is reserved"),
         (b'{"prompt": "\xff", "answer": 1}', "not UTF-8"),
+        (
+            r'{"prompt": "a\ud83d!", "answer": 1}',
+            r'column "prompt" holds "\\ud83d", half of a character',
+        ),
+        (r'{"prompt": "q", "answer": 1, "hints": [{"\udc00": 2}]}', r'column "hints" holds'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, match):
@@ -149,6 +155,32 @@ def test_a_bad_line_is_named(tmp_path, line, match):
     path.write_bytes(b'{"prompt": "p", "answer": 1}\n\n' + bad + b"\n")
     with pytest.raises(ValueError, match=rf"bad\.jsonl:3: .*{match}"):
         make_task("jsonl", path=str(path))
+
+
+def test_byte_order_marks_and_whole_characters_as_escapes_are_read(tmp_path):
+    path = tmp_path / "windows.jsonl"
+    line = rb'{"prompt": "\ud83d\ude42", "answer": 1}'
+    path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\xef\xbb\xbf" + line)  # as two files in one
+    task = make_task("jsonl", path=str(path), heldout_fraction=1)
+    assert [p.prompt for p in task.heldout] == ["🙂", "🙂"]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "gsm8k", "math", "svamp", "pairs", "solved", "mixture"])
+def test_every_path_of_a_task_may_begin_at_home(tmp_path, monkeypatch, name):
+    """Found there: what is at fault is named by its whole path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "good.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    (tmp_path / "bad.jsonl").write_text("broken\n")
+    addition = {"name": "addition", "digits": 1, "heldout_size": 8}
+    options = {
+        "jsonl": {"path": "~/good.jsonl", "answer": "chosen", "heldout_path": "~/bad.jsonl"},
+        "pairs": {"path": "~/good.jsonl", "replay": ("~/bad.jsonl",)},
+        "solved": {"path": "~/bad.jsonl", "of": addition},
+        "svamp": {"path": "~/bad.jsonl"},
+        "mixture": {"parts": {"jsonl": {"path": "~/bad.jsonl"}, "addition": {}}},
+    }.get(name, {"path": "~/bad.jsonl", "heldout_path": "~/bad.jsonl"})
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}/bad.jsonl.*: not JSON"):
+        make_task(name, **options)
 
 
 @pytest.mark.parametrize(
