@@ -14,10 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
+from grpo_jax.events import Event, EventsWriter, SessionLog, Summary
 from grpo_jax.progress import Screen, doing, screen
 from grpo_jax.runs import (
     Run,

@@ -1,14 +1,20 @@
 import json
+import re
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 from ml_collections import FrozenConfigDict
 from PIL import Image
 from rich.console import Console
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from grpo_jax import metrics, runs
+from grpo_jax.events import Event, SessionLog
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SAMPLE = {
     "prompt": "1+2=",
@@ -170,3 +176,17 @@ def test_curves_are_those_of_what_was_learnt_from(tmp_path, record, titles):
     runs.append_line(tmp_path / "metrics.jsonl", {"step": 1, **record})
     assert list(metrics.panels(tmp_path)) == titles
     assert Image.open(metrics.plot_curves(tmp_path)).size == (720 * len(titles), 540)
+
+
+def test_events_are_written_without_torch():
+    """Which tensorboardX imports where it can, for seconds; a program that has it keeps it."""
+    code = "import importlib.util, sys, grpo_jax.events; importlib.util.find_spec('torch'); "
+    code += "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_nothing_imports_what_takes_long_for_little():
+    """scipy.stats for two p-values, and tensorboardX as it comes."""
+    files = [path for path in (ROOT / "grpo_jax").rglob("*.py") if path.name != "events.py"]
+    slow = re.compile(r"(from|import) (scipy import .*stats|scipy\.stats|tensorboardX)")
+    assert not [path.name for path in files if slow.search(path.read_text())]
