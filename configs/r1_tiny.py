@@ -47,14 +47,13 @@ def prepare(folder):
     """Write what the stages read: one tokenizer for all, and pairs for the reward models."""
     from grpo_jax.tasks import make_task
     from grpo_jax.tasks.manners import preferences
-    from grpo_jax.tokenizers import char_tokenizer, save_tokenizer
+    from grpo_jax.tokenizers import char_tokenizer, keep_tokenizer
 
-    for part in ("pairs", "tokenizer"):
-        (folder / part).mkdir(exist_ok=True)
+    (folder / "pairs").mkdir(exist_ok=True)
     for name in JUDGES:
         preferences(folder / f"pairs/{name}.jsonl", name, size=600)
     symbols = make_task("mixture", parts=parts()).symbols
-    save_tokenizer(char_tokenizer(symbols or ()), folder / "tokenizer")
+    keep_tokenizer(char_tokenizer(symbols or ()), folder / "tokenizer")
 
 
 def parts(general=1, judges=(), thinks=("en",), **messy):

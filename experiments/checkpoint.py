@@ -3,21 +3,23 @@
 RUN is a run's newest checkpoint, and RUN/checkpoints/STEP another of its checkpoints.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_jax import checkpoints
 from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
-from grpo_jax.experiment import Experiment, build
+from grpo_jax.experiment import Experiment, build, read_task
 from grpo_jax.fields import FrozenFields
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
 from grpo_jax.pretrained import abstract_params, pretrained
-from grpo_jax.runs import load_config
+from grpo_jax.runs import changed_sources, load_config, load_record
 from grpo_jax.sharding import make_mesh
+from grpo_jax.tasks.problem import Task, unread
 from grpo_jax.tokenizers import TextTokenizer, load_tokenizer
 from grpo_jax.types import merged
 
@@ -52,10 +54,24 @@ def check_model(folder: Path) -> None:
 
 
 def load(workdir: Path, scores: bool = False) -> tuple[Experiment, Any, int]:
+    """As `load_trained`, with the run's own problems; a note on stderr where these have changed."""
+    run, _ = run_and_step(workdir)
+    task = read_task(load_config(run))
+    ex, params, step = load_trained(workdir, scores, task)
+    for name in changed_sources(load_record(run), ex.sources()):
+        told = f"{name} has changed since {run} began: its own evaluations were on other problems"
+        print(f"warning: {told}", file=sys.stderr)
+    return ex, params, step
+
+
+def load_trained(
+    workdir: Path, scores: bool = False, task: Task | None = None
+) -> tuple[Experiment, Any, int]:
     """Return (experiment, params, step) of the run in `workdir`, whatever mesh it trained on.
 
-    Adapters come with the parameters under them. Raises UsageError where there is no run, or no
-    whole checkpoint in it, or, unless it may be one that `scores`, a reward model's.
+    The tokenizer is the run's, and nothing is read of its task's files: `task` has its problems,
+    or none. Adapters come with the parameters under them. Raises UsageError where there is no run,
+    or no whole checkpoint in it, or, unless it may be one that `scores`, a reward model's.
     """
     run, step = run_and_step(workdir)
     plain = load_config(run).to_dict()
@@ -63,7 +79,8 @@ def load(workdir: Path, scores: bool = False) -> tuple[Experiment, Any, int]:
     params, step = checkpoints.restore_params(run / "checkpoints", step)
     if "value" in params and not scores:
         raise UsageError(f"{workdir} holds a reward model, which scores and does not write")
-    ex = build(FrozenFields(plain))
+    tokenizer = load_tokenizer(run / "tokenizer")
+    ex = build(FrozenFields(plain), tokenizer, task or unread(plain["task"]["name"]))
     if ex.model.config.lora.rank and "value" not in params:
         params = merged(pretrained(ex), params)
     return ex, params, step
@@ -77,12 +94,13 @@ def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
     """
     plain = dict(config if isinstance(config, dict) else config.to_dict())
     if holds_run(folder) or not (folder / "config.json").is_file():
-        own, params, step = load(folder)
+        own, params, step = load_trained(folder)
         kept, tokenizer = own.config.to_dict(), own.tokenizer
     else:
         asked = defaults()
         asked.model.path = str(folder)
-        kept, tokenizer, params, step = resolve(asked).to_dict(), None, None, 0
+        kept, params, step = resolve(asked).to_dict(), None, 0
+        tokenizer = load_tokenizer(folder)
     plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
     plain["chat_template_kwargs"] = kept["chat_template_kwargs"] | plain["chat_template_kwargs"]
     ex = build(FrozenFields(plain), tokenizer)  # "char" is of the task that it was built for
@@ -95,7 +113,7 @@ def load_model(folder: Path) -> Model:
     UsageError where it is neither.
     """
     if holds_run(folder):
-        ex, params, step = load(folder)
+        ex, params, step = load_trained(folder)
         params = merge_adapters(ex.model.config, params)
         r = ex.config.rollout
         origin = f"{folder}, step {step}"

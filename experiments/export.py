@@ -18,7 +18,7 @@ ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT'
 
 def main(workdir):
     with importing():  # JAX, which --help and bad flags need not
-        from experiments.checkpoint import load
+        from experiments.checkpoint import load_trained
         from grpo_jax.checks import UsageError
         from grpo_jax.folders import check_replaceable
         from grpo_jax.judges import scoring_params
@@ -27,7 +27,7 @@ def main(workdir):
 
     out = Path(OUT.value)
     check_replaceable(out)  # before the minutes that a large model takes
-    ex, params, step = load(workdir, scores=True)
+    ex, params, step = load_trained(workdir, scores=True)
     c = ex.model.config
     if "value" not in params and ADAPTERS.value and not c.lora.rank:
         raise UsageError(f"--adapters: the run in {workdir} has none (config.model.lora.rank=0)")

@@ -65,6 +65,22 @@ def steps(directory: Path | str) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
 
 
+def newest_position(directory: Path | str) -> dict[str, Any] | None:
+    """The position in the newest checkpoint that has a sound one; None where there is none.
+
+    Reads nothing else, and changes nothing.
+    """
+    for number in reversed(steps(directory)):
+        folder = Path(directory) / str(number)
+        try:
+            expected = json.loads((folder / "checksums.json").read_bytes())["position.json"]
+            if _sha256(folder / "position.json") == expected:
+                return json.loads((folder / "position.json").read_bytes())
+        except (OSError, ValueError, KeyError):
+            continue  # `damage` says which
+    return None
+
+
 def restore_latest(
     directory: Path | str, abstract_state: PyTree
 ) -> tuple[PyTree, dict[str, Any]] | None:

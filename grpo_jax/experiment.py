@@ -22,12 +22,21 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.progress import doing
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
+from grpo_jax.rewards.turn import remainder
 from grpo_jax.rollout.filters import Sampling
 from grpo_jax.rollout.speculative import check_drafts
 from grpo_jax.rollout.stops import stop_table
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import JUDGED_STEPS, Problem, Task, make_task
-from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, load_tokenizer, prefill, prompt_ids
+from grpo_jax.tasks.records import fingerprint
+from grpo_jax.tokenizers import (
+    TextTokenizer,
+    char_tokenizer,
+    excerpt,
+    load_tokenizer,
+    prefill,
+    prompt_ids,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +59,28 @@ class Experiment:
     def fits(self, problem: Problem) -> bool:
         """Whether the prompt is to be used: over-long ones are not where they are dropped.
 
-        Where they are refused instead, encoding one says so.
+        UsageError where one is refused instead, and ValueError where it cannot be encoded.
         """
-        if self.config.overlong_prompts == "refuse":
+        try:
+            tokens = len(prompt_ids(self.tokenizer, problem.prompt))
+        except ValueError as error:
+            raise ValueError(
+                f"{named(problem)}: prompt {excerpt(problem.prompt)}: {error}"
+            ) from error
+        if tokens <= self.config.prompt_length:
             return True
-        return len(prompt_ids(self.tokenizer, problem.prompt)) <= self.config.prompt_length
+        if self.config.overlong_prompts == "refuse":
+            raise UsageError(too_long(self.config, problem, "prompt", tokens))
+        return False
+
+    def solution(self, problem: Problem) -> str:
+        """What a problem's prompt leaves to write of its worked solution (`turn.remainder`)."""
+        assert self.task.solve is not None
+        return remainder(prefill(self.tokenizer, problem.prompt), self.task.solve(problem))
+
+    def sources(self) -> dict[str, str]:
+        """The fingerprints of the files that the task was read from, by file."""
+        return {str(file): fingerprint(file) for file in self.task.files}
 
     def sampling(self, **changes: Any) -> Sampling:
         """How training samples, with changes."""
@@ -84,17 +110,41 @@ class Experiment:
             )
 
 
-def build(config: FrozenConfigDict, tokenizer: TextTokenizer | None = None) -> Experiment:
+def named(problem: Problem) -> str:
+    """A problem's file and record, or what to say of one that is not from a file."""
+    return problem.where or "a problem of the task"
+
+
+def too_long(config: Any, problem: Problem, name: str, tokens: int, longest: int = 0) -> str:
+    """One line on a "prompt" or "worked solution" of too many tokens, and on what helps.
+
+    longest  tokens of the longest one that is known; 0 = this one's
+    """
+    prompt, longest = excerpt(problem.prompt), max(tokens, longest)
+    what, field, limit = f"{name} {prompt}", "prompt_length", config.prompt_length
+    if name != "prompt":
+        what, field = f"{name} of {prompt}", "rollout.max_tokens"
+        limit = config.rollout.max_tokens
+    return (
+        f"{named(problem)}: the {what} has {tokens} tokens; valid: 1 to {limit}, "
+        f"--config.{field}={longest}, or --config.overlong_prompts=drop to leave such problems out"
+    )
+
+
+def build(
+    config: FrozenConfigDict, tokenizer: TextTokenizer | None = None, task: Task | None = None
+) -> Experiment:
     """The experiment of a resolved config; ValueError, naming the field, where it cannot be.
 
-    tokenizer  None = as config.tokenizer says
+    tokenizer  None = that of the run in config.start, or as config.tokenizer says
+    task       None = as config.task says
     """
     if config.compilation_cache:
         cache = at_home(config.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     with doing(f"reading the task {config.task.name!r} and the tokenizer"):
-        task = _task(config)
+        task = task or read_task(config)
         tokenizer = tokenizer or _tokenizer(config, task)
     tokenizer = with_kwargs(tokenizer, config.chat_template_kwargs.to_dict())
     model = _model(config, tokenizer)
@@ -123,7 +173,8 @@ def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:
     return model_config(fields)
 
 
-def _task(config: FrozenConfigDict) -> Task:
+def read_task(config: FrozenConfigDict) -> Task:
+    """The task of a resolved config; UsageError for a wrong option, or a file that is not there."""
     try:
         return make_task(**config.task.to_dict())
     except OSError as error:
@@ -143,14 +194,32 @@ def with_kwargs(
 
 
 def _tokenizer(config: FrozenConfigDict, task: Task) -> TextTokenizer:
+    started = _started_tokenizer(config.start) if config.start else None
     if config.tokenizer != "char":
         try:
-            return load_tokenizer(config.tokenizer)
+            chosen = load_tokenizer(config.tokenizer)
         except OSError as error:
             raise UsageError(f"config.tokenizer: {described(error)}") from error
+        if started is not None and started.backend.get_vocab() != chosen.backend.get_vocab():
+            raise UsageError(
+                f"config.tokenizer={config.tokenizer!r} has another vocabulary than that of the "
+                f"run in config.start, {config.start}; valid: {config.start}/tokenizer"
+            )
+        return chosen
+    if started is not None:
+        return started
     if task.symbols is None:
         raise ValueError(
             f"config.tokenizer='char' needs a task with known symbols, which {task.name!r} is not; "
             "give a directory or file of a Hugging Face tokenizer"
         )
     return char_tokenizer(task.symbols)
+
+
+def _started_tokenizer(start: str) -> TextTokenizer:
+    """The tokenizer of the run in config.start, whose ids its model knows."""
+    folder = at_home(start)
+    for name in ("checkpoints", "tokenizer"):
+        if not (folder / name).is_dir():
+            raise UsageError(f"config.start: {folder} holds no run: there is no {name}/ in it")
+    return load_tokenizer(folder / "tokenizer")

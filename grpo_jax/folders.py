@@ -61,6 +61,19 @@ def replacing(out: Path, source: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes the new folder `out` at the end."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield made
+        _share(made)
+        os.rename(made, out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def check_replaceable(out: Path, source: Path | None = None) -> None:
     """ValueError, saying what stands there, unless `out` is free for an export: not there, an empty
     folder, or wholly an export of ours, and no part of a run.

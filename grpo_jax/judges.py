@@ -6,7 +6,7 @@ prompts, G group, T completion length.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import load_config
 from grpo_jax.sharding import put_batch
 from grpo_jax.tasks.pairs import JUDGED
+from grpo_jax.tasks.problem import unread
+from grpo_jax.tasks.records import fingerprint
 from grpo_jax.tokenizers import bucket, encode, load_tokenizer, prefill
 from grpo_jax.types import Prompts, merged
 
@@ -151,7 +153,8 @@ def _of_run(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
     params, _ = checkpoints.restore_params(folder / "checkpoints")
     if "value" not in params:
         raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
-    ex = dataclasses.replace(build(load_config(folder)), mesh=asked.mesh)
+    own = build(load_config(folder), load_tokenizer(folder / "tokenizer"), unread())
+    ex = dataclasses.replace(own, mesh=asked.mesh)
     return ex, with_frozen(ex, jax.device_put(params, NamedSharding(ex.mesh, PartitionSpec())))
 
 
@@ -211,6 +214,16 @@ def only(judge: Judge, ex: Experiment, asked: Sequence[bool] | np.ndarray) -> Ju
         return found
 
     return judged
+
+
+def judge_sources(names: Iterable[str]) -> dict[str, str]:
+    """Fingerprints of the newest checkpoints of those reward models among `names` that are runs."""
+    found = {}
+    for name in names:
+        folder = at_home(name.removeprefix(PREFIX)) / "checkpoints"
+        if name.startswith(PREFIX) and (steps := checkpoints.steps(folder)):
+            found[name] = fingerprint(folder / str(steps[-1]) / "checksums.json")
+    return found
 
 
 def with_judges(

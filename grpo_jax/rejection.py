@@ -14,7 +14,7 @@ from grpo_jax.folders import inside_run, listed
 from grpo_jax.judges import Judge, load_judge, only
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
 from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
-from grpo_jax.tokenizers import prefill, save_tokenizer
+from grpo_jax.tokenizers import keep_tokenizer, prefill
 
 KEPT = "kept"
 
@@ -125,8 +125,7 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
         print(
             f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True
         )
-    (out / "tokenizer").mkdir(exist_ok=True)
-    save_tokenizer(ex.tokenizer, out / "tokenizer")
+    keep_tokenizer(ex.tokenizer, out / "tokenizer")
     return _divide(out, read_lines(journal))
 
 

@@ -17,7 +17,7 @@ import optax
 
 from grpo_jax import checkpoints
 from grpo_jax.evaluation import first_problems
-from grpo_jax.experiment import Experiment, build
+from grpo_jax.experiment import Experiment
 from grpo_jax.judges import completions_batch, read, rewards, rewards_of
 from grpo_jax.learner import make_optimizer, micro_batched
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
@@ -25,12 +25,12 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.optimizer import Optimizer
 from grpo_jax.pretrained import beginning, fitting, pretrained, started
 from grpo_jax.progress import announce_compilations, say
-from grpo_jax.runs import open_run
 from grpo_jax.sharding import using
+from grpo_jax.starting import check_begun, reopen, start_run
 from grpo_jax.statistics import wilson_interval
 from grpo_jax.summary import summary
 from grpo_jax.tasks import Problem
-from grpo_jax.tasks.loader import batches
+from grpo_jax.tasks.loader import Counted, batches
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Prompts, TrainState
 
@@ -80,10 +80,10 @@ def train(config: Any, workdir: Path) -> None:
     """
     began = time.monotonic()
     announce_compilations()
-    ex = build(config)
+    ex = reopen(config, workdir)
     if ex.task.name != "pairs":
         raise ValueError(f"config.task.name={ex.task.name!r}: a reward model needs 'pairs'")
-    run = open_run(workdir, config)
+    run = start_run(ex, workdir)
     try:
         with leaving_on_signals(), using(ex.mesh):
             _train(ex, run, began)
@@ -94,7 +94,8 @@ def train(config: Any, workdir: Path) -> None:
 def _train(ex: Experiment, run: Any, began: float) -> None:
     c = ex.config
     optimizer = make_optimizer(c.optimizer, c.steps)
-    data = batches(ex.task.train, c.rollout.prompts, c.seed, ex.fits)
+    keep = Counted(ex.fits)
+    data = batches(ex.task.train, c.rollout.prompts, c.seed, keep)
     critic = Critic("network", optimizer)
     options: Any = {"reference": False, "critic": critic}
     like = abstract_state(ex.model, optimizer, ex.mesh, **options)
@@ -103,10 +104,11 @@ def _train(ex: Experiment, run: Any, began: float) -> None:
         state, position = restored
         state = state.replace(base=_base(ex))
         data.set_state(position["data"])
-        start = position["step"]
+        done, keep.dropped = position["step"], position["dropped"]
     else:
-        state, start = _begun(ex, optimizer, options, like), None
-    if start == c.steps:
+        check_begun(run)
+        state, done = _begun(ex, optimizer, options, like), None
+    if done == c.steps:
         say(f"{run.folder} is finished: all {c.steps} steps are done")
         say(summary(run.folder))
         return
@@ -124,9 +126,12 @@ def _train(ex: Experiment, run: Any, began: float) -> None:
         metrics["time/tokens_per_second"] = float(batch[2].sum()) / metrics["time/step"]
         return Step(state, metrics, [])
 
-    now = lambda: {"step": number, "data": data.get_state()}  # noqa: E731
+    def now() -> dict[str, Any]:
+        at = {"step": number, "data": data.get_state(), "dropped": keep.dropped}
+        return at | {"files": run.sizes()}
+
     held_out = partial(evaluate, ex) if c.eval.every else None
-    run_steps(run, c, (start, state), c.steps, step, now, held_out)
+    run_steps(run, c, (done, state), c.steps, step, now, held_out)
     say(f"{run.folder} is done (steps: {c.steps})")
     say(summary(run.folder, time.monotonic() - began))
 

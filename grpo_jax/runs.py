@@ -20,12 +20,15 @@ from ml_collections import FrozenConfigDict
 
 from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.config import completed
+from grpo_jax.continuing import compare
 from grpo_jax.fields import FrozenFields
-from grpo_jax.folders import at_home
+from grpo_jax.folders import RUN_NAMES, at_home
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# What config.json holds beside the config's own fields; these may differ between two starts.
+# What config.json holds beside the config's own fields. The first two may differ between starts.
 _ENVIRONMENT = ("versions", "git_revision")
+_BESIDE = (*_ENVIRONMENT, "sources", "changes")
+_LINES = ("metrics.jsonl", "eval.jsonl", "completions.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,36 +67,105 @@ class Run:
         """Folder of TensorBoard events."""
         return self.folder / "tensorboard"
 
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer that the run began with, and reads and writes by."""
+        return self.folder / "tokenizer"
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file of JSON lines, for a checkpoint's position: see `check_whole`."""
+        paths = (self.folder / name for name in _LINES)
+        return {path.name: path.stat().st_size for path in paths if path.exists()}
+
     def close(self) -> None:
         """Let another process open the folder."""
         self.lock.close()
 
 
-def open_run(workdir: Path | str, config: FrozenConfigDict) -> Run:
+def open_run(
+    workdir: Path | str,
+    config: FrozenConfigDict,
+    sources: Mapping[str, str] | None = None,
+    position: dict[str, Any] | None = None,
+) -> Run:
     """Create or reopen the folder of a run, lock it, and keep `config` in its config.json.
 
-    Raises UsageError if the folder cannot be written, another process has it open, or it holds
-    a run of a different config. Other package versions and git revisions are only warned of.
+    sources   what the task reads, {file: fingerprint}; None compares and keeps nothing
+    position  of the run's newest checkpoint
+
+    config.json comes first, so that a folder with anything else of a run and without it is one that
+    lost it. Changes that a run may go on with (`continuing`) are recorded there under "changes".
+    Raises UsageError as `check_run` does, if the folder cannot be written, and if another process
+    has it open.
     """
     folder = at_home(workdir)
-    record = {**config.to_dict(), **environment()}
+    record = {**config.to_dict(), **environment(), "sources": dict(sources or {}), "changes": []}
     with writing_in(folder), contextlib.ExitStack() as on_failure:
         folder.mkdir(parents=True, exist_ok=True)
         lock = on_failure.enter_context(_lock(folder))
         path = folder / "config.json"
-        resumed = path.exists()
+        resumed, changes = path.exists(), check_run(folder, config, sources, position)
         if resumed:
-            _compare(folder, _read_config(folder), record)
-        else:
+            kept = _read_config(folder)
+            _warn_of_other_code(folder, kept, record)
+            record |= {name: kept[name] for name in _BESIDE if name in kept}
+            record["changes"] = [*record["changes"], *changes]
+        if changes or not resumed:
             write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
         on_failure.pop_all()
     return Run(folder, resumed, lock)
 
 
+def check_run(
+    workdir: Path | str,
+    config: FrozenConfigDict,
+    sources: Mapping[str, str] | None = None,
+    position: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The changes of fields with which the run in a folder goes on; none where it is new.
+
+    Changes nothing. Raises UsageError where the folder holds a run of another config, or one that
+    has lost its config.json, and where a source has changed; options as of `open_run`.
+    """
+    folder = at_home(workdir)
+    if not (folder / "config.json").exists():
+        left = [name for name in RUN_NAMES if name != ".lock" and (folder / name).exists()]
+        if left:
+            raise UsageError(
+                f"{folder}: config.json is missing, beside {left[0]} of a run; put it back, or "
+                "choose another --workdir to start anew"
+            )
+        return []
+    kept = _read_config(folder)
+    old = {k: v for k, v in kept.items() if k not in _BESIDE}
+    changes, refused = compare(old, config.to_dict(), position)
+    if refused:
+        raise UsageError(
+            f"{folder} holds a run of another config; choose another --workdir, or undo: "
+            + "; ".join(refused)
+        )
+    for name in changed_sources(kept, sources):
+        raise UsageError(
+            f"{name} is not what the run in {folder} began with: its content has changed; put it "
+            "back, or choose another --workdir to start anew"
+        )
+    return changes
+
+
+def changed_sources(record: Mapping[str, Any], sources: Mapping[str, str] | None) -> list[str]:
+    """Which of the sources in a run's config.json are not as they were."""
+    began = record.get("sources", {})
+    return [name for name, now in (sources or {}).items() if began.get(name, now) != now]
+
+
 def load_config(workdir: Path | str) -> FrozenConfigDict:
     """Return the resolved config of the run in `workdir`; UsageError if it holds none."""
-    record = _read_config(at_home(workdir))
-    return FrozenFields({k: v for k, v in record.items() if k not in _ENVIRONMENT})
+    return FrozenFields({k: v for k, v in load_record(workdir).items() if k not in _BESIDE})
+
+
+def load_record(workdir: Path | str) -> dict[str, Any]:
+    """All that config.json of the run in `workdir` says; UsageError if it holds none."""
+    return _read_config(at_home(workdir))
 
 
 def environment() -> dict[str, Any]:
@@ -125,16 +197,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
 
 
-def _compare(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    def part(record: dict[str, Any], environment: bool) -> dict[str, Any]:
-        return {k: v for k, v in record.items() if (k in _ENVIRONMENT) == environment}
-
-    if changed := config_diff(part(old, False), part(new, False)):
-        raise UsageError(
-            f"{folder} holds a run of another config; choose another --workdir, or undo: "
-            + "; ".join(changed)
-        )
-    if changed := config_diff(part(old, True), part(new, True)):
+def _warn_of_other_code(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    then, now = ({k: r[k] for k in _ENVIRONMENT if k in r} for r in (old, new))
+    if changed := config_diff(then, now):
         print(
             f"warning: {folder} was started with other code: {'; '.join(changed)}", file=sys.stderr
         )

@@ -12,21 +12,22 @@ import numpy as np
 
 from grpo_jax import checkpoints
 from grpo_jax.algorithms import Algorithm
+from grpo_jax.checks import UsageError
 from grpo_jax.evaluation import attempts, first_problems
-from grpo_jax.experiment import Experiment
+from grpo_jax.experiment import Experiment, too_long
 from grpo_jax.learner import make_optimizer, update
 from grpo_jax.loop import Step, run_steps
 from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.progress import doing, say
 from grpo_jax.rewards.evaluate import Rewarder
-from grpo_jax.rewards.turn import remainder
 from grpo_jax.rollout.collect import encode_batch
-from grpo_jax.runs import open_run, read_lines
+from grpo_jax.runs import read_lines
 from grpo_jax.sharding import put_batch
+from grpo_jax.starting import begin_run, check_begun
 from grpo_jax.summary import ending
 from grpo_jax.tasks import Problem
-from grpo_jax.tasks.loader import batches
-from grpo_jax.tokenizers import encode, prefill
+from grpo_jax.tasks.loader import Counted, batches
+from grpo_jax.tokenizers import encode
 from grpo_jax.train_state import abstract_state, init_state
 from grpo_jax.types import Batch, TrainState
 
@@ -72,18 +73,23 @@ def supervised_batch(ex: Experiment, problems: list[Problem]) -> Batch:
 
 
 def solution_ids(ex: Experiment, problem: Problem) -> list[int]:
-    """The tokens of a problem's worked solution that its prompt leaves to write
-    (`turn.remainder`), its stop token included."""
-    assert ex.task.solve is not None
-    left = remainder(prefill(ex.tokenizer, problem.prompt), ex.task.solve(problem))
-    return [*encode(ex.tokenizer, left), ex.tokenizer.stop[0]]
+    """The tokens of `ex.solution(problem)`, with a stop token."""
+    return [*encode(ex.tokenizer, ex.solution(problem)), ex.tokenizer.stop[0]]
 
 
 def fits_solved(ex: Experiment, problem: Problem) -> bool:
-    """Whether prompt and solution are to be used: as `ex.fits`, where long ones are dropped."""
-    if ex.config.overlong_prompts == "refuse" or ex.task.solve is None:
+    """Whether prompt and solution are to be used, as `ex.fits`: not where they are too long and
+    such are dropped; UsageError where they are refused instead."""
+    if ex.task.solve is None:
         return True
-    return ex.fits(problem) and len(solution_ids(ex, problem)) <= ex.config.rollout.max_tokens
+    if not ex.fits(problem):
+        return False
+    tokens = len(solution_ids(ex, problem))
+    if tokens <= ex.config.rollout.max_tokens:
+        return True
+    if ex.config.overlong_prompts == "refuse":
+        raise UsageError(too_long(ex.config, problem, "worked solution", tokens))
+    return False
 
 
 def optimizer_config(config: Any) -> ml_collections.ConfigDict:
@@ -105,13 +111,14 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
     """
     c = ex.config
     optimizer = make_optimizer(optimizer_config(c), c.sft.steps)
-    keep = partial(fits_solved, ex)
+    keep, number = Counted(partial(fits_solved, ex)), 0
     data = batches(Solved(ex.task.train, c.sft.examples), c.sft.batch, c.seed, keep)
-    run = open_run(workdir, c)
+    run = begin_run(ex, workdir, ex.sources())
     try:
         abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=False)
         restored = checkpoints.restore_latest(run.checkpoints, abstract.replace(base=None))
         if restored is None:
+            check_begun(run)
             key = jax.random.key(c.seed)
             done, ended = None, False
             start = beginning(ex)
@@ -121,14 +128,15 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
             state, position = restored
             state = with_base(ex, state)
             data.set_state(position["data"])
-            done, ended = int(state.step), position["ended"]
+            number, keep.dropped, ended = (position[name] for name in ("step", "dropped", "ended"))
+            done = number
         if ended:
             return state.policy
         say(f"cold start on worked solutions (sft.steps={c.sft.steps})")
 
-        def step(state, number):
-            nonlocal ended
-            began = time.monotonic()
+        def step(state, at):
+            nonlocal ended, number
+            number, began = at, time.monotonic()
             batch = supervised_batch(ex, next(data))
             state, metrics = _learn(ex, optimizer, state, batch)
             metrics["time/step"] = time.monotonic() - began
@@ -140,7 +148,10 @@ def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
                 ended = ended or metrics["accuracy"] >= c.sft.stop_accuracy
             return Step(state, metrics, [], last=ended)
 
-        now = lambda: {"data": data.get_state(), "ended": ended}  # noqa: E731
+        def now():
+            at = {"step": number, "ended": ended, "dropped": keep.dropped}
+            return at | {"data": data.get_state(), "files": run.sizes()}
+
         state = run_steps(run, c, (done, state), c.sft.steps, step, now)
         say(f"the cold start is done after {ending(read_lines(run.metrics)[-1])}")
         say(f"its curves: {run.folder / 'curves.png'}")

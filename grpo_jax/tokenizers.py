@@ -13,9 +13,9 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from grpo_jax.chat import Messages, chat_prefill, render_chat
-from grpo_jax.folders import at_home
+from grpo_jax.folders import appearing, at_home
 from grpo_jax.rewards.turn import written
-from grpo_jax.vocabulary import first_unknown, is_half, known_ids
+from grpo_jax.vocabulary import first_unknown, is_half, known_ids, known_ids_of
 
 PAD, EOS = "<pad>", "<eos>"
 # The names under which a chat template may find the tokenizer's special tokens.
@@ -72,7 +72,8 @@ def char_tokenizer(symbols: Iterable[str]) -> TextTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([PAD, EOS])
-    return TextTokenizer(tokenizer, pad=vocabulary[PAD], stop=(vocabulary[EOS],))
+    special = {"eos_token": EOS, "pad_token": PAD}
+    return TextTokenizer(tokenizer, vocabulary[PAD], (vocabulary[EOS],), special_tokens=special)
 
 
 def _escape(text: str) -> str:
@@ -109,15 +110,17 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
 
 
 def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
-    """Write a tokenizer into a directory as `load_tokenizer` and Transformers read it."""
+    """Write a tokenizer into a directory as Transformers reads it, and `load_tokenizer` the same
+    tokenizer: no token is named that was not, for a template may print what has a name."""
     stop, pad = list(tokenizer.stop), tokenizer.pad
-    settings = {
+    settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "eos_token": tokenizer.backend.id_to_token(stop[0]),
-        "pad_token": tokenizer.backend.id_to_token(pad),
         **tokenizer.special_tokens,
     }
+    for name, number in (("eos_token", stop[0]), ("pad_token", pad)):
+        if name in settings:
+            settings[name] = tokenizer.backend.id_to_token(number)
     if tokenizer.chat_template is not None:
         settings["chat_template"] = tokenizer.chat_template
     tokenizer.backend.save(str(folder / "tokenizer.json"))
@@ -127,6 +130,25 @@ def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def keep_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write a tokenizer as the new directory `folder`, whole or not at all; nothing where it is
+    there already. ValueError where another stands there."""
+    if not folder.exists():
+        with appearing(folder) as made:
+            save_tokenizer(tokenizer, made)
+    elif not same_tokenizer(load_tokenizer(folder), tokenizer):
+        raise ValueError(f"{folder} holds another tokenizer; valid: this one, or none there")
+
+
+def same_tokenizer(one: TextTokenizer, other: TextTokenizer) -> bool:
+    """Whether both read, lay out, pad and end texts alike."""
+    parts = [
+        (t.backend.to_str(), t.pad, t.stop, t.chat_template, dict(t.special_tokens))
+        for t in (one, other)
+    ]
+    return parts[0] == parts[1]
 
 
 def _backend(file: Path) -> Tokenizer:
@@ -208,6 +230,17 @@ def encode(tokenizer: TextTokenizer, text: str, *, add_special_tokens: bool = Fa
     return ids
 
 
+def encode_each(
+    tokenizer: TextTokenizer, texts: Sequence[str], *, add_special_tokens: bool = False
+) -> list[list[int] | ValueError]:
+    """What `encode` gives, or raises, of each text; the library's threads share the work."""
+    backend = tokenizer.backend
+    return [
+        ValueError(_outside(text, first_unknown(backend, text))) if ids is None else ids
+        for text, ids in zip(texts, known_ids_of(backend, texts, add_special_tokens), strict=True)
+    ]
+
+
 def _outside(text: str, position: int) -> str:
     character = text[position]
     fault = "is outside the tokenizer's vocabulary"
@@ -248,9 +281,13 @@ def prompt_ids(tokenizer: TextTokenizer, prompt: str | Messages) -> list[int]:
     writes, and no second ones. A chat that ends in an assistant's message is continued there.
     ValueError as of `encode` and `render_chat`, and where there is no template.
     """
-    if isinstance(prompt, str):
-        return encode(tokenizer, prompt, add_special_tokens=True)
-    return encode(tokenizer, render_chat(*_template(tokenizer, prompt)))
+    text = prompt_text(tokenizer, prompt)
+    return encode(tokenizer, text, add_special_tokens=isinstance(prompt, str))
+
+
+def prompt_text(tokenizer: TextTokenizer, prompt: str | Messages) -> str:
+    """The text that `prompt_ids` encodes: chat messages as the template lays them out."""
+    return prompt if isinstance(prompt, str) else render_chat(*_template(tokenizer, prompt))
 
 
 def prefill(tokenizer: TextTokenizer, prompt: str | Messages) -> str:

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from grpo_jax import algorithms, checkpoints
 from grpo_jax.evaluation import evaluate
-from grpo_jax.experiment import Experiment, build
-from grpo_jax.judges import PREFIX, with_judges
+from grpo_jax.experiment import Experiment
+from grpo_jax.judges import PREFIX, judge_sources, with_judges
 from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
 from grpo_jax.loop import Step, leaving_on_signals, run_steps
 from grpo_jax.optimizer import Optimizer
@@ -28,11 +28,12 @@ from grpo_jax.rollout.collect import Collected, collect, encode_batch, texts
 from grpo_jax.rollout.sampler import sample
 from grpo_jax.rollout.speculative import speculation_metrics
 from grpo_jax.rollout.steps import judge_steps, step_rewards
-from grpo_jax.runs import Run, open_run
+from grpo_jax.runs import Run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
+from grpo_jax.starting import check_begun, reopen, start_run
 from grpo_jax.summary import summary
-from grpo_jax.tasks.loader import batches
+from grpo_jax.tasks.loader import Counted, batches
 from grpo_jax.tokenizers import prefill
 from grpo_jax.train_state import Critic, abstract_state, init_state
 from grpo_jax.types import Batch, Prompts, Rollouts, TrainState
@@ -47,8 +48,8 @@ def train(config: Any, workdir: Path) -> None:
     """
     began = time.monotonic()
     announce_compilations()
-    ex = build(config)
-    run = open_run(workdir, config)
+    ex = reopen(config, workdir)
+    run = start_run(ex, workdir, judge_sources(config.rewards))
     called = [name for name in config.rewards if not name.startswith(PREFIX)]
     names = tuple(dict.fromkeys([*called, "accuracy"]))
     try:
@@ -81,7 +82,7 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder, began: float) -> None:
         (done, state),
         c.steps,
         partial(iteration, ex, *learners, judged, problems),
-        problems.get_state,
+        lambda: problems.get_state() | {"files": run.sizes()},
         held_out if c.eval.every else None,
     )
     say(f"{run.folder} is done (steps: {c.steps})")
@@ -116,6 +117,7 @@ def _start(
         state, position = restored
         problems.set_state(position)
         return position["step"], with_base(ex, state)
+    check_begun(run)
     cold = run.folder / "cold_start"
     params = cold_start(ex, rewarder, cold) if c.sft.steps else beginning(ex)
     key = jax.random.key(c.seed)
@@ -211,15 +213,14 @@ class Problems:
     def __init__(self, ex: Experiment):
         """Problems of the experiment's task, over-long prompts dropped or refused."""
         c = ex.config
-        self.step = self.dropped = 0
-
-        def keep(problem) -> bool:
-            fits = ex.fits(problem)
-            self.dropped += not fits
-            return fits
-
-        self._data = batches(ex.task.train, c.rollout.prompts, c.seed, keep)
+        self.step, self._keep = 0, Counted(ex.fits)
+        self._data = batches(ex.task.train, c.rollout.prompts, c.seed, self._keep)
         self._peeked: tuple[list[Any], dict[str, Any]] | None = None
+
+    @property
+    def dropped(self) -> int:
+        """How many have been."""
+        return self._keep.dropped
 
     def __next__(self) -> list[Any]:
         drawn, self._peeked = self.peek(), None
@@ -241,7 +242,7 @@ class Problems:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a position."""
-        self.step, self.dropped = state["step"], state["dropped"]
+        self.step, self._keep.dropped = state["step"], state["dropped"]
         self._data.set_state(state["data"])
         self._peeked = None
 

@@ -6,7 +6,9 @@ What normalisers change, and what pre-tokenisers leave out, is the tokenizer's o
 
 import re
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -21,11 +23,28 @@ def known_ids(backend: Tokenizer, text: str, add_special_tokens: bool = False) -
         encoding = backend.encode(text, add_special_tokens=add_special_tokens)
     except Exception:  # the library raises bare Exception for a word it lacks
         return None
-    unknown = _unknown_id(backend)
-    added = encoding.special_tokens_mask
-    if any(i == unknown and not special for i, special in zip(encoding.ids, added, strict=True)):
-        return None
-    return None if _may_drop(backend) and _drops(backend, text) else encoding.ids
+    return _whole(backend, text, encoding)
+
+
+def known_ids_of(
+    backend: Tokenizer, texts: Sequence[str], add_special_tokens: bool = False
+) -> list[list[int] | None]:
+    """`known_ids` of each text; the library's threads share the work."""
+    try:
+        encodings = backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+    except Exception:  # of one of them, and it does not say which
+        return [known_ids(backend, text, add_special_tokens) for text in texts]
+    return [_whole(backend, *pair) for pair in zip(texts, encodings, strict=True)]
+
+
+def _whole(backend: Tokenizer, text: str, encoding: Any) -> list[int] | None:
+    """The ids of an encoding, or None where it lacks a character of the text."""
+    ids, unknown = encoding.ids, _unknown_id(backend)
+    if unknown in ids:  # but a template's own special token may be that one
+        added = encoding.special_tokens_mask
+        if any(i == unknown and not special for i, special in zip(ids, added, strict=True)):
+            return None
+    return None if _may_drop(backend) and _drops(backend, text) else ids
 
 
 def is_half(character: str) -> bool:

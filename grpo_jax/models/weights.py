@@ -20,7 +20,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import as_scoring, write_config
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
 from grpo_jax.models.names import EMBEDDING, HEAD, Part, copies, parts
-from grpo_jax.tokenizers import TextTokenizer, save_tokenizer
+from grpo_jax.tokenizers import TextTokenizer, load_tokenizer, same_tokenizer, save_tokenizer
 
 SHARD_BYTES = 5 * 10**9
 POSITIONS = 32_768  # what a model of ours says it can read; nothing limits it
@@ -185,7 +185,7 @@ def save_model(
     params     without adapters; a reward model's with "score" for a head
     source     the Hugging Face directory that the model came from: what config.json says besides
                the architecture, and the tokenizer's files, are taken from there
-    tokenizer  to write, where there is no source
+    tokenizer  to write, where there is no source or its files make another
     shard      bytes a file
 
     The directory appears whole or not at all. It replaces an export that stood there, and nothing
@@ -200,9 +200,9 @@ def save_model(
     with replacing(out, source) as made:
         if source is None:
             hf |= {"max_position_embeddings": POSITIONS}
-            if tokenizer is not None:
-                save_tokenizer(tokenizer, made)
-        else:
+        if tokenizer is not None and not (source and _makes(source, tokenizer)):
+            save_tokenizer(tokenizer, made)
+        elif source is not None:
             for file in TEXT_FILES:
                 if (source / file).is_file():
                     shutil.copyfile(source / file, made / file)
@@ -210,6 +210,14 @@ def save_model(
         hf |= {"dtype": dtype, "torch_dtype": dtype}
         (made / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
         _save_tensors(made, c, params, shard)
+
+
+def _makes(source: Path, tokenizer: TextTokenizer) -> bool:
+    """Whether the tokenizer is the one in a model's directory, as that is now."""
+    try:
+        return same_tokenizer(load_tokenizer(source), tokenizer)
+    except (OSError, ValueError):  # none that we can read: the tokenizer is from elsewhere
+        return False
 
 
 def _kept(hf: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def file_task(
     train: Sequence[Problem],
     heldout: Sequence[Problem],
     *,
-    path: str,
+    files: Sequence[Path],
     accuracy: Reward,
     template: Template,
     solve: Callable[[Problem], str] | None,
@@ -29,8 +29,8 @@ def file_task(
 
     A train problem whose prompt is held out is removed and counted in `Task.overlap`. A warning
     names the records that were `dropped` for lack of an answer, and another the answers that the
-    reward math_verify reads as nothing. ValueError names `path` where a side is empty, except a
-    benchmark's train problems.
+    reward math_verify reads as nothing. ValueError names the first of `files` where a side is
+    empty, except a benchmark's train problems.
     """
     _warn_of_unread(accuracy, [*train, *heldout])
     warn_of_dropped(dropped, len(train) + len(heldout) + len(dropped or ()))
@@ -39,12 +39,13 @@ def file_task(
     for side, problems in (("train", kept), ("held-out", heldout)):
         if not problems and not (benchmark and side == "train"):
             raise ValueError(
-                f"{path}: no {side} problems of {len(train) or len(heldout)} records; "
+                f"{files[0]}: no {side} problems of {len(train) or len(heldout)} records; "
                 "valid: more records, or another split"
             )
     learned, asked = ([_filled(p, template) for p in side] for side in (kept, heldout))
     symbols = _symbols([*learned, *asked], solve)
-    return Task(name, learned, asked, accuracy, solve, symbols, len(train) - len(kept))
+    overlap = len(train) - len(kept)
+    return Task(name, learned, asked, accuracy, solve, symbols, overlap, files=tuple(files))
 
 
 def worked(template: Template) -> Callable[[Problem], str]:

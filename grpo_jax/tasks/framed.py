@@ -1,10 +1,10 @@
 """Another task with its prompts in a template: for a model that expects a chat, or to be told."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grpo_jax.tasks.problem import Problem, Source, Task
+from grpo_jax.tasks.problem import Problem, Source, Task, listed
 from grpo_jax.tasks.templates import make_template
 
 BARE = "bare_prompt"  # the column with the prompt as the task had it
@@ -23,6 +23,10 @@ class Framed:
     def __getitem__(self, index: int) -> Problem:
         return self.fill(self.source[index])
 
+    def listed(self) -> Iterator[Problem]:
+        """Those that are there already (see `problem.listed`)."""
+        return map(self.fill, listed(self.source))
+
 
 def framed(
     of: Mapping[str, Any], template: str = "chat", says: str = "{prompt}", system: str | None = None
@@ -39,7 +43,8 @@ def framed(
 
     def fill(problem: Problem) -> Problem:
         asked = form.prompt(says.replace("{prompt}", str(problem.prompt)))
-        return Problem(asked, {**problem.columns, BARE: problem.prompt})
+        columns = {**problem.columns, BARE: problem.prompt}
+        return dataclasses.replace(problem, prompt=asked, columns=columns)
 
     def bare(function):
         """`function` of a problem of the task, as one of a framed problem."""
@@ -52,4 +57,5 @@ def framed(
     heldout = [fill(task.heldout[i]) for i in range(len(task.heldout))]
     train = Framed(task.train, fill)
     solve, steps = bare(task.solve), bare(task.steps)
-    return Task("framed", train, heldout, task.accuracy, solve, None, task.overlap, steps)
+    rest = (None, task.overlap, steps, task.files)
+    return Task("framed", train, heldout, task.accuracy, solve, *rest)

@@ -40,7 +40,7 @@ def gsm8k(
         "gsm8k",
         train,
         heldout,
-        path=path,
+        files=files,
         accuracy=accuracy,
         template=form,
         solve=worked(form),

@@ -69,7 +69,7 @@ def jsonl(
         "jsonl",
         train,
         heldout,
-        path=path,
+        files=[located(file) for file in (path, heldout_path) if file is not None],
         accuracy=accuracy,
         template=form,
         solve=solve if solvable else None,

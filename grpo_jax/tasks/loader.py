@@ -40,6 +40,20 @@ def batches(
     return cast(grain.DatasetIterator, iter(batched))
 
 
+class Counted:
+    """A test of problems that counts those it turns down: `dropped`, which may be restored."""
+
+    def __init__(self, keep: Callable[[Problem], bool]):
+        """Count what `keep` turns down."""
+        self.keep, self.dropped = keep, 0
+
+    def __call__(self, problem: Problem) -> bool:
+        """Whether the problem is kept."""
+        kept = self.keep(problem)
+        self.dropped += not kept
+        return kept
+
+
 def _giving_up(keep: Callable[[Problem], bool], size: int) -> Callable[[Problem], bool]:
     """`keep`, but an error where it has turned down every problem of two epochs in a row."""
     limit = min(2 * size, GIVE_UP)

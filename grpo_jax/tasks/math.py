@@ -37,7 +37,7 @@ def math(
         "math",
         train,
         heldout,
-        path=path,
+        files=files,
         accuracy=accuracy,
         template=form,
         solve=worked(form),

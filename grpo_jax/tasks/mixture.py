@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from grpo_jax.rewards.call import accepted
 from grpo_jax.rewards.evaluate import REWARDS
 from grpo_jax.rewards.text import Completion
-from grpo_jax.tasks.problem import Problem, Source, Task
+from grpo_jax.tasks.problem import Problem, Source, Task, listed
 
 MOST = 10_000  # problems of a part in one round
 KIND = "kind"  # the column that says which part a problem is of
@@ -42,6 +42,12 @@ class Mixed:
         source = self.sources[kind]
         problem = source[(number * self.shares[kind] + i) % len(source)]
         return _marked(problem, self.marks[kind])
+
+    def listed(self) -> Iterator[Problem]:
+        """Those that are there already (see `problem.listed`)."""
+        for kind, source in self.sources.items():
+            if self.shares[kind]:
+                yield from (_marked(problem, self.marks[kind]) for problem in listed(source))
 
 
 def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
@@ -85,20 +91,26 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         given = {"prompts": prompts, "completions": completions, **columns}
         return tasks[one].accuracy(**accepted(tasks[one].accuracy, given))
 
-    heldout = [
-        [_marked(task.heldout[i], marks[kind]) for i in range(len(task.heldout))]
-        for kind, task in tasks.items()
-    ]
     return Task(
         "mixture",
         Mixed({kind: task.train for kind, task in tasks.items()}, shares, marks),
-        [p for row in itertools.zip_longest(*heldout) for p in row if p is not None],
+        _in_turn(tasks, marks),
         accuracy,
         _each({kind: task.solve for kind, task in tasks.items()}),
         _all_symbols(tasks.values()),
         sum(task.overlap for task in tasks.values()),
         _each({kind: task.steps for kind, task in tasks.items()}),
+        tuple(dict.fromkeys(file for task in tasks.values() for file in task.files)),
     )
+
+
+def _in_turn(tasks: Mapping[str, Task], marks: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """The held-out problems of all parts, in turn."""
+    heldout = [
+        [_marked(task.heldout[i], marks[kind]) for i in range(len(task.heldout))]
+        for kind, task in tasks.items()
+    ]
+    return [p for row in itertools.zip_longest(*heldout) for p in row if p is not None]
 
 
 def _each(functions: Mapping[str, Callable[..., Any] | None]) -> Callable[..., Any] | None:

@@ -72,7 +72,7 @@ def pairs(
         "pairs",
         [*train, *earlier],
         heldout,
-        path=path,
+        files=[located(file) for file in (path, *replay)],
         accuracy=_as_chosen,
         template=make_template(template, system),
         solve=lambda problem: problem.columns["chosen"],

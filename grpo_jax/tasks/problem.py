@@ -2,8 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from grpo_jax.rewards.text import Reward
@@ -16,10 +17,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt, as text or chat messages, and the columns that reach the rewards by name."""
+    """One prompt, as text or chat messages, and the columns that reach the rewards by name.
+
+    where  the file and record that it was read from, "train.jsonl:17", for messages
+    """
 
     prompt: Prompt
     columns: dict[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False, repr=False)
 
 
 class Source(Protocol):
@@ -30,6 +35,15 @@ class Source(Protocol):
 
     def __getitem__(self, index: int, /) -> Problem:
         """The problem at `index`."""
+
+
+def listed(source: Source) -> Iterator[Problem]:
+    """The problems of a source that are there already, as those of a file are; of one that draws
+    them, none. Of several sources in turn, each one's once."""
+    if isinstance(source, Sequence):
+        yield from source
+    elif hasattr(source, "listed"):
+        yield from source.listed()
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Task:
     steps     judge of single steps, from the problem and a completion's text: 1.0 for a right step,
               0.0 for a wrong one, so that they compare with the reward of the outcome; None where
               the task has none
+    files     the files and folders that problems were read from
     """
 
     name: str
@@ -56,6 +71,16 @@ class Task:
     symbols: tuple[str, ...] | None = None
     overlap: int = 0
     steps: Callable[[Problem, str], Steps] | None = None
+    files: tuple[Path, ...] = ()
+
+
+def unread(name: str = "unread") -> Task:
+    """A task whose problems are not read: for a model that is only sampled, or written."""
+
+    def absent(*_: Any, **__: Any) -> Any:
+        raise ValueError(f"the problems of the task {name!r} were not read")
+
+    return Task(name, (), (), absent, steps=absent)
 
 
 # Sizes that can be had: an order of all training problems, and a list of those that are held out.

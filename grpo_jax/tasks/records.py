@@ -5,15 +5,18 @@ record that is well formed but has no answer, such as an empty \\boxed{}, is dro
 counted and named in one warning, unless the option `unanswered` says "refuse".
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from grpo_jax.rewards.registry import unknown
+from grpo_jax.tasks.problem import Problem
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -85,6 +88,18 @@ def read_folder(path: Path, make: Callable[[Record], T], dropped: Dropped = None
     return _made(path, contents, lambda content: make(_object(_json(content))), dropped)
 
 
+def fingerprint(path: Path) -> str:
+    """The sha256 of a file, or of the names and contents of all .json files below a folder."""
+    path = path.expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for part in sorted(path.rglob("*.json")):
+        whole.update(f"{part.relative_to(path)} {fingerprint(part)}\n".encode())
+    return whole.hexdigest()
+
+
 def text(record: Record, column: str, is_answer: bool = False) -> str:
     """The text of a column; ValueError where it is missing, no text or empty.
 
@@ -116,7 +131,7 @@ def _made(
     results, without = [], []
     for name, item in named:
         try:
-            results.append(make(item))
+            results.append(_placed(make(item), name))
         except ValueError as error:
             if dropped is None or not isinstance(error, NoAnswer):
                 raise ValueError(f"{name}: {error}") from error
@@ -126,6 +141,15 @@ def _made(
     if dropped is not None:
         dropped.extend(without)
     return results
+
+
+def _placed(made: U, name: str) -> U:
+    """What was made of a record, its problem with the name of the record."""
+    if isinstance(made, Problem):
+        return cast(U, dataclasses.replace(made, where=name))
+    if isinstance(made, tuple):
+        return cast(U, tuple(_placed(part, name) for part in made))
+    return made
 
 
 def _numbered(

@@ -35,6 +35,7 @@ def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
         train=train,
         solve=lambda problem: problem.columns["solution"],
         overlap=len(records) - len(train),
+        files=(located(path), *task.files),
     )
 
 

@@ -49,7 +49,7 @@ def svamp(
     return file_task(
         "svamp",
         *sides,
-        path=str(file),
+        files=[file],
         accuracy=accuracy,
         template=form,
         solve=worked(form),

@@ -1,0 +1,113 @@
+"""How a run begins, and how it is gone on with: what its folder keeps, and what it must hold."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from grpo_jax.checkpoints import newest_position
+from grpo_jax.checks import UsageError
+from grpo_jax.data_check import check_data
+from grpo_jax.experiment import Experiment, build
+from grpo_jax.folders import at_home, inside_run
+from grpo_jax.runs import Run, check_run, load_record, open_run, read_lines
+from grpo_jax.tokenizers import keep_tokenizer, load_tokenizer
+
+
+def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
+    """The experiment of a resolved config, with the tokenizer of the run that is in `workdir`.
+
+    Changes nothing. UsageError where that is a run of another config, or lacks something.
+    """
+    workdir = at_home(workdir)
+    if stands := inside_run(workdir):
+        raise UsageError(f"--workdir={workdir} {stands}; valid: a folder of its own")
+    position = newest_position(workdir / "checkpoints")
+    check_run(workdir, config, None, position)
+    check_whole(workdir, position)
+    kept = workdir / "tokenizer"
+    return build(config, load_tokenizer(kept) if kept.is_dir() else None)
+
+
+def start_run(ex: Experiment, workdir: Path, sources: dict[str, str] | None = None) -> Run:
+    """Check what the task has read, and open the run; nothing is written where that is refused.
+
+    sources  fingerprints of what the run depends on besides the files of its task
+    """
+    workdir = at_home(workdir)
+    known = ex.sources() | (sources or {})
+    check_run(workdir, ex.config, known, newest_position(workdir / "checkpoints"))
+    check_data(ex)
+    return begin_run(ex, workdir, known)
+
+
+def begin_run(ex: Experiment, workdir: Path, sources: dict[str, str]) -> Run:
+    """Open the run in `workdir`, and keep its tokenizer there."""
+    position = newest_position(workdir / "checkpoints")
+    check_whole(workdir, position)
+    run = open_run(workdir, ex.config, sources, position)
+    try:
+        if not run.tokenizer.exists():
+            keep_tokenizer(ex.tokenizer, run.tokenizer)
+        run.checkpoints.mkdir(exist_ok=True)
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def check_begun(run: Run) -> None:
+    """Refuse to begin a run anew where it has checkpoints, none of them whole; UsageError."""
+    if left := sorted(p.name for p in run.checkpoints.glob("[0-9]*")):
+        raise _lost(run.folder, "a whole checkpoint is missing", f"{left[-1]} in checkpoints/")
+
+
+def check_whole(folder: Path, position: dict[str, Any] | None) -> None:
+    """Refuse the folder of a run that lacks what it must hold; UsageError names what is missing.
+
+    position  of the newest checkpoint; None where there is none
+
+    With a checkpoint of step n, metrics.jsonl has the steps 1 to n, and each file of JSON lines at
+    least the bytes that it had when that was saved. Once there is a line, there are checkpoints/
+    and tokenizer/; once the lines go beyond the first step that is saved, a whole checkpoint.
+    """
+    if not (folder / "config.json").exists():
+        return
+    step, sizes = (position or {}).get("step", 0), (position or {}).get("files", {})
+    saved = f"the checkpoint of step {step}"
+    for name, size in sizes.items():
+        _present(folder, name, saved)
+        if (folder / name).stat().st_size < size:
+            raise _lost(folder, f"a part of {name} is missing", saved)
+    steps = {record["step"] for record in read_lines(folder / "metrics.jsonl")}
+    if absent := sorted(set(range(1, step + 1)) - steps):
+        raise _lost(folder, f"step {absent[0]} is missing in metrics.jsonl", saved)
+    if steps or position is not None or (folder / "cold_start").exists():
+        _present(folder, "checkpoints", "what was computed")
+        _present(folder, "tokenizer", "what was computed")
+    last, there = max(steps, default=0), list((folder / "checkpoints").glob("[0-9]*"))
+    if position is None and (there or last > _first_saved(folder)):
+        beside = f"metrics.jsonl, which goes to step {last}"
+        raise _lost(folder, "a whole checkpoint is missing in checkpoints/", beside)
+
+
+def _first_saved(folder: Path) -> float:
+    """A step by which a checkpoint was due, whatever checkpoint.every has been; inf if never."""
+    record = load_record(folder)
+    values = [record.get("checkpoint", {}).get("every", 0)]
+    for change in record.get("changes", []):
+        if change["field"] == "checkpoint.every":
+            values += [change["old"]]
+    return math.inf if 0 in values else max(values)
+
+
+def _present(folder: Path, name: str, beside: str) -> None:
+    if not (folder / name).exists():
+        raise _lost(folder, f"{name} is missing", beside)
+
+
+def _lost(folder: Path, what: str, beside: str) -> UsageError:
+    return UsageError(
+        f"{folder}: {what}, beside {beside}; put it back, or choose another --workdir to start anew"
+    )
