@@ -164,7 +164,7 @@ def judged(ex: Any, params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     problems = first_problems(ex, source, range(len(source)), ex.config.eval.problems)
     names = ("accuracy", "format", "language")
     with ex.rewarder(names) as rewarder, using(ex.mesh):
-        greedy = attempts(ex, params, rewarder, problems, 1, 0.0, rewards=names[1:])
+        greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
         folders = [name.removeprefix(PREFIX) for name in ex.config.rewards if PREFIX in name]
         judges = {Path(f).name: load_judge(Path(f), ex) for f in folders}
         general = [i for i, counts in enumerate(greedy.judged[:, 0]) if not counts]

@@ -1,9 +1,9 @@
 """Held-out evaluation: greedy accuracy, pass@k and maj@k, each with a 95% interval."""
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from grpo_jax.experiment import Experiment
 from grpo_jax.progress import doing
-from grpo_jax.rewards.evaluate import REWARDS, Rewarder, scored_by
+from grpo_jax.rewards.evaluate import Rewarder, Scores
 from grpo_jax.rewards.numbers import vote
 from grpo_jax.rollout.collect import encode_batch, texts
 from grpo_jax.rollout.sampler import sample
@@ -46,13 +46,14 @@ def evaluate(
     Student's t intervals.
     """
     chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
-    greedy = attempts(ex, params, rewarder, chosen, 1, temperature=0.0)
+    judge = partial(rewarder, names=("accuracy",))
+    greedy = attempts(ex, params, judge, chosen, 1, temperature=0.0)
     judged = greedy.judged[:, 0]
     singly = {"accuracy": greedy.right[judged, 0]}
     result = greedy_metrics(chosen, greedy)
     if samples and judged.any():
         drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
-        sampled = attempts(ex, params, rewarder, chosen, samples, **drawn)
+        sampled = attempts(ex, params, judge, chosen, samples, **drawn)
         answers = [a for a, counts in zip(sampled.answers, judged, strict=True) if counts]
         result |= sampled_metrics(answers, sampled.right[judged])
         singly["pass@1"] = sampled.right[judged].mean(-1)
@@ -138,19 +139,14 @@ class Attempts(NamedTuple):
 def attempts(
     ex: Experiment,
     params: Any,
-    rewarder: Rewarder,
+    rewarder: Callable[..., Scores],
     problems: list[Problem],
     group: int,
     temperature: float,
     top_p: float = 1.0,
     first: int = 0,
-    rewards: Sequence[str] = (),
 ) -> Attempts:
-    """Sample and judge.
-
-    first    the first problem's place in a longer list, for its noise
-    rewards  what scores a problem that asks for it, beside the accuracy, which scores all
-    """
+    """Sample and judge; `first` is the first problem's place in a longer list, for its noise."""
     size = max(1, min(len(problems), ROWS // group))
     rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
     size = -(-size // rows) * rows
@@ -173,7 +169,7 @@ def attempts(
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
     with doing(f"judging {len(problems) * group} completions"):
-        parts = rewarder([_asking(p, rewards) for p in problems], completions).parts
+        parts = rewarder(problems, completions).parts
     held = [prefill(ex.tokenizer, p.prompt) for p in problems]
     answers = [
         [vote(before + text) for text in group]
@@ -187,9 +183,3 @@ def _answering(start: int, n: int, of: int, group: int) -> str:
     """What a batch of attempts is doing."""
     which = f"{of} problems" if n == of else f"problems {start + 1} to {start + n} of {of}"
     return f"answering {which}" + (f", {group} times each" if group > 1 else "")
-
-
-def _asking(problem: Problem, rewards: Sequence[str]) -> Problem:
-    """The problem, to be scored by accuracy and by those of the rewards that it asks for."""
-    names = ["accuracy", *(name for name in rewards if scored_by(problem, name))]
-    return dataclasses.replace(problem, columns={**problem.columns, REWARDS: names})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +99,7 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     """
     _begin(out, {"origin": origin, **rule._asdict()})
     judges = [load_judge(Path(folder), ex) for folder in rule.judges]
+    judge = partial(rewarder, names=("accuracy",))
     journal = out / "samples.jsonl"
     n = len(ex.task.train)
     order = (i % n for i in range(rule.first, rule.first + n))
@@ -110,7 +112,7 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     kept = sum(KEPT in record["verdicts"] for record in done)
     for start in range(len(done), len(problems), size):
         part = problems[start : start + size]
-        a = attempts(ex, params, rewarder, part, rule.samples, rule.temperature, first=start)
+        a = attempts(ex, params, judge, part, rule.samples, rule.temperature, first=start)
         unknown = [not all(row) for row in a.judged]
         asked = [only(judge, ex, unknown) for judge in judges]
         right = np.where(a.judged, a.right, best_liked(asked, part, a.completions))

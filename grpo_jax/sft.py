@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from grpo_jax.learner import make_optimizer, update
 from grpo_jax.loop import Step, run_steps
 from grpo_jax.pretrained import beginning, with_base
 from grpo_jax.progress import doing, say
-from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.rewards.evaluate import Scores
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import read_lines
 from grpo_jax.sharding import put_batch
@@ -103,7 +104,7 @@ def optimizer_config(config: Any) -> ml_collections.ConfigDict:
     return chosen
 
 
-def cold_start(ex: Experiment, rewarder: Rewarder, workdir: Path) -> Any:
+def cold_start(ex: Experiment, rewarder: Callable[..., Scores], workdir: Path) -> Any:
     """Fine-tune the model on worked solutions in the run folder `workdir`; return its params.
 
     Ends after sft.steps, or once greedy accuracy on training problems reaches sft.stop_accuracy.
@@ -170,11 +171,12 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch: Batch):
     return state, {k: float(metrics[k]) for k in kept}
 
 
-def _train_accuracy(ex: Experiment, params: Any, rewarder: Rewarder) -> float:
+def _train_accuracy(ex: Experiment, params: Any, rewarder: Callable[..., Scores]) -> float:
     """Greedy accuracy on the last training problems, which a small cold start has not seen."""
     source = ex.task.train
     problems = first_problems(
         ex, source, reversed(range(len(source))), ex.config.sft.check_problems
     )
     greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
-    return float(greedy.right[greedy.judged].mean())
+    judged = greedy.right[greedy.judged]
+    return float(judged.mean()) if judged.size else math.nan

@@ -119,7 +119,8 @@ def _start(
         return position["step"], with_base(ex, state)
     check_begun(run)
     cold = run.folder / "cold_start"
-    params = cold_start(ex, rewarder, cold) if c.sft.steps else beginning(ex)
+    judge = partial(rewarder, names=("accuracy",))
+    params = cold_start(ex, judge, cold) if c.sft.steps else beginning(ex)
     key = jax.random.key(c.seed)
     with doing("making the training state"):
         return None, init_state(ex.model, optimizer, key, ex.mesh, params=params, **options)

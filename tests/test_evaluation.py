@@ -10,6 +10,7 @@ from tiny import compile_fast, tiny_config  # noqa: F401
 
 from grpo_jax import evaluation
 from grpo_jax.experiment import build
+from grpo_jax.rewards import Rewarder
 from grpo_jax.tasks import Problem
 from grpo_jax.tokenizers import encode
 from grpo_jax.types import Rollouts
@@ -133,22 +134,21 @@ def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch)
             evaluation.evaluate(none, None, rewarder, problems=4)
 
 
-def test_a_problem_is_asked_about_its_accuracy_and_what_it_asks_for(ex, monkeypatch):
-    problems = [
-        dataclasses.replace(p, columns={**p.columns, **more})
-        for p, more in zip(
-            ex.task.heldout[:3], [{}, {"rewards": ["format"]}, {"rewards": ()}], strict=True
+def test_every_problem_is_asked_about_its_accuracy_and_nothing_else(ex, monkeypatch):
+    def accuracy(prompts, completions, **columns):
+        return [1.0] * len(completions)
+
+    def never(prompts, completions, **columns):
+        raise ValueError("asked")
+
+    heldout = [
+        dataclasses.replace(problem, columns={**problem.columns, **more})
+        for problem, more in zip(
+            ex.task.heldout[:3], [{}, {"rewards": ["never"]}, {"rewards": ()}], strict=True
         )
     ]
+    some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=heldout))
     monkeypatch.setattr(evaluation, "sample", Stub(ex, lambda text, g: True))
-    rewards = ("accuracy", "format", "repetition")
-    with ex.rewarder(rewards) as rewarder:
-        found = [
-            evaluation.attempts(ex, None, rewarder, problems, 1, 0.0, rewards=names).parts
-            for names in ((), ("format", "repetition"))
-        ]
-    given = [{name: (~np.isnan(v[:, 0])).tolist() for name, v in parts.items()} for parts in found]
-    all_of_them, none = [True] * 3, [False] * 3
-    assert given[0] == {"accuracy": all_of_them, "format": none, "repetition": none}
-    asked = {"format": [True, True, False], "repetition": [True, False, False]}
-    assert given[1] == {"accuracy": all_of_them} | asked
+    rewarder = Rewarder({"accuracy": accuracy, "never": never})
+    result = evaluation.evaluate(some, None, rewarder, problems=3, samples=2)
+    assert (result["n"], result["accuracy"], result["pass@2"]) == (3, 1.0, 1.0)

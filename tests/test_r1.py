@@ -57,7 +57,7 @@ def set_flags(tmp_path, monkeypatch):
     file.write_text(SMALL)
     folder = str(tmp_path / "run-v1.0")
     with flagsaver.flagsaver(config=str(file), workdir=folder, without=[], seeds=None):
-        yield tmp_path / "run"
+        yield tmp_path / "run-v1.0"
 
 
 def rows(folder):

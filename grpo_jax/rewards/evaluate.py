@@ -126,8 +126,11 @@ class Rewarder:
         problems: Sequence[Record],
         completions: Sequence[Sequence[str]],
         completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+        names: Sequence[str] | None = None,
     ) -> Scores:
-        """The rewards of completions [P][G] for problems [P], of those that a problem asks for.
+        """The rewards of completions [P][G] for problems [P].
+
+        names  those that score every problem, and no others; None = all, where a problem asks
 
         ValueError for ragged or mismatched input; RewardError where a reward fails.
         """
@@ -136,9 +139,9 @@ class Rewarder:
         parts = {name: np.full(shape, np.nan, np.float32) for name in self.functions}
         calls: list[Call] = [
             (name, p, None)
-            for name in self.functions
+            for name in (self.functions if names is None else names)
             for p, problem in enumerate(problems)
-            if scored_by(problem, name)
+            if names is not None or scored_by(problem, name)
         ]
         if not self.workers:
             for name, p, _ in calls:
