@@ -10,6 +10,7 @@ killed at any moment leaves the earlier checkpoints as they were.
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -152,8 +153,13 @@ def _newest_whole(directory: Path, set_aside: bool, step: int | None = None) -> 
             continue
         print(f"warning: checkpoint {folder} is damaged ({problem}); skipped", file=sys.stderr)
         if set_aside:
-            shutil.rmtree(aside := directory / f"{number}.damaged", ignore_errors=True)
-            folder.rename(aside)
+            folder.rename(_free(directory / f"{number}.damaged"))
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number after it the first one at which nothing stands."""
+    others = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], others) if not p.exists())
 
 
 def _save_arrays(folder: Path, state: PyTree) -> None:

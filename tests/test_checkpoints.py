@@ -119,6 +119,15 @@ def test_damage_to_any_file_is_reported_and_the_checkpoint_before_is_used(
     assert tried >= 24
 
 
+def test_a_damaged_checkpoint_stays_beside_an_earlier_one_of_its_step(two_saves, tmp_path):
+    shutil.copytree(two_saves, tmp_path / "c")
+    (tmp_path / "c/2.damaged").mkdir()
+    (tmp_path / "c/2/position.json").write_text("x")
+    checkpoints.restore_latest(tmp_path / "c", abstract(train_state()))
+    assert (tmp_path / "c/2.damaged-2/position.json").read_text() == "x"
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {"1", "2.damaged", "2.damaged-2"}
+
+
 def test_params_are_read_without_the_optimizer(two_saves, tmp_path, capsys):
     params, step = checkpoints.restore_params(two_saves)
     assert step == 2 and bits(params) == bits(train_state(2).params)
