@@ -48,7 +48,7 @@ def warn_of_dropped(dropped: Dropped, records: int) -> None:
         )
 
 
-def located(path: str) -> Path:
+def located(path: str | Path) -> Path:
     """The path of a file or folder, where "~" is the user's home."""
     return Path(os.path.expanduser(path))
 
@@ -90,7 +90,7 @@ def read_folder(path: Path, make: Callable[[Record], T], dropped: Dropped = None
 
 def fingerprint(path: Path) -> str:
     """The sha256 of a file, or of the names and contents of all .json files below a folder."""
-    path = path.expanduser()
+    path = located(path)
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
