@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -82,13 +83,28 @@ def greedy_metrics(problems: Sequence[Problem], greedy: "Attempts") -> dict[str,
 
 
 def first_problems(ex: Experiment, source: Source, order: Iterable[int], n: int) -> list[Problem]:
-    """The first n problems of a source, in this order, whose prompts fit; ValueError for none."""
+    """The first n problems of a source, in this order, whose prompts fit; ValueError for none.
+
+    Where there are fewer, those, and a warning once.
+    """
     chosen = list(itertools.islice(filter(ex.fits, map(source.__getitem__, order)), n))
     if not chosen:
         raise ValueError(
             f"config.prompt_length={ex.config.prompt_length} drops every problem of {len(source)}"
         )
+    if len(chosen) < n:
+        _warn_of_fewer(n, len(chosen), source is ex.task.heldout)
     return chosen
+
+
+@cache  # each is said once a process
+def _warn_of_fewer(asked: int, there: int, heldout: bool) -> None:
+    kind, fields = ("held-out", "eval.problems") if heldout else ("training", "sft.check_problems")
+    print(
+        f"warning: {asked} {kind} problems are asked for ({fields}, --problems), but only {there} "
+        f"are there and fit; all {there} are taken",
+        file=sys.stderr,
+    )
 
 
 def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, float]:
