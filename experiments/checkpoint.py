@@ -36,15 +36,22 @@ class Model(NamedTuple):
 
 
 def run_and_step(folder: Path) -> tuple[Path, int | None]:
-    """The run that a folder is of, and the step where it is one of the run's checkpoints."""
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
-        return folder.parent.parent, int(folder.name)
-    return folder, None
+    """The run that a folder is of, and the step where it is one of the run's checkpoints.
+
+    UsageError for another name among the checkpoints.
+    """
+    if folder.parent.name != "checkpoints" or (folder / "config.json").exists():
+        return folder, None
+    step = checkpoints.step_of(folder.name)
+    if step is None:
+        found = checkpoints.steps(folder.parent)
+        raise UsageError(f"{folder} is no checkpoint of {folder.parent.parent}; valid: {found}")
+    return folder.parent.parent, step
 
 
 def holds_run(folder: Path) -> bool:
     """Whether a folder, or the run that it is a checkpoint of, has checkpoints."""
-    return (run_and_step(folder)[0] / "checkpoints").is_dir()
+    return (run_and_step(folder)[0] / "checkpoints").exists()
 
 
 def check_model(folder: Path) -> None:

@@ -8,14 +8,14 @@ A step is written as `.tmp-<step>` and renamed when all of it is on the disk, so
 killed at any moment leaves the earlier checkpoints as they were.
 """
 
-import errno
 import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from grpo_jax.checks import UsageError
+from grpo_jax.folders import system_errors
+from grpo_jax.json_files import read_object
 from grpo_jax.progress import doing
 from grpo_jax.runs import writing_in
 from grpo_jax.types import merged
@@ -61,9 +63,20 @@ def save(
 
 
 def steps(directory: Path | str) -> list[int]:
-    """Return the steps that have a checkpoint, damaged or not, oldest first."""
-    folder = Path(directory)
-    return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
+    """Return the steps that have a checkpoint, damaged or not, oldest first.
+
+    None where there is no directory; OSError where it cannot be listed, which a glob would hide.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted(step for step in map(step_of, names) if step is not None)
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint by its folder's name; None for any other name, such as 007."""
+    return int(name) if re.fullmatch("0|[1-9][0-9]*", name) else None
 
 
 def newest_position(directory: Path | str) -> dict[str, Any] | None:
@@ -95,11 +108,11 @@ def restore_latest(
     """
     directory = Path(directory).absolute()
     for leftover in directory.glob(".tmp-*"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
     for folder in _newest_whole(directory, set_aside=True):
         with doing(f"reading {folder}"):
             state = _restore_arrays(folder / "state", abstract_state)
-        return state, json.loads((folder / "position.json").read_text())
+        return state, read_object(folder / "position.json")
     return None
 
 
@@ -133,9 +146,9 @@ def restore_params(directory: Path | str, step: int | None = None) -> tuple[PyTr
 def damage(folder: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint, in a few words, or None."""
     try:
-        sums = json.loads((folder / "checksums.json").read_bytes())
-    except (OSError, ValueError):
-        return "checksums.json is missing or broken"
+        sums = read_object(folder / "checksums.json")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return "checksums.json is missing or broken"  # one that may not be read is no damage
     for name, expected in sums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -163,19 +176,32 @@ def _free(path: Path) -> Path:
 
 
 def _save_arrays(folder: Path, state: PyTree) -> None:
-    verbosity = logging.get_verbosity()
+    verbosity, before = logging.get_verbosity(), sys.unraisablehook
     logging.set_verbosity(logging.FATAL)  # Orbax logs with a traceback what it then raises
+    sys.unraisablehook = _but_for_late_writes(before)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        # TensorStore tells of a full disk in its own words and its own exception.
+        with system_errors(folder), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder, state)
             checkpointer.wait_until_finished()
-    except ValueError as error:
-        # TensorStore tells of a full disk in its own words and its own exception.
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise
+        sys.unraisablehook = before
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _but_for_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """`hook`, but nothing for a write of TensorStore's that ends after another one has failed.
+
+    Orbax closes the event loop at the first failure, and every other write of the checkpoint then
+    finds it closed, each with a traceback, until the process ends.
+    """
+
+    def kept(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(unraisable)
+
+    return kept
 
 
 def _restore_arrays(folder: Path, abstract_state: PyTree) -> PyTree:
@@ -199,6 +225,13 @@ def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

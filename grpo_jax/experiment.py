@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -140,9 +141,7 @@ def build(
     task       None = as config.task says
     """
     if config.compilation_cache:
-        cache = at_home(config.compilation_cache)
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        _keep_compiled(config.compilation_cache)
     with doing(f"reading the task {config.task.name!r} and the tokenizer"):
         task = task or read_task(config)
         tokenizer = tokenizer or _tokenizer(config, task)
@@ -159,6 +158,23 @@ def build(
             f"steps, which {task.name!r} does not; valid: {', '.join(JUDGED_STEPS)}"
         )
     return Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh)
+
+
+def _keep_compiled(folder: str) -> None:
+    """Keep compiled programs in a folder, or warn: without it they are only compiled once more."""
+    try:
+        cache = at_home(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        told = (
+            f"config.compilation_cache={folder!r}: {error.strerror}; compiled programs are not kept"
+        )
+        print(f"warning: {told}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:

@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all, and those that nothing may be written over."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -40,10 +41,10 @@ def replacing(out: Path, source: Path | None = None) -> Iterator[Path]:
     was. ValueError as of `check_replaceable`."""
     check_replaceable(out, source)
     out = at_home(out).resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    made = _made_beside(out)
     try:
-        yield made
+        with system_errors(out):
+            yield made
         _share(made)
         check_replaceable(out, source)  # what came there meanwhile stays
         old = made.with_name(f"{made.name}.old")
@@ -64,14 +65,39 @@ def replacing(out: Path, source: Path | None = None) -> Iterator[Path]:
 @contextlib.contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """An empty folder to fill, which becomes the new folder `out` at the end."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    made = _made_beside(out)
     try:
-        yield made
+        with system_errors(out):
+            yield made
         _share(made)
         os.rename(made, out)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _made_beside(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:  # which names the folder that was to be filled
+        raise OSError(error.errno, error.strerror, str(out)) from error
+
+
+@contextlib.contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names nothing, and raise one where a library of another
+    language says in an exception of its own that the system refused: a full disk, above all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def check_replaceable(out: Path, source: Path | None = None) -> None:

@@ -68,7 +68,8 @@ def _never_swallowed() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
 
 
 def importing(frame: FrameType | None) -> bool:

@@ -12,9 +12,10 @@ from grpo_jax.checks import UsageError, config_diff
 from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.folders import inside_run, listed
+from grpo_jax.json_files import read_object
 from grpo_jax.judges import Judge, load_judge, only
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
-from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines
+from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines, writing_in
 from grpo_jax.tokenizers import keep_tokenizer, prefill
 
 KEPT = "kept"
@@ -106,6 +107,9 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     problems = first_problems(ex, ex.task.train, order, rule.problems)
     size = max(1, ROWS // rule.samples)
     done = read_lines(journal)
+    for number, record in enumerate(done, 1):
+        if not all(isinstance(record.get(name), list) for name in ("completions", "verdicts")):
+            raise UsageError(f"{journal}, line {number}: no completions and their verdicts")
     if len(done) < len(problems):
         done = done[: len(done) // size * size]  # whole batches, so that their noise is the same
     write_lines(journal, done)
@@ -127,7 +131,8 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
         print(
             f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True
         )
-    keep_tokenizer(ex.tokenizer, out / "tokenizer")
+    with writing_in(out):
+        keep_tokenizer(ex.tokenizer, out / "tokenizer")
     return _divide(out, read_lines(journal))
 
 
@@ -146,7 +151,7 @@ def _begin(out: Path, rule: dict[str, Any]) -> None:
     if not path.exists():
         write_atomically(path, json.dumps(rule).encode())
         return
-    begun = Rule._field_defaults | json.loads(path.read_bytes())
+    begun = Rule._field_defaults | read_object(path)
     changed = config_diff(begun, rule)
     if changed:
         raise UsageError(f"{out} was begun with another rule: {'; '.join(changed)}")

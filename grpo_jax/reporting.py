@@ -3,6 +3,7 @@
 import dis
 import errno
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -63,6 +64,10 @@ def _told(error: BaseException) -> str | None:
         return None if _installed(error.filename) else described(error)
     if isinstance(error, MemoryError) or _out_of_memory(error):
         return f"out of memory: {error}".removesuffix(": ")
+    if number := re.search(
+        r"\(os error (\d+)\)$", str(error)
+    ):  # so do libraries in Rust end theirs
+        return os.strerror(int(number[1]))
     raised_here = isinstance(error, ValueError | TypeError | OSError | ImportError) and _ours(error)
     return str(error) if raised_here else None
 

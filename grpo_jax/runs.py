@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -228,7 +229,10 @@ def writing_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"cannot write in {folder}: {error.strerror or error}") from error
+        file = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str) else ""
+        of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        named = "" if of_disk or file in ("", *folder.parts) else f" ({file})"
+        raise UsageError(f"cannot write in {folder}: {error.strerror or error}{named}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

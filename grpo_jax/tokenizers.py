@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from grpo_jax.chat import Messages, chat_prefill, render_chat
 from grpo_jax.folders import appearing, at_home
+from grpo_jax.json_files import read_object
 from grpo_jax.rewards.turn import written
 from grpo_jax.vocabulary import first_unknown, is_half, known_ids, known_ids_of
 
@@ -168,15 +169,7 @@ def _backend(file: Path) -> Tokenizer:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: a {type(settings).__name__}; valid: a JSON object")
-    return settings
+    return read_object(file) if file.is_file() else {}
 
 
 def _special_tokens(settings: dict[str, Any], backend: Tokenizer, folder: Path) -> dict[str, str]:
@@ -213,7 +206,10 @@ def _ids(name: str, special: dict[str, str], backend: Tokenizer, folder: Path) -
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8-sig")
+        try:
+            return file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: not UTF-8: {error}") from error
     template = settings.get("chat_template")
     if isinstance(template, list) and all(isinstance(t, dict) for t in template):  # by name
         template = {t.get("name"): t.get("template") for t in template}.get("default")

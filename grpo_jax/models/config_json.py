@@ -1,10 +1,10 @@
 """Hugging Face's config.json to ModelConfig and back. No JAX."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from grpo_jax.json_files import read_object
 from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
 from grpo_jax.models.families import FAMILIES, Family, Json
 from grpo_jax.models.files import INDEX, SINGLE, equal, tensor_files
@@ -67,8 +67,8 @@ def read_config_file(directory: Path) -> ModelConfig:
     file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; valid: a Hugging Face model directory")
+    hf = read_object(file)
     try:
-        hf = json.loads(file.read_text(encoding="utf-8-sig"))
         c = read_config(hf)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
@@ -146,7 +146,7 @@ def architecture(c: ModelConfig) -> ModelConfig:
 def is_scoring(directory: Path) -> bool:
     """Whether a directory holds a Hugging Face model ForSequenceClassification."""
     file = directory / "config.json"
-    return file.is_file() and _scores(json.loads(file.read_text(encoding="utf-8-sig")))
+    return file.is_file() and _scores(read_object(file))
 
 
 def as_scoring(hf: Json, pad: int | None) -> Json:

@@ -1,12 +1,12 @@
 """The safetensors files of a Hugging Face directory. No JAX."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from grpo_jax.folders import INDEX
+from grpo_jax.json_files import read_object
 
 SINGLE = "model.safetensors"
 ROWS = 4096
@@ -15,10 +15,10 @@ ROWS = 4096
 def tensor_files(directory: Path) -> dict[str, str]:
     """Tensor name -> the file it lies in."""
     if (directory / INDEX).is_file():
-        try:
-            return dict(json.loads((directory / INDEX).read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{directory / INDEX}: not an index of safetensors") from error
+        files = read_object(directory / INDEX).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+            raise ValueError(f"{directory / INDEX}: not an index of safetensors: no weight_map")
+        return files
     with opened(directory / SINGLE) as file:
         return dict.fromkeys(file.keys(), SINGLE)
 
@@ -37,11 +37,14 @@ def equal(directory: Path, files: dict[str, str], one: str, other: str) -> bool:
 
 
 def opened(path: Path) -> Any:
-    """A safetensors file; FileNotFoundError where there is none, ValueError where it is cut off."""
+    """A safetensors file; OSError where there is none or it cannot be read, ValueError where
+    it is cut off."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; valid: a directory with {SINGLE} or {INDEX}"
         )
+    with path.open("rb"):  # the library says of a file that may not be read that there is none
+        pass
     try:
         return safe_open(path, framework="np")
     except SafetensorError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from grpo_jax.folders import METADATA, TEXT_FILES, replacing
+from grpo_jax.json_files import read_object
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import as_scoring, write_config
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
@@ -191,8 +192,7 @@ def save_model(
     The directory appears whole or not at all. It replaces an export that stood there, and nothing
     else: ValueError says what stands there.
     """
-    text = (source / "config.json").read_text(encoding="utf-8-sig") if source else "{}"
-    old = json.loads(text)
+    old = read_object(source / "config.json") if source else {}
     hf = _kept(old) | write_config(c, old.get("model_type", ""))
     if "score" in params:
         pads = tokenizer is not None and tokenizer.pad not in tokenizer.stop

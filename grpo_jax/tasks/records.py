@@ -81,7 +81,7 @@ def read_list(path: Path, make: Callable[[Record], T], dropped: Dropped = None) 
 
 def read_folder(path: Path, make: Callable[[Record], T], dropped: Dropped = None) -> list[T]:
     """`make(record)` for every .json file below a folder, by name; errors name the file."""
-    files = sorted(path.rglob("*.json"))
+    files = _json_files(path)
     if not files:
         raise FileNotFoundError(f"{path}: no .json files; valid: a folder of one-record JSON files")
     contents = ((str(file), file.read_bytes()) for file in files)
@@ -95,9 +95,25 @@ def fingerprint(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()
-    for part in sorted(path.rglob("*.json")):
+    for part in _json_files(path):
         whole.update(f"{part.relative_to(path)} {fingerprint(part)}\n".encode())
     return whole.hexdigest()
+
+
+def _json_files(path: Path) -> list[Path]:
+    """The .json files below a folder, by name; OSError for what may not be listed, which a glob
+    would leave out."""
+
+    def refused(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    walk = os.walk(path, onerror=refused)
+    return sorted(Path(at, name) for at, _, names in walk for name in names if _is_json(name))
+
+
+def _is_json(name: str) -> bool:
+    return name.endswith(".json")
 
 
 def text(record: Record, column: str, is_answer: bool = False) -> str:

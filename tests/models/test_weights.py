@@ -200,7 +200,7 @@ def broken(folder, tensors, how):
         return f"{file}: no such file; valid: a directory with {SINGLE} or {INDEX}"
     (folder / INDEX).write_text(how)
     if how == "{}" or how == "[":
-        return f"{folder / INDEX}: not an index of safetensors"
+        return f"{folder / INDEX}: not {'JSON' if how == '[' else 'an index of safetensors'}"
     places = dict.fromkeys(tensors, "a.safetensors") | {Q: "b.safetensors"}
     if how == "wrong file":
         save_file({"x": tensors[Q]}, folder / "b.safetensors")
@@ -229,8 +229,8 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(saved, how):
     ("text", "message"),
     [
         (None, "no such file; valid: a Hugging Face model directory"),
-        ("{", "Expecting property name"),
-        ("[]", "not a JSON object"),
+        ("{", "not JSON: Expecting property name"),
+        ("[]", "a list; valid: a JSON object"),
         ('{"architectures": ["GPT2LMHeadModel"]}', "unknown architecture 'GPT2LMHeadModel'"),
         ('{"model_type": "llama"}', "no field 'num_attention_heads', which LlamaForCausalLM"),
     ],
