@@ -141,7 +141,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
     given = _options(argv)
     path = dict(given).get("config")
     fields = [(k.removeprefix("config."), v) for k, v in given if k.startswith("config.")]
-    kinds = {}
+    kinds, config = {}, ConfigDict()
     if (fields or weights) and path is None:
         raise UsageError(_NO_CONFIG)
     if path is not None and "config" in flag_values:
@@ -162,6 +162,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
         left = flag_values([argv[0], *quiet, *argv[1:]])
         _check_numbers(flag_values[name] for name, _ in given if name in flag_values)
         set_weights(flag_values, weights)
+        _drop_other_tasks_options(flag_values, config, dict(fields))
         return left
     except (ValueError, LookupError) as error:  # ml_collections' of a name that it cannot read
         if isinstance(error, UsageError):
@@ -204,6 +205,32 @@ def _check_name(config: ConfigDict, name: str, given: dict[str, str]) -> None:
             f"unknown option config.{name}; the closest valid one is config.{within}."
             f"{closest(option, known)}; task {task!r} takes {', '.join(known)}"
         )
+
+
+def _drop_other_tasks_options(
+    flag_values: flags.FlagValues, config: ConfigDict, given: dict[str, str]
+) -> None:
+    """Leave out what the config file sets for a task that a flag replaces by another.
+
+    Options that the other one takes too stay; a line on stderr names those that go.
+    """
+    for name, task in given.items():
+        within, _, leaf = name.rpartition(".")
+        before = _get(config, name)
+        if leaf != "name" or not within.startswith("task") or before in (None, task):
+            continue
+        from grpo_jax.tasks import TASKS, task_options
+
+        if task not in TASKS:  # which will be said
+            continue
+        options = _get(flag_values["config"].value, within)
+        kept = {"name", "share", "rewards", *(task_options(task) or ())}
+        gone = [o for o in options if o not in kept and f"{within}.{o}" not in given]
+        for option in gone:
+            del options[option]
+        if gone:
+            fields = ", ".join(f"config.{within}.{option}" for option in gone)
+            print(f"note: {fields}: of task {before!r}, not of {task!r}", file=sys.stderr)
 
 
 def _check_numbers(given: Iterable[flags.Flag]) -> None:

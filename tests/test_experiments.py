@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 from experiments import benchmark
-from grpo_jax import algorithms, tasks
+from grpo_jax import algorithms, command_line, tasks
 from grpo_jax.checks import UsageError, flatten
 from grpo_jax.command_line import load_config_file
 from grpo_jax.config import defaults, resolve
@@ -272,11 +273,17 @@ def test_the_rewards_of_the_readme_score(snippets):
     assert scores.parts[names[1]].tolist() == [[1.0, 0.0]]
 
 
-def test_the_task_of_the_readme_has_problems_and_judges_them(snippets, monkeypatch):
+def test_the_task_of_the_readme_works_from_the_default_config(snippets, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     monkeypatch.setitem(tasks.TASKS, "reverse", importlib.import_module("reverse").reverse)
-    config = defaults()
-    config.task.update(name="reverse", length=5)
-    ex = build(resolve(config))
+    argv = ["train", "--config=configs/default.py"]
+    argv += ["--config.task.name=reverse", "--config.task.length=5"]
+    values = flags.FlagValues()
+    command_line.define_flags(argv=argv, flag_values=values)
+    command_line.parse_flags(argv, values)
+    assert "config.task.digits" in capsys.readouterr().err
+    ex = build(resolve(values.config))
+    assert ex.task.solve(ex.task.heldout[0]) == ex.task.heldout[0].prompt[-2::-1]
     problem = ex.task.train[0]
     word = problem.prompt[:-1]
     assert len(word) == 5 and encode(ex.tokenizer, problem.prompt)
