@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from hugging_face import (
     their_logits,
 )
 from reference import make_prompts
+from safetensors.numpy import load_file
 
 from grpo_jax.learner import update
 from grpo_jax.models.config_json import architecture, read_config, write_config
@@ -146,7 +148,8 @@ def test_transformers_reads_what_is_saved(case, scanned, tmp_path):
     theirs, out = case[0], tmp_path / "out"
     save_model(out, *case[1:], theirs.folder)
     save_model(tmp_path / "scanned", *scanned, theirs.folder)
-    assert (tmp_path / "scanned" / SINGLE).read_bytes() == (out / SINGLE).read_bytes()
+    one, other = (load_file(folder / SINGLE) for folder in (out, tmp_path / "scanned"))
+    chex.assert_trees_all_equal(one, other)
     again = transformers.AutoModelForCausalLM.from_pretrained(
         out, attn_implementation="eager", dtype=torch.float32
     )
