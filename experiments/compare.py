@@ -100,11 +100,11 @@ def curve(folder: Path) -> dict[str, list[float]]:
 
     Seconds are those of steps, compilation left out; evaluations are not counted.
     """
-    from grpo_jax.runs import read_lines
+    from grpo_jax.runs import read_steps
 
-    steps = read_lines(folder / "metrics.jsonl")
+    steps = read_steps(folder / "metrics.jsonl")
     spent = np.cumsum([0.0, *(r["time/step"] - r["time/compile"] for r in steps)])
-    evals = read_lines(folder / "eval.jsonl")
+    evals = read_steps(folder / "eval.jsonl")
     return {
         "step": [e["step"] for e in evals],
         "seconds": [round(float(spent[e["step"]]), 2) for e in evals],

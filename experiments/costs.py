@@ -78,3 +78,13 @@ def tree_bytes(tree: Any) -> int:
     """Bytes of a tree's arrays, or of their shapes."""
     bits = jax.dtypes.itemsize_bits
     return sum(x.size * bits(x.dtype) // 8 for x in jax.tree.leaves(tree) if hasattr(x, "size"))
+
+
+def size_table(result: dict[str, Any]) -> list[str]:
+    """Lines of a table of names and values with their units: sizes, all floats, are in GiB."""
+    units = {"count": " parameters"}
+    shown = {
+        name: f"{value:,.3f} GiB" if isinstance(value, float) else f"{value}{units.get(name, '')}"
+        for name, value in result.items()
+    }
+    return [f"{name:20} {value}" for name, value in shown.items()]

@@ -96,9 +96,9 @@ def table(folder: Path, iterations: int) -> list[str]:
 
 def told(run: Path) -> str:
     """The last evaluation's accuracy of a run, if there is one."""
-    from grpo_jax.runs import read_lines
+    from grpo_jax.runs import read_steps
 
-    evals = read_lines(run / "eval.jsonl")
+    evals = read_steps(run / "eval.jsonl")
     if not evals:
         return ""
     last = evals[-1]

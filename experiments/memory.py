@@ -2,9 +2,10 @@
 
 What GRPO on a model takes on one device, from the compiler's own analysis: nothing is loaded and
 nothing runs. --model is a published checkpoint's name (grpo_jax/models/sizes.py) or a Hugging Face
-directory. Prints a table and one JSON line; sizes in GiB. XLA's CPU compiler holds float32 copies
-of bfloat16 matrices; with --device, XLA compiles for an accelerator that need not be there: a GPU
-that a file describes (experiments/gpus; pip install "jax[cuda12]") or a TPU (pip install libtpu).
+directory. Prints a table and one JSON line of the same names, whose sizes are in GiB. XLA's CPU
+compiler holds float32 copies of bfloat16 matrices; with --device, XLA compiles for an accelerator
+that need not be there: a GPU that a file describes (experiments/gpus; pip install "jax[cuda12]") or
+a TPU (pip install libtpu).
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ def main():
     with importing():
         import jax
 
-        from experiments.costs import analysis, tree_bytes
+        from experiments.costs import analysis, size_table, tree_bytes
         from grpo_jax.models.decoder import Decoder
 
     c = _config()
@@ -58,8 +59,7 @@ def main():
     count = sum(x.size for x in jax.tree.leaves(state.policy))
     result = {"model": MODEL.value, "device": mesh.devices.flat[0].device_kind, "count": count}
     result |= {name: round(value / GIB, 3) for name, value in sizes.items()}
-    for name, value in result.items():
-        print(f"{name:20} {value}")
+    print("\n".join(size_table(result)))
     print(json.dumps(result))
 
 

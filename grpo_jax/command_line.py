@@ -156,14 +156,21 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
     for flag in (flag_values[name] for name, value in given if not value and name in flag_values):
         if flag.default is None and flag.flag_type() == "string":
             raise UsageError(f"--{flag.name}= is empty; valid: {flag.help}")
+    left = _parsed(argv, flag_values, {name: kinds.get(name) for name, _ in fields})
+    _check_numbers(flag_values[name] for name, _ in given if name in flag_values)
+    set_weights(flag_values, weights)
+    _drop_other_tasks_options(flag_values, config, dict(fields))
+    return left
+
+
+def _parsed(
+    argv: list[str], flag_values: flags.FlagValues, kinds: dict[str, type | None]
+) -> list[str]:
+    """What absl leaves of the command line. kinds  of the config's fields that it sets, by name"""
     # Warnings only, unless the user says otherwise: Orbax tells of every save.
     quiet = ["--verbosity=-1"] if "verbosity" in flag_values else []
     try:
-        left = flag_values([argv[0], *quiet, *argv[1:]])
-        _check_numbers(flag_values[name] for name, _ in given if name in flag_values)
-        set_weights(flag_values, weights)
-        _drop_other_tasks_options(flag_values, config, dict(fields))
-        return left
+        return flag_values([argv[0], *quiet, *argv[1:]])
     except (ValueError, LookupError) as error:  # ml_collections' of a name that it cannot read
         if isinstance(error, UsageError):
             raise
@@ -172,9 +179,11 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
         if missing := re.search(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
             flag = flag_values[missing[1]]
             raise UsageError(f"--{flag.name}=... is needed: {flag.help}") from error
-        for name, value in fields:
-            if name in kinds and str(error).startswith(f"flag --config.{name}={value}:"):
-                raise UsageError(wrong_type(name, value, kinds[name])) from error
+        for name, value in _options(argv):
+            field = name.removeprefix("config.")
+            kind = kinds.get(field)
+            if kind and str(error).startswith(f"flag --{name}={value}:"):
+                raise UsageError(wrong_type(field, value, kind)) from error
         raise UsageError(_one_line(error)) from error
 
 

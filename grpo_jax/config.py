@@ -192,16 +192,43 @@ def _fill_model(model: dict[str, Any]) -> None:
 
 
 def completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """A run's saved config, with the fields that came since at their defaults."""
+    """A run's saved config, with the fields that came since at their defaults.
+
+    UsageError names what a run has always had and this lacks, and a field of another type.
+    """
+    for name in ("task", "rewards", "algorithm", "model", "rollout", "optimizer"):
+        if not isinstance(saved.get(name), dict):
+            raise UsageError(f"{name} is {saved.get(name, 'missing')!r}; valid: a group of fields")
+    for group, name in (("algorithm", "preset"), ("task", "name")):
+        if not isinstance(saved[group].get(name), str):
+            raise UsageError(
+                f"{group}.{name} is {saved[group].get(name, 'missing')!r}; valid: a name"
+            )
     base = defaults()
     base.algorithm.preset = saved["algorithm"]["preset"]
     whole, known = {"chat_template_kwargs": {}, **saved}, flatten(saved)
+    types = {f"algorithm.{name}": kind for name, kind in algorithm_fields().items()}
     for name, value in flatten(resolve(base).to_dict()).items():
-        if name not in known and name.split(".")[0] not in ("task", "rewards"):
-            *groups, leaf = name.split(".")
-            part = whole
-            for group in groups:
-                part[group] = {**part.get(group, {})}
-                part = part[group]
-            part[leaf] = value
+        if name.split(".")[0] in ("task", "rewards"):
+            continue
+        if name in known:
+            if known[name] is not None or name not in types:  # of an algorithm, None is off
+                _check_saved(name, known[name], types.get(name, type(value)))
+            continue
+        *groups, leaf = name.split(".")
+        part = whole
+        for group in groups:
+            if not isinstance(part.get(group, {}), dict):
+                raise UsageError(f"{group} is {part[group]!r}; valid: a group of fields")
+            part[group] = {**part.get(group, {})}
+            part = part[group]
+        part[leaf] = value
     return whole
+
+
+def _check_saved(name: str, value: Any, kind: type) -> None:
+    """UsageError unless a value, as JSON has it, is of a field's type."""
+    fits: Any = {float: int | float, tuple: list | tuple}.get(kind, kind)
+    is_bool = isinstance(value, bool) and kind not in (bool, object)
+    if is_bool or not isinstance(value, fits):
+        raise UsageError(f"{name} is {value!r}; valid: a value of type {kind.__name__}")

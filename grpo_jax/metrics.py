@@ -20,7 +20,7 @@ from grpo_jax.progress import Screen, doing, screen
 from grpo_jax.runs import (
     Run,
     append_line,
-    read_lines,
+    read_steps,
     truncate_after,
     write_atomically,
     writing_in,
@@ -220,7 +220,7 @@ def plot_curves(workdir: Path | str) -> Path | None:
 
 def panels(folder: Path) -> dict[str, Callable[[Any], None]]:
     """What there is to draw of a run, by its title: functions that draw on Matplotlib's axes."""
-    metrics, evals = read_lines(folder / "metrics.jsonl"), read_lines(folder / "eval.jsonl")
+    metrics, evals = read_steps(folder / "metrics.jsonl"), read_steps(folder / "eval.jsonl")
     names = {name for record in metrics for name in record}
     draws: dict[str, Callable[[Any], None]] = {}
     lines = _PANELS

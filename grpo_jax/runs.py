@@ -24,6 +24,7 @@ from grpo_jax.config import completed
 from grpo_jax.continuing import compare
 from grpo_jax.fields import FrozenFields
 from grpo_jax.folders import RUN_NAMES, at_home
+from grpo_jax.json_files import read_object
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What config.json holds beside the config's own fields. The first two may differ between starts.
@@ -192,10 +193,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no config.json in it")
     try:
-        record = json.loads(path.read_text())
-        return completed(record) if "algorithm" in record else record
+        record = read_object(path)
     except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON: {error}") from error
+        raise UsageError(str(error)) from error
+    try:
+        return completed(record)
+    except UsageError as error:
+        raise UsageError(f"{path} is not what a run wrote: {error}") from error
 
 
 def _warn_of_other_code(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -286,11 +290,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break  # a file system may leave zeros where a lost write was to be
             raise UsageError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise UsageError(f"{path}, line {number} is {line[:40].decode()}; valid: a JSON object")
+        records.append(record)
+    return records
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """As `read_lines`, of a file whose every line tells its step; UsageError for one without."""
+    records = read_lines(path)
+    for number, record in enumerate(records, 1):
+        if not isinstance(step := record.get("step"), int) or isinstance(step, bool):
+            raise UsageError(f'{path}, line {number}: "step" is {step!r}; valid: a number of steps')
     return records
 
 
@@ -298,4 +314,4 @@ def truncate_after(path: Path, step: int) -> None:
     """Drop the torn last line and every record of a later step than `step`, atomically."""
     if not path.exists():
         return
-    write_lines(path, [r for r in read_lines(path) if r["step"] <= step])
+    write_lines(path, [r for r in read_steps(path) if r["step"] <= step])

@@ -11,7 +11,7 @@ from grpo_jax.checks import UsageError
 from grpo_jax.data_check import check_data
 from grpo_jax.experiment import Experiment, build
 from grpo_jax.folders import at_home, inside_run
-from grpo_jax.runs import Run, check_run, load_record, open_run, read_lines
+from grpo_jax.runs import Run, check_run, load_record, open_run, read_steps
 from grpo_jax.tokenizers import keep_tokenizer, load_tokenizer
 
 
@@ -80,7 +80,7 @@ def check_whole(folder: Path, position: dict[str, Any] | None) -> None:
         _present(folder, name, saved)
         if (folder / name).stat().st_size < size:
             raise _lost(folder, f"a part of {name} is missing", saved)
-    steps = {record["step"] for record in read_lines(folder / "metrics.jsonl")}
+    steps = {record["step"] for record in read_steps(folder / "metrics.jsonl")}
     if absent := sorted(set(range(1, step + 1)) - steps):
         raise _lost(folder, f"step {absent[0]} is missing in metrics.jsonl", saved)
     if steps or position is not None or (folder / "cold_start").exists():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.runs import read_lines
+from grpo_jax.runs import read_steps
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -22,8 +22,8 @@ def summary(folder: Path, seconds: float | None = None, prompt: Any = None) -> s
     seconds  how long this session was; None where it did nothing
     prompt   a problem's, for the command that asks the model; None where it does not write
     """
-    metrics, evals = read_lines(folder / "metrics.jsonl"), read_lines(folder / "eval.jsonl")
-    result = _result(metrics, evals) or _result(read_lines(folder / COLD / "metrics.jsonl"), [])
+    metrics, evals = read_steps(folder / "metrics.jsonl"), read_steps(folder / "eval.jsonl")
+    result = _result(metrics, evals) or _result(read_steps(folder / COLD / "metrics.jsonl"), [])
     lines = [("result", result), ("time", _time(folder, seconds))]
     curves = "curves.png" if metrics or evals else f"{COLD}/curves.png"
     files = [name for name in (curves, "eval.jsonl") if (folder / name).is_file()]
@@ -59,8 +59,8 @@ def _accuracy(record: Mapping[str, Any]) -> str:
 
 def _time(folder: Path, seconds: float | None) -> str:
     """This session's seconds, and those of all sessions, by what they were spent on."""
-    metrics, evals = read_lines(folder / "metrics.jsonl"), read_lines(folder / "eval.jsonl")
-    cold = read_lines(folder / COLD / "metrics.jsonl")
+    metrics, evals = read_steps(folder / "metrics.jsonl"), read_steps(folder / "eval.jsonl")
+    cold = read_steps(folder / COLD / "metrics.jsonl")
     kinds = {
         "cold start": _sum(cold, "time/step"),
         "sampling and judging": _sum(metrics, "time/rollout"),

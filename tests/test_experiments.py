@@ -15,6 +15,7 @@ import pytest
 from absl import flags
 
 from experiments import benchmark
+from experiments.costs import size_table
 from grpo_jax import algorithms, command_line, tasks
 from grpo_jax.checks import UsageError, flatten
 from grpo_jax.command_line import load_config_file
@@ -293,6 +294,12 @@ def test_the_task_of_the_readme_works_from_the_default_config(snippets, monkeypa
         0,
     ]
     assert problem.prompt not in {p.prompt for p in ex.task.heldout}
+
+
+def test_sizes_in_memory_have_units():
+    sizes = {"model": "m", "device": "cpu", "count": 1234, "parameters": 1.5, "peak": 2048.0}
+    told = [line.split(maxsplit=1)[1] for line in size_table(sizes)]
+    assert told == ["m", "cpu", "1234 parameters", "1.500 GiB", "2,048.000 GiB"]
 
 
 def test_the_reward_and_the_algorithm_of_the_readme_train(run):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from ml_collections import FrozenConfigDict
 from PIL import Image
 from rich.console import Console
 
 from grpo_jax import metrics, runs
+from grpo_jax.config import defaults, resolve
 from grpo_jax.events import Event, SessionLog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ def reopen(tmp_path):
     def reopen():
         if opened:
             opened[-1].close()
-        opened.append(runs.open_run(tmp_path / "run", FrozenConfigDict({"seed": 0})))
+        opened.append(runs.open_run(tmp_path / "run", resolve(defaults())))
         return opened[-1]
 
     yield reopen

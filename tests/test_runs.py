@@ -6,24 +6,37 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import FrozenConfigDict
 
 from grpo_jax import runs
 from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
 
-CONFIG = FrozenConfigDict({"seed": 3, "steps": 5, "model": {"layers": 2}, "sizes": (1, 2)})
+
+def config(**changes):
+    """A resolved config; changes as {"model.layers": 2}."""
+    made = defaults()
+    made.task.sizes = (1, 2)
+    made.update_from_flattened_dict({"seed": 3, "steps": 5, "model.layers": 2} | changes)
+    return resolve(made)
+
+
+CONFIG = config()
+
+
+def as_json(config):
+    """A config as JSON has it, without tuples."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def test_config_json_holds_the_config_and_what_made_it(tmp_path):
     run = runs.open_run(tmp_path / "a" / "b", CONFIG)
     record = json.loads((run.folder / "config.json").read_text())
-    assert record["seed"] == 3 and record["model"] == {"layers": 2}
+    assert record["seed"] == 3 and record["model"]["layers"] == 2
     assert record["versions"]["numpy"] == np.__version__
     assert set(record["versions"]) >= {"jax", "jaxlib", "flax", "optax", "python"}
     assert "git_revision" in record
     assert not run.resumed
-    assert runs.load_config(run.folder).to_dict() == CONFIG.to_dict()
+    assert as_json(runs.load_config(run.folder)) == as_json(CONFIG)
 
 
 def test_the_same_config_resumes_and_another_is_refused(tmp_path):
@@ -31,8 +44,8 @@ def test_the_same_config_resumes_and_another_is_refused(tmp_path):
     again = runs.open_run(tmp_path, CONFIG)
     assert again.resumed
     again.close()
-    other = FrozenConfigDict({**CONFIG.to_dict(), "steps": 6, "model": {"layers": 4}})
-    with pytest.raises(UsageError, match=r"model\.layers: 2 -> 4; steps: 5 -> 6$"):
+    other = config(**{"seed": 4, "model.layers": 4})
+    with pytest.raises(UsageError, match=r"model\.layers: 2 -> 4; seed: 3 -> 4$"):
         runs.open_run(tmp_path, other)
     assert runs.load_config(tmp_path).steps == 5
     runs.open_run(tmp_path, CONFIG).close()  # the refusal gave the lock back
@@ -88,15 +101,67 @@ def test_a_broken_config_json_is_named(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         runs.load_config(tmp_path)
     (tmp_path / "config.json").write_text('{"seed": ')
-    with pytest.raises(UsageError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(UsageError, match=r"config\.json: not JSON"):
         runs.open_run(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda r: {"algorithm": 3}, "task is 'missing'; valid: a group of fields"),
+        (lambda r: r | {"algorithm": 3}, "algorithm is 3; valid: a group of fields"),
+        (lambda r: r | {"algorithm": {}}, "algorithm.preset is 'missing'; valid: a name"),
+        (lambda r: r | {"algorithm": {"preset": "grop"}}, "algorithm.preset: unknown 'grop'"),
+        (lambda r: r | {"task": {}}, "task.name is 'missing'; valid: a name"),
+        (lambda r: r | {"seed": "3"}, "seed is '3'; valid: a value of type int"),
+        (lambda r: r | {"steps": 1.5}, "steps is 1.5; valid: a value of type int"),
+        (lambda r: r | {"steps": True}, "steps is True; valid: a value of type int"),
+        (lambda r: r | {"eval": [1]}, "eval is .1.; valid: a group of fields"),
+        (lambda r: r | {"sft": None}, "sft is None; valid: a group of fields"),
+        (lambda r: r | {"model": r["model"] | {"hidden": None}}, "model.hidden is None; valid"),
+        (lambda r: r | {"algorithm": r["algorithm"] | {"beta": "x"}}, "algorithm.beta is 'x'"),
+        (lambda r: r | {"algorithm": r["algorithm"] | {"dual_clip": None}}, None),
+        (lambda r: r | {"optimizer": r["optimizer"] | {"eps": 1}}, None),
+        (lambda r: {k: v for k, v in r.items() if k != "start"}, None),
+        (lambda r: [], "a list; valid: a JSON object"),
+    ],
+)
+def test_a_config_json_that_no_run_wrote_is_named(tmp_path, change, named):
+    runs.open_run(tmp_path, CONFIG).close()
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    before = path.read_bytes()
+    if named is None:  # what an older run may hold
+        assert runs.load_config(tmp_path).steps == 5
+        return
+    for use in (lambda: runs.load_config(tmp_path), lambda: runs.open_run(tmp_path, CONFIG)):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json.*{named}") as raised:
+            use()
+        assert "\n" not in str(raised.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "null", '"x"'])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    (path := tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2 is .*; valid: a JSON object"):
+        runs.read_lines(path)
+
+
+@pytest.mark.parametrize("line", ["{}", '{"step": "1"}', '{"step": 1.5}', '{"step": null}'])
+def test_a_line_without_its_step_is_named_and_nothing_is_dropped(tmp_path, line):
+    (path := tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=r'metrics\.jsonl, line 2: "step" is .*; valid'):
+        runs.truncate_after(path, 2)
+    assert path.read_bytes() == before
 
 
 HOLD = """
 import os, sys, time
 from grpo_jax import runs
-from ml_collections import FrozenConfigDict
-run = runs.open_run(sys.argv[1], FrozenConfigDict({"seed": 0}))
+from grpo_jax.config import defaults, resolve
+run = runs.open_run(sys.argv[1], resolve(defaults()))
 child = os.fork()
 if child == 0:
     time.sleep(60)
@@ -106,7 +171,7 @@ time.sleep(60)
 
 
 def test_two_processes_cannot_share_a_folder_and_a_killed_one_leaves_it(tmp_path):
-    config = FrozenConfigDict({"seed": 0})
+    config = resolve(defaults())
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
     child = int(holder.stdout.readline())
     try:
