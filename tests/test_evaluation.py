@@ -96,6 +96,17 @@ def test_every_held_out_problem_counts_once(ex, monkeypatch):
     assert "pass@1" not in all_of_them
 
 
+def test_fewer_problems_than_are_asked_for_are_said_once(ex, capsys):
+    evaluation._warn_of_fewer.cache_clear()
+    for kind, source in (("held-out", ex.task.heldout), ("training", ex.task.heldout[:3])):
+        for n in (len(source), len(source) + 1, len(source) + 1):
+            chosen = evaluation.first_problems(ex, source, range(len(source)), n)
+            assert len(chosen) == len(source)
+        told = capsys.readouterr().err
+        assert told.startswith(f"warning: {n} {kind} problems are asked for")
+        assert f"only {len(source)} are there" in told and told.count("\n") == 1
+
+
 def test_problems_on_which_accuracy_abstains_do_not_count(ex, monkeypatch):
     answers = [None if i % 4 == 0 else p.columns["answer"] for i, p in enumerate(ex.task.heldout)]
     heldout = [
