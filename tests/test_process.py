@@ -10,7 +10,7 @@ import pytest
 from chat_tokenizer import save
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from grpo_jax import checkpoints, trainer
+from grpo_jax import checkpoints, starting, trainer
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
 from grpo_jax.rewards.evaluate import Rewarder
@@ -147,11 +147,11 @@ def sevens(problem, text):
 
 @pytest.fixture
 def judged_by_sevens(monkeypatch):
-    def judged(config):
-        ex = build(config)
+    def judged(*given):
+        ex = build(*given)
         return dataclasses.replace(ex, task=dataclasses.replace(ex.task, steps=sevens))
 
-    monkeypatch.setattr(trainer, "build", judged)
+    monkeypatch.setattr(starting, "build", judged)
 
 
 def test_steps_are_learnt_from_and_a_run_goes_on_exactly(judged_by_sevens, tmp_path):
