@@ -22,7 +22,9 @@ from grpo_jax.progress import doing, importing, say
 flags.adopt_module_key_flags(stages)
 flags.adopt_module_key_flags(seeds)
 CHOSEN = flags.DEFINE_list("variants", [], "names to compare instead of the file's VARIANTS")
-PASS_AT = flags.DEFINE_integer("pass_at", 0, "the largest k of pass@k and maj@k", lower_bound=0)
+PASS_AT = flags.DEFINE_integer(
+    "pass_at", 0, "the largest k of pass@k and maj@k", lower_bound=0, upper_bound=2**16
+)
 TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
 
 

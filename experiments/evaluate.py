@@ -20,7 +20,11 @@ PROBLEMS = flags.DEFINE_integer(
     "problems", None, "held-out problems (default: the run's own eval.problems)", lower_bound=1
 )
 SAMPLES = flags.DEFINE_integer(
-    "samples", None, "samples a problem for pass@k and maj@k (default: eval.samples)", lower_bound=0
+    "samples",
+    None,
+    "samples a problem for pass@k and maj@k (default: eval.samples)",
+    lower_bound=0,
+    upper_bound=2**16,
 )
 AGAINST = flags.DEFINE_list("against", [], "runs or Hugging Face directories to compare it with")
 

@@ -32,7 +32,9 @@ ITERATIONS = flags.DEFINE_integer("iterations", 2, "how many", lower_bound=1)
 PROBLEMS = flags.DEFINE_integer(
     "problems", 256, "new problems that an iteration's pairs are of", lower_bound=1
 )
-SAMPLES = flags.DEFINE_integer("samples", 8, "completions of each", lower_bound=2)
+SAMPLES = flags.DEFINE_integer(
+    "samples", 8, "completions of each", lower_bound=2, upper_bound=2**16
+)
 
 
 def main():

@@ -15,7 +15,9 @@ from grpo_jax.progress import importing
 
 OUT = flags.DEFINE_string("out", None, "the folder to write", required=True)
 PROBLEMS = flags.DEFINE_integer("problems", 256, "training problems", lower_bound=1)
-SAMPLES = flags.DEFINE_integer("samples", 4, "completions of each", lower_bound=1)
+SAMPLES = flags.DEFINE_integer(
+    "samples", 4, "completions of each", lower_bound=1, upper_bound=2**16
+)
 KEEP = flags.DEFINE_integer("keep", 1, "at most so many of a problem are kept", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "that they are drawn at", lower_bound=0.0)
 JUDGES = flags.DEFINE_list("judges", [], "reward models' runs, where the task has no right answer")

@@ -27,7 +27,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy", lower_bound=
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "the longest completion (default: the run's, or 256)", lower_bound=1
 )
-N = flags.DEFINE_integer("n", 1, "how many completions", lower_bound=1)
+N = flags.DEFINE_integer("n", 1, "how many completions", lower_bound=1, upper_bound=2**16)
 SEED = flags.DEFINE_integer(
     "seed",
     0,

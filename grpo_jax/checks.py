@@ -37,6 +37,12 @@ _ABOVE_ZERO = (
 _AT_MOST_ONE = (
     *("rollout.top_p", "rollout.min_p", "optimizer.end_factor", "sft.stop_accuracy", "eval.top_p"),
 )
+# Far above what anyone trains, and below what would take a machine down before it is refused.
+_AT_MOST = {
+    **{"model.layers": 10_000, "model.hidden": 2**20, "model.ff": 2**22, "model.heads": 2**16},
+    **{"model.head_dim": 2**16, "model.vocab_size": 2**26, "model.lora.rank": 2**16},
+    **{"reward_workers": 4096, "eval.samples": 2**16},
+}
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # Counts and sizes are int32 where they are used, and numbers float32, whose least normal one is
 # what a processor that flushes smaller ones to zero can tell from it; JAX's keys are of 32 bits.
@@ -118,6 +124,7 @@ def _check_bounds(name: str, value: float) -> None:
         (value > 0, name in _ABOVE_ZERO, "above 0"),
         (value >= FLOAT_MIN, name in _ABOVE_ZERO, f"at least {FLOAT_MIN}, as float32 is"),
         (value <= 1, name in _AT_MOST_ONE, "at most 1"),
+        (value <= _AT_MOST.get(name, value), True, f"at most {_AT_MOST.get(name)}"),
         (value < 1, name in _BELOW_ONE, "below 1"),
     )
     for holds, applies, wanted in rules:
@@ -218,6 +225,12 @@ def _check_batch(config: dict[str, Any]) -> None:
             f"algorithm.minibatches are {updates} updates; valid: at most {INT_MAX}"
         )
     rollout, mesh = config["rollout"], config["mesh"]
+    tokens = rollout["prompts"] * rollout["group"] * rollout["max_tokens"]
+    if tokens > INT_MAX:
+        raise UsageError(
+            f"config.rollout.prompts * group * max_tokens: {tokens} tokens a step; valid: at most "
+            f"{INT_MAX}"
+        )
     devices = mesh["data"] * mesh["fsdp"]
     _divides("rollout.prompts", rollout["prompts"], "algorithm.minibatches", algorithm.minibatches)
     groups, parts = rollout["prompts"] // algorithm.minibatches, config["optimizer"]["accumulation"]

@@ -24,6 +24,10 @@ HUGE = 10**20
         ("rollout.group", HUGE, "at most 2147483647"),
         ("algorithm.inner_epochs", HUGE, "at most 2147483647"),
         ("eval.problems", 2**31, "at most 2147483647"),
+        ("rollout.group", 10**9, "2048000000000 tokens a step; valid: at most 2147483647"),
+        ("model.layers", 10**9, "at most 10000"),
+        ("model.ff", 2**30, "at most 4194304"),
+        ("reward_workers", 10**6, "at most 4096"),
         ("task.train_size", 2**63, f"at most {sys.maxsize}"),
         ("rewards.accuracy", 1e39, "float32"),
         ("optimizer.learning_rate", 1e39, "float32"),
@@ -37,7 +41,7 @@ def test_a_number_that_does_not_fit_is_named_by_its_field(field, value, valid):
     config = defaults()
     config.task.train_size = 1
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UsageError, match=rf"config\.{field}: .*{valid}"):
+    with pytest.raises(UsageError, match=rf"config\.({field}|rollout\.prompts).*: .*{valid}"):
         resolve(config)
 
 
