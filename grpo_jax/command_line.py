@@ -157,7 +157,8 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
         if flag.default is None and flag.flag_type() == "string":
             raise UsageError(f"--{flag.name}= is empty; valid: {flag.help}")
     left = _parsed(argv, flag_values, {name: kinds.get(name) for name, _ in fields})
-    _check_numbers(flag_values[name] for name, _ in given if name in flag_values)
+    own = [name for name, _ in given if not name.startswith("config.")]  # a config's: `checks`
+    _check_numbers(flag_values[name] for name in own if name in flag_values)
     set_weights(flag_values, weights)
     _drop_other_tasks_options(flag_values, config, dict(fields))
     return left

@@ -67,6 +67,7 @@ def test_options_of_every_type_reach_the_config(config_file):
         *("--config.steps=9", "--config.optimizer.learning_rate", "1", "--config.model.tied"),
         *(
             "--config.eval.samples=4",
+            "--config.seed=4294967295",
             "--config.task.seed=4",
             "--config.rewards.accuracy=0.5",
             "--noconfig.model.tied",
@@ -74,6 +75,7 @@ def test_options_of_every_type_reach_the_config(config_file):
     )
     assert (got.steps, got.optimizer.learning_rate, got.model.tied) == (9, 1.0, False)
     assert got.task.to_dict() == {"name": "addition", "digits": 5, "seed": 4}
+    assert config.resolve(got).seed == 2**32 - 1
     assert got.rewards.to_dict() == {"accuracy": 0.5}
 
 
