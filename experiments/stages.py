@@ -34,7 +34,7 @@ def config_and_folder() -> tuple[str, Path]:
         if (folder / name).exists():
             stands = f"holds a {name}, and so is no folder of several runs"
     if stands is not None:
-        raise UsageError(f"--workdir={folder} {stands}; valid: a new folder, or one of its own")
+        raise UsageError(f"--workdir={folder} {stands}; valid: a new folder")
     return CONFIG.value, folder
 
 

@@ -180,7 +180,7 @@ def _save_arrays(folder: Path, state: PyTree) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax logs with a traceback what it then raises
     sys.unraisablehook = _but_for_late_writes(before)
     try:
-        # TensorStore tells of a full disk in its own words and its own exception.
+        # TensorStore reports a full disk in its own words and its own exception.
         with system_errors(folder), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder, state)
             checkpointer.wait_until_finished()

@@ -26,7 +26,7 @@ TEXT_FILES = (
 _EXPORTED = {"config.json", "adapter_config.json", INDEX, *TEXT_FILES}
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
 # Metadata of the weights that an export writes. Transformers and PEFT want "format"; the other
-# tells an export of ours from a model that somebody else made of files with the same names.
+# marks an export of ours, unlike a model that somebody else made of files with the same names.
 METADATA = {"format": "pt", "written_by": "grpo_jax"}
 
 

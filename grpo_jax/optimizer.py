@@ -110,6 +110,6 @@ def adamw(numbers: AdamW) -> optax.GradientTransformation:
 
 
 def _decayed(params):
-    """Weight decay is for matrices; the scales of norms and biases are left alone."""
+    """Weight decay is for matrices; not for the scales of norms and biases."""
     exempt = lambda path: {"scale", "bias"} & {getattr(k, "key", None) for k in path}  # noqa: E731
     return jax.tree.map_with_path(lambda path, _: not exempt(path), params)

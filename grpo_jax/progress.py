@@ -130,7 +130,7 @@ class _Elapsed:
 class Phase:
     """Something that is being done: said once it has taken `after_s`, and shown while it lasts.
 
-    A class, because JAX tells where a compilation begins and ends by two calls.
+    A class, because JAX says where a compilation begins and ends by two calls.
     """
 
     def __init__(self, what: str, after_s: float, began: float | None = None, quiet: bool = False):

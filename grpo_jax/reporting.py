@@ -51,7 +51,7 @@ def reporting(function: Callable, *args: Any) -> Any:
 
 
 def _told(error: BaseException) -> str | None:
-    """What to tell of an error that is no bug; None of one that is.
+    """What to say of an error that is no bug; None of one that is.
 
     No bug are UsageErrors, what this package itself raises about its input, and what the system
     says of a file that is not of the installation, or of its own limits.

@@ -302,7 +302,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """As `read_lines`, of a file whose every line tells its step; UsageError for one without."""
+    """As `read_lines`, of a file whose every line has its step; UsageError for one without."""
     records = read_lines(path)
     for number, record in enumerate(records, 1):
         if not isinstance(step := record.get("step"), int) or isinstance(step, bool):

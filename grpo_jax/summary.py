@@ -12,7 +12,7 @@ from grpo_jax.runs import read_steps
 Records = Sequence[Mapping[str, Any]]
 
 COLD = "cold_start"  # the folder of the supervised run that came first
-ENDS = 10  # steps at each end whose mean reward is told where nothing was evaluated
+ENDS = 10  # steps at each end whose mean reward is reported where nothing was evaluated
 _LONGEST = 60  # characters of a prompt that are shown
 
 

@@ -32,7 +32,7 @@ def shown(state):
 
 
 def constant_adamw(schedule, updates):
-    """The transformation of FIELDS as optax alone writes it, which older checkpoints are of."""
+    """The transformation of FIELDS as optax itself writes it, which older checkpoints are of."""
     peak, warmup, last = FIELDS["learning_rate"], FIELDS["warmup_steps"], FIELDS["end_factor"]
     rest = updates - warmup
     decay = {

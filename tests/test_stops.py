@@ -94,7 +94,7 @@ def test_a_text_ends_at_the_token_that_first_completes_a_string(name):
 
 
 def test_bytes_that_are_no_character_are_no_text():
-    """Of a run of byte tokens with a wrong one, the decoder tells nothing of the others either."""
+    """Of a run of byte tokens with a wrong one, the decoder gives nothing for the others either."""
     tokenizer, _ = TOKENIZERS["sentencepiece"]
     newline, first = (tokenizer.backend.token_to_id(t) for t in ("<0x0A>", "<0xE6>"))
     table = stop_table(tokenizer, ["\n\n"], tokenizer.vocab_size)

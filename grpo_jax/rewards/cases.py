@@ -15,7 +15,7 @@ KINDS = "valid: stdin and stdout, or call, args and expected"
 class Case:
     """One test of a program, either of two kinds.
 
-    stdin, stdout         what it reads, and must print (spaces at the ends of lines apart)
+    stdin, stdout         what it reads, and must print (except for spaces at the ends of lines)
     call, args, expected  a function ("f", or "Solution.f" of a class made without arguments), its
                           arguments and the value it must return, all as JSON has them
 

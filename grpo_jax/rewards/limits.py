@@ -1,4 +1,4 @@
-"""How long a call of a reward in a process may take, loading apart."""
+"""How long a call of a reward in a process may take, without loading."""
 
 import time
 from collections.abc import MutableSequence

@@ -22,7 +22,7 @@ def judge_steps(
     completions: Sequence[Sequence[str]],
     prefill: Callable[[Any], str] = written,
 ) -> list[list[Steps]]:
-    """The steps of completions [P][G], as the task tells them of whole turns.
+    """The steps of completions [P][G], as the task judges them in whole turns.
 
     prefill  what a prompt holds of the turn, whose own steps are left out (`rewards.turn`)
 

@@ -46,7 +46,7 @@ def stop_table(tokenizer: TextTokenizer, strings: Sequence[str], vocab_size: int
     _check_pieces(tokenizer, silent, first, later, single)
     ended = len(step) - 1
     opening, going = _run(step, first)[0], _run(step, later)
-    known: dict[tuple[int, Pending], int] = {}  # the states after START, the last one apart
+    known: dict[tuple[int, Pending], int] = {}  # the states after START, except the last
     waiting: list[tuple[int, Pending]] = [(k, ()) for k in range(ended)]
     for key in waiting:
         known.setdefault(key, len(known) + 1)

@@ -55,7 +55,7 @@ def test_a_sharded_checkpoint_comes_back_bit_for_bit(tmp_path, c, scan, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_head_that_differs_from_a_tied_embedding_is_kept_as_transformers_does(tmp_path, dtype):
-    """Equal ones stay tied; of one that is alone, either name will do."""
+    """Equal ones stay tied; where there is one only, either name will do."""
     torch = pytest.importorskip("torch", reason="needs torch, in which Transformers computes")
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     c = dataclasses.replace(TINY, tied=True, param_dtype=dtype)
