@@ -65,11 +65,13 @@ def save(
 def steps(directory: Path | str) -> list[int]:
     """Return the steps that have a checkpoint, damaged or not, oldest first.
 
-    None where there is no directory; OSError where it cannot be listed, which a glob would hide.
+    [] where there is no directory; OSError where it cannot be listed, which a glob would hide.
     """
     try:
         names = os.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.lexists(directory):  # a file stands there
+            raise
         return []
     return sorted(step for step in map(step_of, names) if step is not None)
 

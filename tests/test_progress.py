@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from grpo_jax import progress
-from grpo_jax.progress import Compilations, Screen, doing, importing, result_on_stdout, say
+from grpo_jax.progress import Screen, doing, importing, result_on_stdout, say
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,6 @@ def patient(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
     monkeypatch.setattr(progress, "_result_on_stdout", False)
     monkeypatch.setattr(progress, "_checked", True)
-    monkeypatch.setattr(progress, "_announcing", True)
 
 
 def test_a_pipe_gets_one_plain_line_a_phase(capsys, monkeypatch):
@@ -56,18 +55,12 @@ def test_a_compilation_is_announced_and_timed(capsys):
     def sample(x):
         return 3 * x
 
-    compiler = Compilations()
-    jax.monitoring.register_scalar_listener(compiler.begin)
-    jax.monitoring.register_event_duration_secs_listener(compiler.end)
-    try:
-        x = jax.numpy.ones(3)
-        capsys.readouterr()
-        sample(x)
-        jax.eval_shape(lambda x: x + 1, x)  # is traced, but never compiled
-        sample(x)
-    finally:
-        jax.monitoring.unregister_scalar_listener(compiler.begin)
-        jax.monitoring.unregister_event_duration_listener(compiler.end)
+    progress.announce_compilations()  # once a process, as any program that ran here did
+    x = jax.numpy.ones(3)
+    capsys.readouterr()
+    sample(x)
+    jax.eval_shape(lambda x: x + 1, x)  # is traced, but never compiled
+    sample(x)
     compiling, compiled, *others = capsys.readouterr().out.splitlines()
     assert compiling == "compiling the sampler ..."
     assert re.fullmatch(r"compiled the sampler in \d+\.\d s", compiled)
