@@ -264,7 +264,7 @@ def compare(a):
     sizes = [f"--{name}={getattr(a, name)}" for name in SIZES]
     sizes += [f"--model={a.model}"] * bool(a.model)
     ours = [sys.executable, "-m", "experiments.benchmark", f"--dtype={a.dtype}"]
-    commands = {"grpo_jax": ours} | {text: shlex.split(text) for text in a.beside}
+    commands = {"grpo_jax": ours} | {shlex.join(c): c for c in a.beside}
     results: dict[str, list] = {name: [] for name in commands}
     for number in range(a.rounds):
         # Every other round runs backwards, so that a machine that drifts favours nobody.
@@ -287,13 +287,14 @@ def run_driver(command):
     """Run a driver and return the JSON of its last line; UsageError where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return json.loads(done.stdout.splitlines()[-1])
+        found = json.loads(done.stdout.splitlines()[-1])
+        return found | {name: float(found[name]) for name in COMPARED}
     except subprocess.CalledProcessError as error:
         why = f"status {error.returncode}: {(error.stderr.splitlines() or [''])[-1]}"
     except OSError as error:
         why = str(error)
-    except (IndexError, ValueError):
-        why = "its last line is not JSON"
+    except (IndexError, KeyError, TypeError, ValueError):
+        why = f"its last line is no JSON object with the numbers {', '.join(COMPARED)}"
     raise UsageError(f"{shlex.join(command)}: {why}")
 
 
@@ -351,9 +352,8 @@ def parse(argv=None):
     parser.add_argument("--dtype", choices=BYTES, default="float32", help="of our computation")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=type(value), help=f"in 'short': {value}")
-    parser.add_argument(
-        "--beside", action="append", default=[], help="a driver to compare with; repeatable"
-    )
+    told = "a driver to compare with; repeatable"
+    parser.add_argument("--beside", action="append", default=[], type=shlex.split, help=told)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each driver")
     a = parser.parse_args(argv)
     for name, value in (SIZES | WORKLOADS[a.workload]).items():

@@ -31,6 +31,8 @@ from grpo_jax.runs import writing_in
 from grpo_jax.types import merged
 
 PyTree = Any
+# How a file of a checkpoint is missing; one that may not be read is not, and no damage.
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def save(
@@ -84,15 +86,15 @@ def step_of(name: str) -> int | None:
 def newest_position(directory: Path | str) -> dict[str, Any] | None:
     """The position in the newest checkpoint that has a sound one; None where there is none.
 
-    Reads nothing else, and changes nothing.
+    Reads nothing else, and changes nothing. OSError where one may not be read.
     """
     for number in reversed(steps(directory)):
         folder = Path(directory) / str(number)
+        path = folder / "position.json"
         try:
-            expected = json.loads((folder / "checksums.json").read_bytes())["position.json"]
-            if _sha256(folder / "position.json") == expected:
-                return json.loads((folder / "position.json").read_bytes())
-        except (OSError, ValueError, KeyError):
+            if read_object(folder / "checksums.json").get(path.name) == _sha256(path):
+                return read_object(path)
+        except (*_NOT_THERE, ValueError):
             continue  # `damage` says which
     return None
 
@@ -149,8 +151,8 @@ def damage(folder: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint, in a few words, or None."""
     try:
         sums = read_object(folder / "checksums.json")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-        return "checksums.json is missing or broken"  # one that may not be read is no damage
+    except (*_NOT_THERE, ValueError):
+        return "checksums.json is missing or broken"
     for name, expected in sums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"

@@ -166,10 +166,12 @@ def _is_exported(path: Path) -> bool:
 
 
 def _is_ours(weights: Path) -> bool:
+    with weights.open("rb"):  # the library says of a file that may not be read that there is none
+        pass
     try:
         with safe_open(weights, framework="np") as file:
             return (file.metadata() or {}).get("written_by") == METADATA["written_by"]
-    except (SafetensorError, OSError):
+    except SafetensorError:
         return False
 
 

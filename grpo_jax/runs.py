@@ -296,7 +296,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 break  # a file system may leave zeros where a lost write was to be
             raise UsageError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(record, dict):
-            raise UsageError(f"{path}, line {number} is {line[:40].decode()}; valid: a JSON object")
+            shown = line.decode(errors="replace")[:40]
+            raise UsageError(f"{path}, line {number} is {shown}; valid: a JSON object")
         records.append(record)
     return records
 

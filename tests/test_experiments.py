@@ -149,7 +149,7 @@ def test_sample_prints_a_line_for_each_completion(run):
             "bytes.txtpb: not a text file",
         ),
         ("r1", ["--config=configs/quick.py"], "it must have STAGES, STARTS"),
-        ("speculation", ["--rows=7"], "--rows="),
+        *(("speculation", [f"--rows={n}"], "multiples of 8 up to 2048") for n in (7, 2056, "²")),
         ("speculation", ["--repeats=99999999999"], "--repeats=99999999999: it must be at most"),
         ("sample", ["--workdir={run}", "--prompt=1", "--seed=4294967296"], "[0, 4294967295]"),
         ("evaluate", ["--workdir={run}/checkpoints/007"], "is no checkpoint of"),
@@ -303,15 +303,19 @@ def test_drivers_take_turns_with_the_same_sizes_and_ratios_are_theirs_to_ours(mo
 def test_a_driver_that_fails_is_named_in_one_line():
     with pytest.raises(UsageError, match=r"status 1: .*oh no"):
         benchmark.run_driver([sys.executable, "-c", "raise ValueError('oh no')"])
-    with pytest.raises(UsageError, match="not JSON"):
-        benchmark.run_driver([sys.executable, "-c", "print('hello')"])
     with pytest.raises(UsageError, match="No such file"):
         benchmark.run_driver(["no-such-program"])
+    for line in ("hello", "3", "{}", "[1]", '{"s_per_step_median": null}'):
+        with pytest.raises(UsageError, match="no JSON object with the numbers s_per_step_median, "):
+            benchmark.run_driver(["echo", line])
 
 
 @pytest.mark.parametrize(
     ("flag", "told"),
-    [("--group=1", "at least 2"), ("--warmup=6", "less than"), ("--heads=3", "must divide")],
+    [
+        *[("--group=1", "at least 2"), ("--warmup=6", "less than"), ("--heads=3", "must divide")],
+        ("--beside='", '--beside: invalid split value: "\'"'),
+    ],
 )
 def test_benchmark_refuses_impossible_sizes(flag, told):
     with pytest.raises(UsageError, match=told):

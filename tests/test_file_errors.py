@@ -141,16 +141,20 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(
     checkpoints.save(tmp_path, 1, STATE, {})
     for path in (tmp_path, tmp_path / "1", tmp_path / "1" / "checksums.json"):
         path.chmod(0)
-        for read in (lambda: checkpoints.restore_latest(tmp_path, LIKE), holds):
-            line = told(capsys, read, *([tmp_path] if read is holds else []))
+        for read in (
+            lambda: checkpoints.restore_latest(tmp_path, LIKE),
+            lambda: checkpoints.restore_params(tmp_path),
+            lambda: checkpoints.newest_position(tmp_path),
+        ):
+            line = told(capsys, read)
             assert line.startswith(f"error: {tmp_path}") and line.endswith(": Permission denied")
         path.chmod(0o700)
+    (tmp_path / "1" / "position.json").chmod(0)
+    line = told(capsys, checkpoints.newest_position, tmp_path)
+    assert line.endswith("1/position.json: Permission denied")
+    (tmp_path / "1" / "position.json").chmod(0o600)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     assert checkpoints.restore_latest(tmp_path, LIKE) is not None
-
-
-def holds(directory):
-    return checkpoints.restore_params(directory)
 
 
 def test_other_names_among_checkpoints_are_no_steps(tmp_path):
@@ -178,11 +182,13 @@ def test_a_file_in_place_of_a_checkpoint_or_of_all_of_them(tmp_path, capsys):
     assert line.endswith("/other/checkpoints: Not a directory")
 
 
-@pytest.mark.parametrize("sums", [[], 3, {"state": 1}])
+@pytest.mark.parametrize("sums", [[], 3, None, {"position.json": 1}, {"position.json": None}])
 def test_checksums_that_hold_something_else_are_damage(tmp_path, sums):
-    checkpoints.save(tmp_path, 1, STATE, {})
-    (tmp_path / "1" / "checksums.json").write_text(json.dumps(sums))
-    assert checkpoints.damage(tmp_path / "1")
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, STATE, {"step": step})
+    (tmp_path / "2" / "checksums.json").write_text(json.dumps(sums))
+    assert checkpoints.damage(tmp_path / "2")
+    assert checkpoints.newest_position(tmp_path) == {"step": 1}
 
 
 def test_what_a_library_says_of_a_full_disk_is_an_error_of_the_system(tmp_path):

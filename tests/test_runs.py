@@ -141,7 +141,7 @@ def test_a_config_json_that_no_run_wrote_is_named(tmp_path, change, named):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ["3", "[]", "null", '"x"'])
+@pytest.mark.parametrize("line", ["3", "[]", "null", '"x"', '"' + "é" * 40 + '"'])
 def test_a_line_that_is_no_object_is_named(tmp_path, line):
     (path := tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
     with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2 is .*; valid: a JSON object"):
