@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from grpo_jax.rewards.call import excerpt
 from grpo_jax.rewards.cases import Case, parse_cases
-from grpo_jax.rewards.fences import extract_code
+from grpo_jax.rewards.fences import Program, extract_code
 from grpo_jax.rewards.sandbox import Limits, check, run
 from grpo_jax.rewards.text import Completion
 from grpo_jax.rewards.turn import of_turn
@@ -36,32 +36,51 @@ LIBRARY = (
 )
 _WORD = re.compile(r"(?<![\w.])[^\W\d]\w*")
 
-# A program compiled, after it was given exit and quit, which the interpreter has without -S, and of
-# some names those that it uses and does not bind.
+# A program compiled, after it was given exit and quit, which the interpreter has without -S, and
+# names that it uses and does not bind: of other texts, compiled to run before it, and of modules.
 _COMPILED = """
-def compiled(program, names):
-    import builtins, sys
+def compiled(program, others, names):
+    import builtins, symtable, sys
     builtins.exit = builtins.quit = sys.exit
-    if names:
-        import symtable
-        top = symtable.symtable(program, "program.py", "exec")
-        tables, used = [top], set()
-        for table in tables:
-            tables += table.get_children()
-            symbols = table.get_symbols()
-            used |= {s.get_name() for s in symbols if s.is_referenced() and s.is_global()}
-        used -= {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-        for name in names.keys() & used:
-            module = __import__(names[name])
-            setattr(builtins, name, module if name == names[name] else getattr(module, name))
-    return compile(program, "program.py", "exec", dont_inherit=True)
+
+    def tables(text):
+        found = [symtable.symtable(text, "program.py", "exec")]
+        for table in found:
+            found += table.get_children()
+        return found
+
+    def bound(table):
+        return {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+
+    def unbound(text):
+        top, *inner = tables(text)
+        symbols = [s for table in (top, *inner) for s in table.get_symbols()]
+        return {s.get_name() for s in symbols if s.is_referenced() and s.is_global()} - bound(top)
+
+    before, used = [], set()
+    if names or others:
+        used = unbound(program)
+    for text in others * 2:
+        try:
+            binds = bound(tables(text)[0])
+            if used & binds - set(dir(builtins)):
+                used = (used - binds) | unbound(text)
+                before.insert(0, compile(text, "program.py", "exec", dont_inherit=True))
+        except SyntaxError:
+            pass
+    for name in names.keys() & used:
+        module = __import__(names[name])
+        setattr(builtins, name, module if name == names[name] else getattr(module, name))
+    return [*before, compile(program, "program.py", "exec", dont_inherit=True)]
 """
 
 # Is a program: the module __main__ is its own.
 _PROGRAM = """
-code = compiled({program!r}, {names!r})
+__program__ = compiled({program!r}, {others!r}, {names!r})
 del compiled
-exec(globals().pop("code"))
+while len(__program__) > 1:
+    exec(__program__.pop(0))
+exec(globals().pop("__program__")[0])
 """
 
 # Calls a function of a program, whose own prints go nowhere. Where the program ends itself when it
@@ -75,7 +94,8 @@ if __name__ == "__main__":
     for fd in (0, 1, 2):
         os.dup2(os.open(os.devnull, os.O_RDWR), fd)
 try:
-    exec(compiled({program!r}, {names!r}), module.__dict__)
+    for part in compiled({program!r}, {others!r}, {names!r}):
+        exec(part, module.__dict__)
 except SystemExit:
     if os.getpid() != process:
         raise
@@ -105,12 +125,12 @@ def judge(program: str, cases: Sequence[Case], limits: Limits = Limits()) -> Ver
     ValueError where there is no sandbox, with what to install.
     """
     check()
-    found = [_failure(program, case, limits) for case in cases]
+    found = [_failure(Program(program), case, limits) for case in cases]
     reasons = (f"case {number}: {why}" for number, why in enumerate(found, 1) if why)
     return Verdict([not why for why in found], next(reasons, ""))
 
 
-def _failure(program: str, case: Case, limits: Limits) -> str:
+def _failure(program: Program, case: Case, limits: Limits) -> str:
     """Why a program fails a case, '' where it passes."""
     done = run(*_asked(program, case), limits)
     return done.reason or _wrong(case, done.output)
@@ -122,10 +142,11 @@ def code(
 ) -> list[float | None]:
     """1.0 where a completion's program passes every case of the column `cases`, else 0.0.
 
-    `extract_code` finds the program. One that reads and prints must also end with exit status 0, as
-    any judge of programs asks. The first case that fails is the last to be run. A record's `cases`
-    is a list of Case's fields, or such a list as JSON. Abstains (None) where the column holds None;
-    ValueError names the prompt and the case that is none.
+    `extract_code` finds the program; names that it lacks are taken from the completion's other
+    blocks. One that reads and prints must also end with exit status 0, as any judge of programs
+    asks. The first case that fails is the last to be run. A record's `cases` is a list of Case's
+    fields, or such a list as JSON. Abstains (None) where the column holds None; ValueError names
+    the prompt and the case that is none.
     """
     records = zip(prompts, completions, map(_record, prompts, cases), strict=True)
     with ThreadPoolExecutor(_AT_ONCE) as threads:  # which wait for the sandboxes
@@ -142,19 +163,21 @@ def _record(prompt: Any, given: Any) -> list[Case] | None:
 def _all_pass(completion: Completion, cases: list[Case] | None) -> float | None:
     if cases is None:
         return None
-    program = extract_code(completion)
+    calls = {case.call.partition(".")[0] for case in cases if case.call is not None}
+    program = extract_code(completion, calls)
     return float(not any(_failure(program, case, Limits()) for case in cases))
 
 
-def _asked(program: str, case: Case) -> tuple[str, bytes]:
+def _asked(program: Program, case: Case) -> tuple[str, bytes]:
     """The script to run for a case, and its standard input."""
     known = _library()
-    names = {word: known[word] for word in _WORD.findall(program) if word in known}
+    words = {word for text in (program.text, *program.others) for word in _WORD.findall(text)}
+    names = {word: known[word] for word in sorted(words & known.keys())}
+    given = {"program": program.text, "others": program.others, "names": names}
     if case.call is None:
-        script = _PROGRAM.format(program=program, names=names)
-        return _COMPILED + script, (case.stdin or "").encode()
-    args = json.dumps(case.args)
-    return _COMPILED + _CALLER.format(program=program, names=names, call=case.call, args=args), b""
+        return _COMPILED + _PROGRAM.format(**given), (case.stdin or "").encode()
+    script = _CALLER.format(**given, call=case.call, args=json.dumps(case.args))
+    return _COMPILED + script, b""
 
 
 @functools.cache

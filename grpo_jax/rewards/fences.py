@@ -1,7 +1,8 @@
-"""The program in a completion: of Markdown's fenced blocks, the one that is Python."""
+"""The program in a completion: of Markdown's fenced blocks, one that is Python."""
 
 import re
 import textwrap
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from grpo_jax.rewards.text import Completion, completion_text, extract_answer
@@ -18,7 +19,23 @@ _OPENING = re.compile(
 _LANGUAGE = re.compile(r"[\w+#]+(?:[.-][\w+#]+)*")
 _PYTHON = re.compile(r"(?:i?python|py)[\d.]*")
 _CODE = re.compile(r"\b(?:def|class|import|for|while|return|lambda)\b|\w\(|=")
+_BARE = re.compile(r"\s*(?:(?:async\s+)?def\s|class\s|import\s|from\s+\S+\s+import\s|@\w|print\()")
 _SESSION = re.compile(r"\s*>>>")
+_WORD = re.compile(r"(?<![\w.])[^\W\d]\w*")
+# The names that a block defines for others, the functions and classes among these, and all that it
+# binds.
+_DEFINED = re.compile(
+    r"(?m)^(?:(?:async\s+)?(?:def|class)\s+(\w+)|(\w+)[ \t]*(?::[^=\n]{0,99})?=(?!=))"
+)
+_FUNCTION = re.compile(r"(?m)^(?:async\s+)?(def|class)\s+(\w+)")
+_BOUND = re.compile(r"\b(?:def|class|import|as|for)\s+(\w+)|\b(\w+)[ \t]*(?::[^=\n]{0,99})?=(?!=)")
+_READS = re.compile(r"\binput\s*\(|\bstdin\b(?!\s*=)|\bopen\(0\b|\bos\.read\(0|\bfileinput\b")
+_PRINTS = re.compile(r"\bprint\s*\(|\bstdout\b")
+# A line that does something when its block is run: no definition, import or plain value.
+_ACTS = re.compile(
+    r"(?m)^(?:(?:if|for|while|with|try)\b|(?!sys\.set|threading\.stack)[\w.]+\s*\("
+    r"|(?!def|class|async)[^\s#@][^#\n=]*=.*\w\()"
+)
 
 
 class Block(NamedTuple):
@@ -28,21 +45,39 @@ class Block(NamedTuple):
     text: str
 
 
-def extract_code(completion: Completion) -> str:
+class Program(NamedTuple):
+    """A program's text, and the blocks beside it, the last first, which may define what it uses."""
+
+    text: str
+    others: tuple[str, ...] = ()
+
+
+def extract_code(completion: Completion, calls: Collection[str] = ()) -> Program:
     """The program in a completion.
 
-    Of what <answer>…</answer> holds, or else of the whole completion: the last block whose fence
-    says Python; else the last whose fence says nothing, one that looks like code before one that
-    looks like output; else the last of all; where there is no fence, the text.
+    calls  what the cases call, functions and classes; none where they have it read and print
+
+    It is in what <answer>…</answer> holds, or else in what follows the thoughts, or in the whole:
+    of the blocks whose fences say Python, or else of those whose fences say nothing, those that
+    look like code before those that look like output, or else of all, the last that defines what
+    is called, for an example of its use may follow. Without calls it is the last that reads input,
+    or else that prints, by itself. Where there is no fence, it is the text.
     """
-    answer = _lines(extract_answer(completion))
-    for text in (answer, _lines(completion_text(completion))):
-        if found := blocks(text):
-            return _program(found).text
-    return answer
+    whole = completion_text(completion)
+    after = whole.rpartition("</think>")[2]
+    after = after if after.strip() else whole
+    texts = list(dict.fromkeys(map(_lines, (extract_answer(after), after.strip(), whole.strip()))))
+    found = []
+    for text in texts:
+        if inside := blocks(text):
+            found.append(_program(inside, calls))
+        elif _BARE.match(text):
+            found.append(Program(text))
+    defining = [program for program in found if _defines(program.text, calls)]
+    return next(iter([*defining, *found]), Program(texts[0]))
 
 
-def _program(found: list[Block]) -> Block:
+def _program(found: list[Block], calls: Collection[str]) -> Program:
     runs = [block for block in found if not _SESSION.match(block.text)]
     bare = [block for block in runs if not block.language]
     kinds = (
@@ -51,7 +86,40 @@ def _program(found: list[Block]) -> Block:
         bare,
         found,
     )
-    return next(blocks for blocks in kinds if blocks)[-1]
+    texts = [[block.text for block in blocks] for blocks in kinds if blocks]
+    if calls:
+        defining = ([text for text in of if _defines(text, calls)] for of in texts)
+        chosen = next(filter(None, [*defining, texts[0]]))[-1]
+    else:
+        chosen = _script(texts[0])
+    others = (block.text for block in reversed(runs) if block.text != chosen)
+    return Program(chosen, tuple(dict.fromkeys(others)))
+
+
+def _script(texts: Sequence[str]) -> str:
+    """Of blocks of Python the last that reads input, or else that prints, and is whole."""
+    doing = [text for text in texts if _READS.search(text)]
+    doing = doing or [text for text in texts if _PRINTS.search(text)] or list(texts)
+    whole = [text for text in doing if not _uses(text, [t for t in texts if t != text])]
+    chosen = (whole or doing)[-1]
+    if _ACTS.search(chosen):
+        return chosen
+    after = texts[len(texts) - texts[::-1].index(chosen) :]  # which may call what it defines
+    return next((t for t in reversed(after) if _ACTS.search(t) and _uses(t, [chosen])), chosen)
+
+
+def _defines(text: str, names: Collection[str]) -> bool:
+    return set(names) <= _names(_DEFINED, text)
+
+
+def _uses(text: str, others: Sequence[str]) -> bool:
+    """Whether a block uses a function or class that another defines and itself does not."""
+    words = set(_WORD.findall(text)) - _names(_BOUND, text)
+    return any(words & {name for _, name in _FUNCTION.findall(other)} for other in others)
+
+
+def _names(pattern: re.Pattern[str], text: str) -> set[str]:
+    return {a or b for a, b in pattern.findall(text)}
 
 
 def blocks(text: str) -> list[Block]:

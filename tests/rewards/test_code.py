@@ -184,6 +184,38 @@ def test_the_reward_reads_the_program_and_abstains():
     assert code.code([""] * 4, texts, column) == [1.0, 0.0, 1.0, None]
 
 
+# Programs in pieces, each of which is a block of its own.
+PIECES = {
+    (
+        "def g(x):\n    return h(x)",
+        "def h(x):\n    return x + 1",
+        "def f(x):\n    return g(x)",
+    ): True,
+    (
+        "import numpy as bisect",
+        "def f(x):\n    return count(x)",
+        "def count(x): return x + 1",
+    ): True,
+    ("from math import sqrt as root", "def f(x): return 1 + root(x) ** 2"): True,
+    ("def f(x):\n    return x + 1", "f = 5\n1 / 0", "def f(x):\n    return x + 1"): True,
+    ("def f(x): return x + 1", "not Python:", "print(f(2))"): True,
+    ("def g(x): return x", "def f(x): return g(x)", "def g(x): return x + 1"): True,
+    ("def g(x): return x + 1", "def f(x): return g(x)", "def g(x): return x"): False,
+    ("def f(x): return y", "z = 3"): False,
+}
+
+
+def test_what_a_program_lacks_comes_from_other_blocks():
+    def judged(pieces):
+        text = "\n".join(f"```python\n{piece}\n```" for piece in pieces)
+        return code.code([""], [text], [[{"call": "f", "args": [2], "expected": 3}]])
+
+    found = at_once(judged, PIECES)
+    assert dict(zip(PIECES, found, strict=True)) == {k: [float(v)] for k, v in PIECES.items()}
+    text = "```python\ndef f(n): return 2 * n\n```\n```py\nprint(f(int(input())))\n```"
+    assert code.code([""], [text], [[{"stdin": "2", "stdout": "4"}]]) == [1.0]
+
+
 FORGERIES = {
     "equal to all": "class A:\n    def __eq__(self, other): return True\ndef f(): return A()",
     "a dishonest json": "import json\njson.dumps = lambda *a, **k: 'true'\ndef f(): return 0",
