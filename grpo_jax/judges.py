@@ -25,7 +25,12 @@ from grpo_jax.models.critic import NOT_THE_BODYS, critic_values
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
-from grpo_jax.pretrained import abstract_params, pretrained
+from grpo_jax.pretrained import (
+    abstract_params,
+    base_sources,
+    model_fingerprint,
+    pretrained,
+)
 from grpo_jax.rewards.call import RewardError, excerpt
 from grpo_jax.rewards.evaluate import Rewarder, Scores, scored_by
 from grpo_jax.rewards.turn import remainder
@@ -144,12 +149,16 @@ def load_judge(folder: Path, asked: Experiment) -> Judge:
     return judge
 
 
-def _of_run(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
-    if not (folder / "checkpoints").is_dir():
+def _check_run(folder: Path) -> None:
+    if not checkpoints.steps(folder / "checkpoints"):
         raise UsageError(
             f"{PREFIX}{folder}: no reward model; valid: a run of experiments.reward_model, or a "
             "Hugging Face directory of a model ForSequenceClassification"
         )
+
+
+def _of_run(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
+    _check_run(folder)
     params, _ = checkpoints.restore_params(folder / "checkpoints")
     if "value" not in params:
         raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
@@ -217,12 +226,20 @@ def only(judge: Judge, ex: Experiment, asked: Sequence[bool] | np.ndarray) -> Ju
 
 
 def judge_sources(names: Iterable[str]) -> dict[str, str]:
-    """Fingerprints of the newest checkpoints of those reward models among `names` that are runs."""
-    found = {}
+    """Fingerprints of the reward models among `names`: of a directory's files, of a run's newest
+    checkpoint, and of what its adapters are on. UsageError where there is none."""
+    found: dict[str, str] = {}
     for name in names:
-        folder = at_home(name.removeprefix(PREFIX)) / "checkpoints"
-        if name.startswith(PREFIX) and (steps := checkpoints.steps(folder)):
-            found[name] = fingerprint(folder / str(steps[-1]) / "checksums.json")
+        folder = at_home(name.removeprefix(PREFIX))
+        if not name.startswith(PREFIX):
+            continue
+        if is_scoring(folder):
+            found[name] = model_fingerprint(folder)
+            continue
+        _check_run(folder)
+        newest = folder / "checkpoints" / str(checkpoints.steps(folder / "checkpoints")[-1])
+        found[name] = fingerprint(newest / "checksums.json")
+        found |= base_sources(load_config(folder))
     return found
 
 

@@ -1,6 +1,9 @@
 """Parameters that a run does not learn from nothing: a Hugging Face directory's, or a run's."""
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -13,11 +16,13 @@ from grpo_jax.checks import UsageError
 from grpo_jax.experiment import Experiment
 from grpo_jax.folders import at_home
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.files import tensor_files
 from grpo_jax.models.lora import ADAPTERS
 from grpo_jax.models.quantized import quantize_leaf
 from grpo_jax.models.weights import load_weights
 from grpo_jax.progress import doing
 from grpo_jax.sharding import shardings, unbox
+from grpo_jax.tasks.records import fingerprint
 from grpo_jax.train_state import split_params
 from grpo_jax.types import TrainState, merged
 
@@ -50,6 +55,23 @@ def pretrained(ex: Experiment) -> Any:
     then = None if c.lora.base == "none" else partial(quantize_leaf, kind=c.lora.base)
     with doing(f"reading the weights of {ex.source}"):
         return load_weights(ex.source, c, abstract_params(ex.model, ex.mesh), then)
+
+
+def base_sources(config: Any) -> dict[str, str]:
+    """The fingerprint of what a resolved config's adapters are on, {config.model.path: sha256},
+    which is read at each start; {} without adapters."""
+    path = config.model.path
+    return {path: model_fingerprint(at_home(path))} if config.model.lora.rank else {}
+
+
+def model_fingerprint(directory: Path) -> str:
+    """The sha256 of the names and contents of a Hugging Face directory's model and tokenizer."""
+    files = [f for f in ("config.json", "tokenizer.json") if (directory / f).is_file()]
+    files += sorted(set(tensor_files(directory).values()))
+    with doing(f"fingerprinting {directory}", log_after_s=5.0), ThreadPoolExecutor() as pool:
+        sums = pool.map(fingerprint, [directory / name for name in files])
+        told = [f"{name} {found}\n" for name, found in zip(files, sums, strict=True)]
+    return hashlib.sha256("".join(told).encode()).hexdigest()
 
 
 def beginning(ex: Experiment) -> Any:

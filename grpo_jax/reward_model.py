@@ -26,7 +26,7 @@ from grpo_jax.optimizer import Optimizer
 from grpo_jax.pretrained import beginning, fitting, pretrained, started
 from grpo_jax.progress import announce_compilations, say
 from grpo_jax.sharding import using
-from grpo_jax.starting import check_begun, reopen, start_run
+from grpo_jax.starting import check_begun, holding, reopen, start_run
 from grpo_jax.statistics import wilson_interval
 from grpo_jax.summary import summary
 from grpo_jax.tasks import Problem
@@ -84,11 +84,8 @@ def train(config: Any, workdir: Path) -> None:
     if ex.task.name != "pairs":
         raise ValueError(f"config.task.name={ex.task.name!r}: a reward model needs 'pairs'")
     run = start_run(ex, workdir)
-    try:
-        with leaving_on_signals(), using(ex.mesh):
-            _train(ex, run, began)
-    finally:
-        run.close()
+    with holding(run), leaving_on_signals(), using(ex.mesh):
+        _train(ex, run, began)
 
 
 def _train(ex: Experiment, run: Any, began: float) -> None:

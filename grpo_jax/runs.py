@@ -38,10 +38,12 @@ class Run:
     """An open run: the paths in its folder. The lock is held until `close` or the process's end.
 
     resumed  True if the folder already held this run
+    made     True if there was no folder
     """
 
     folder: Path
     resumed: bool
+    made: bool
     lock: IO[str]
 
     @property
@@ -103,19 +105,21 @@ def open_run(
     folder = at_home(workdir)
     record = {**config.to_dict(), **environment(), "sources": dict(sources or {}), "changes": []}
     with writing_in(folder), contextlib.ExitStack() as on_failure:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = on_failure.enter_context(_lock(folder))
-        path = folder / "config.json"
+        path, kept = folder / "config.json", {}
         resumed, changes = path.exists(), check_run(folder, config, sources, position)
         if resumed:
             kept = _read_config(folder)
             _warn_of_other_code(folder, kept, record)
             record |= {name: kept[name] for name in _BESIDE if name in kept}
+            record["sources"] = record["sources"] or dict(sources or {})  # none: it is older
             record["changes"] = [*record["changes"], *changes]
-        if changes or not resumed:
+        if changes or not resumed or record["sources"] != kept.get("sources", {}):
             write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
         on_failure.pop_all()
-    return Run(folder, resumed, lock)
+    return Run(folder, resumed, made, lock)
 
 
 def check_run(
@@ -151,13 +155,27 @@ def check_run(
             f"{name} is not what the run in {folder} began with: its content has changed; put it "
             "back, or choose another --workdir to start anew"
         )
+    for name in _unlike(kept.get("sources") or {}, sources) if sources is not None else ():
+        raise UsageError(
+            f"{name} is what the run in {folder} began with, and is not read now; put the files "
+            "back as they were, or choose another --workdir to start anew"
+        )
     return changes
 
 
 def changed_sources(record: Mapping[str, Any], sources: Mapping[str, str] | None) -> list[str]:
-    """Which of the sources in a run's config.json are not as they were."""
-    began = record.get("sources", {})
-    return [name for name, now in (sources or {}).items() if began.get(name, now) != now]
+    """Which of the sources are not as config.json of a run has them; none where it has none."""
+    began = record.get("sources")
+    return _unlike(sources or {}, began) if began else []
+
+
+def _unlike(some: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """Which of some fingerprints are not among others: by name, or by what another name has."""
+    return [
+        name
+        for name, found in some.items()
+        if (others[name] != found if name in others else found not in others.values())
+    ]
 
 
 def load_config(workdir: Path | str) -> FrozenConfigDict:
@@ -197,9 +215,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
+        _check_beside(record)
         return completed(record)
     except UsageError as error:
         raise UsageError(f"{path} is not what a run wrote: {error}") from error
+
+
+def _check_beside(record: Mapping[str, Any]) -> None:
+    """UsageError where what stands beside the config's fields is not as `open_run` writes it."""
+    for name in ("versions", "sources"):
+        found = record.get(name, {})
+        if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+            raise UsageError(f"{name} is {found!r}; valid: an object of texts")
+    changes = record.get("changes", [])
+    known = {"step", "field", "old", "new"}
+    if not isinstance(changes, list) or any(
+        not isinstance(change, dict) or change.keys() != known for change in changes
+    ):
+        raise UsageError(f"changes is {changes!r}; valid: a list of {', '.join(sorted(known))}")
 
 
 def _warn_of_other_code(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

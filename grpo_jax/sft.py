@@ -24,7 +24,7 @@ from grpo_jax.rewards.evaluate import Scores
 from grpo_jax.rollout.collect import encode_batch
 from grpo_jax.runs import read_lines
 from grpo_jax.sharding import put_batch
-from grpo_jax.starting import begin_run, check_begun
+from grpo_jax.starting import begin_run, check_begun, holding
 from grpo_jax.summary import ending
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import Counted, batches
@@ -115,7 +115,7 @@ def cold_start(ex: Experiment, rewarder: Callable[..., Scores], workdir: Path) -
     keep, number = Counted(partial(fits_solved, ex)), 0
     data = batches(Solved(ex.task.train, c.sft.examples), c.sft.batch, c.seed, keep)
     run = begin_run(ex, workdir, ex.sources())
-    try:
+    with holding(run):
         abstract = abstract_state(ex.model, optimizer, ex.mesh, reference=False)
         restored = checkpoints.restore_latest(run.checkpoints, abstract.replace(base=None))
         if restored is None:
@@ -157,8 +157,6 @@ def cold_start(ex: Experiment, rewarder: Callable[..., Scores], workdir: Path) -
         say(f"the cold start is done after {ending(read_lines(run.metrics)[-1])}")
         say(f"its curves: {run.folder / 'curves.png'}")
         return state.policy
-    finally:
-        run.close()
 
 
 def _learn(ex: Experiment, optimizer, state: TrainState, batch: Batch):

@@ -1,6 +1,9 @@
 """How a run begins, and how it is gone on with: what its folder keeps, and what it must hold."""
 
+import contextlib
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ from grpo_jax.checkpoints import newest_position
 from grpo_jax.checks import UsageError
 from grpo_jax.data_check import check_data
 from grpo_jax.experiment import Experiment, build
-from grpo_jax.folders import at_home, inside_run
+from grpo_jax.folders import RUN_NAMES, at_home, inside_run
+from grpo_jax.pretrained import base_sources
 from grpo_jax.runs import Run, check_run, load_record, open_run, read_steps
 from grpo_jax.tokenizers import keep_tokenizer, load_tokenizer
 
@@ -33,10 +37,11 @@ def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
 def start_run(ex: Experiment, workdir: Path, sources: dict[str, str] | None = None) -> Run:
     """Check what the task has read, and open the run; nothing is written where that is refused.
 
-    sources  fingerprints of what the run depends on besides the files of its task
+    sources  fingerprints of what the run depends on besides the files of its task, and the model
+             that its adapters are on
     """
     workdir = at_home(workdir)
-    known = ex.sources() | (sources or {})
+    known = ex.sources() | base_sources(ex.config) | (sources or {})
     check_run(workdir, ex.config, known, newest_position(workdir / "checkpoints"))
     check_data(ex)
     return begin_run(ex, workdir, known)
@@ -47,14 +52,43 @@ def begin_run(ex: Experiment, workdir: Path, sources: dict[str, str]) -> Run:
     position = newest_position(workdir / "checkpoints")
     check_whole(workdir, position)
     run = open_run(workdir, ex.config, sources, position)
-    try:
+    with contextlib.ExitStack() as on_failure:
+        on_failure.enter_context(holding(run))
         if not run.tokenizer.exists():
             keep_tokenizer(ex.tokenizer, run.tokenizer)
         run.checkpoints.mkdir(exist_ok=True)
-    except BaseException:
-        run.close()
-        raise
+        on_failure.pop_all()
     return run
+
+
+@contextlib.contextmanager
+def holding(run: Run) -> Iterator[None]:
+    """Close the run at the end.
+
+    After an error before anything was computed, a run that was new is taken away again, so that the
+    command, once it is mended, finds no run of another config.
+    """
+    try:
+        yield
+    except Exception:
+        if not run.resumed and not _computed(run):
+            for name in RUN_NAMES:  # none was there before: see `check_run`
+                path = run.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if run.made and not any(run.folder.iterdir()):
+                run.folder.rmdir()
+        raise
+    finally:
+        run.close()
+
+
+def _computed(run: Run) -> bool:
+    """Whether a run has a line, a checkpoint or a cold start."""
+    return (
+        any(run.sizes().values())
+        or (run.folder / "cold_start").exists()
+        or (run.checkpoints.exists() and any(run.checkpoints.iterdir()))
+    )
 
 
 def check_begun(run: Run) -> None:

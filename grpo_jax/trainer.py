@@ -31,7 +31,7 @@ from grpo_jax.rollout.steps import judge_steps, step_rewards
 from grpo_jax.runs import Run
 from grpo_jax.sft import cold_start
 from grpo_jax.sharding import put_batch, using
-from grpo_jax.starting import check_begun, reopen, start_run
+from grpo_jax.starting import check_begun, holding, reopen, start_run
 from grpo_jax.summary import summary
 from grpo_jax.tasks.loader import Counted, batches
 from grpo_jax.tokenizers import prefill
@@ -52,11 +52,8 @@ def train(config: Any, workdir: Path) -> None:
     run = start_run(ex, workdir, judge_sources(config.rewards))
     called = [name for name in config.rewards if not name.startswith(PREFIX)]
     names = tuple(dict.fromkeys([*called, "accuracy"]))
-    try:
-        with leaving_on_signals(), ex.rewarder(names) as rewarder, using(ex.mesh):
-            _train(ex, run, rewarder, began)
-    finally:
-        run.close()
+    with holding(run), leaving_on_signals(), ex.rewarder(names) as rewarder, using(ex.mesh):
+        _train(ex, run, rewarder, began)
 
 
 def _train(ex: Experiment, run: Run, rewarder: Rewarder, began: float) -> None:

@@ -17,15 +17,13 @@ from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
 from grpo_jax.continuing import compare
 from grpo_jax.experiment import build
-from grpo_jax.judges import judge_sources
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.weights import save_model
 from grpo_jax.pretrained import abstract_params
 from grpo_jax.runs import load_config, load_record
 from grpo_jax.sharding import make_mesh
-from grpo_jax.starting import begin_run, check_whole, reopen, start_run
-from grpo_jax.tasks.records import fingerprint
+from grpo_jax.starting import begin_run, check_whole, holding, reopen, start_run
 from grpo_jax.tokenizers import (
     char_tokenizer,
     encode,
@@ -309,13 +307,43 @@ def test_a_tokenizer_comes_back_as_it_was(tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_changed_reward_model_is_another_source(tmp_path):
-    for step in ("2", "10"):
-        (tmp_path / "judge/checkpoints" / step).mkdir(parents=True)
-        (tmp_path / "judge/checkpoints" / step / "checksums.json").write_text(step)
-    name = f"reward_model:{tmp_path}/judge"
-    found = judge_sources(["accuracy", name, f"reward_model:{tmp_path}/hugging_face"])
-    assert found == {name: fingerprint(tmp_path / "judge/checkpoints/10/checksums.json")}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rewards": {"acuracy": 1.0}},
+        {"rewards": {"tiny:raises": 1.0}, "sft.steps": 0, "eval.every": 0},
+        {"rewards": {"reward_model:RUN": 1.0}},
+        {"rewards": {"reward_model:nowhere": 1.0}},
+        {"start": "RUN", "model.hidden": 32},
+        {"start": "RUN", "model.hidden": 32, "sft.steps": 0},
+        {"start": "RUN/checkpoints"},
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_start_that_fails_leaves_no_run_of_another_config(begun, tmp_path, changes, there):
+    text = json.dumps(changes).replace("RUN", str(begun[0]))
+    new = tmp_path / "new"
+    if there:
+        new.mkdir()
+        (new / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"acuracy|raised KeyError|score|no reward|config\.start"):
+        trainer.train(config_of(begun[1], **json.loads(text)), new)
+    assert new.exists() == there
+    assert not there or [p.name for p in new.iterdir()] == ["notes.md"]
+
+
+def test_what_was_computed_or_was_there_before_an_error_stays(begun, tmp_path):
+    ex = build(config_of(begun[1]))
+    for name, line in (("empty", ""), ("a line", '{"step": 0}\n'), ("resumed", "")):
+        folder = tmp_path / name
+        if name == "resumed":
+            begin_run(ex, folder, {}).close()
+        run = begin_run(ex, folder, {})
+        run.eval.write_text(line)
+        with pytest.raises(ValueError, match="broken"), holding(run):
+            raise ValueError("broken")
+        assert folder.exists() == (name != "empty")
+        assert run.lock.closed
 
 
 def test_an_export_has_the_runs_tokenizer_and_not_another(tmp_path):
