@@ -10,7 +10,9 @@ against updates and seconds, and DIR/comparison.json. --workdir is runs/<config 
 """
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -25,6 +27,7 @@ CHOSEN = flags.DEFINE_list("variants", [], "names to compare instead of the file
 PASS_AT = flags.DEFINE_integer(
     "pass_at", 0, "the largest k of pass@k and maj@k", lower_bound=0, upper_bound=2**16
 )
+WRITTEN = ("comparison.md", "comparison.png", "comparison.json")  # in --workdir
 TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
 
 
@@ -35,6 +38,8 @@ def main():
     names = chosen(CHOSEN.value, variants(file))
     start = getattr(load_module(file), "START", None)
     every = range(seeds.SEEDS.value or 5)
+    check_evaluated(names)
+    stages.check_free(folder, WRITTEN, [path(folder, n, s) for n in names for s in every])
     for seed in every:
         for name in (*([start] if start else []), *names):
             run(name, seed, folder, None if name == start else start)
@@ -55,7 +60,7 @@ def main():
         write_atomically(folder / "comparison.png", picture(curves))
     kept = {"seeds": len(every), "costs": costs, "learning": summary(curves, TARGET.value)}
     kept |= {"curves": curves} | ({"sampled": drawn} if drawn else {})
-    write_atomically(folder / "comparison.json", json.dumps(kept).encode())
+    write_atomically(folder / "comparison.json", json.dumps(_json(kept)).encode())
     say(f"{folder / 'comparison.md'} has the tables, comparison.png the curves")
     return 0
 
@@ -81,6 +86,18 @@ def chosen(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(names) or known
 
 
+def check_evaluated(names: tuple[str, ...]) -> None:
+    """UsageError for a variant whose accuracy would not be known, before any is run."""
+    from grpo_jax.checks import UsageError
+
+    for name in names:
+        if not load_config_file(f"{stages.CONFIG.value}:{name}").eval.every:
+            raise UsageError(
+                f"config.eval.every=0 of variant {name!r}: a comparison is of accuracy; valid: at "
+                "least 1"
+            )
+
+
 def path(folder: Path, name: str, seed: int) -> Path:
     """The folder of one run."""
     return folder / name / f"seed{seed}"
@@ -100,18 +117,20 @@ def run(name: str, seed: int, folder: Path, start: str | None) -> None:
 def curve(folder: Path) -> dict[str, list[float]]:
     """Held-out accuracy after each evaluation of a run, with the updates' steps and seconds.
 
-    Seconds are those of steps, compilation left out; evaluations are not counted.
+    Accuracy is NaN where the task's abstains on all problems. Seconds are those of steps,
+    compilation left out; evaluations are not counted.
     """
     from grpo_jax.runs import read_steps
 
     steps = read_steps(folder / "metrics.jsonl")
     spent = np.cumsum([0.0, *(r["time/step"] - r["time/compile"] for r in steps)])
     evals = read_steps(folder / "eval.jsonl")
+    timed = [r["time/step"] for r in steps[1:] or steps]
     return {
         "step": [e["step"] for e in evals],
         "seconds": [round(float(spent[e["step"]]), 2) for e in evals],
-        "accuracy": [e["accuracy"] for e in evals],
-        "step_seconds": [float(np.median([r["time/step"] for r in steps[1:]]))],
+        "accuracy": [math.nan if e["accuracy"] is None else e["accuracy"] for e in evals],
+        "step_seconds": [float(np.median(timed)) if timed else math.nan],
     }
 
 
@@ -160,9 +179,11 @@ def learning_table(curves: dict, target: float) -> list[str]:
 
 
 def interval(values: list[float], digits: int = 3) -> str:
-    """Mean and 95% t interval over seeds."""
+    """Mean and 95% t interval over seeds; "" where one has none."""
     from grpo_jax.statistics import seed_interval
 
+    if np.isnan(values).any():
+        return ""
     mean, low, high = seed_interval(values)
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -221,6 +242,26 @@ def sampled_table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     return rows
 
 
+def mean_curve(runs: list[dict], axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means over seeds of `axis` and of accuracy, after the steps at which all were evaluated."""
+    common = sorted(set.intersection(*(set(r["step"]) for r in runs)))
+    at = [[r["step"].index(step) for step in common] for r in runs]
+    x, y = (
+        np.mean([[r[key][i] for i in places] for r, places in zip(runs, at, strict=True)], axis=0)
+        for key in (axis, "accuracy")
+    )
+    return x, y
+
+
+def _json(value: Any) -> Any:
+    """A value with null for NaN, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _json(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_json(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def picture(curves: dict) -> bytes:
     """Accuracy against updates and against seconds as a PNG; a thin line a seed, a thick mean."""
     import io
@@ -234,8 +275,7 @@ def picture(curves: dict) -> bytes:
         for color, (name, runs) in enumerate(curves.items()):
             for r in runs:
                 axes.plot(r[axis], r["accuracy"], color=f"C{color}", alpha=0.3, linewidth=0.7)
-            mean = [np.mean([r[key] for r in runs], axis=0) for key in (axis, "accuracy")]
-            axes.plot(*mean, color=f"C{color}", linewidth=1.8, label=name)
+            axes.plot(*mean_curve(runs, axis), color=f"C{color}", linewidth=1.8, label=name)
         axes.set_xlabel(label)
         axes.set_ylabel("held-out accuracy")
         axes.grid(alpha=0.25, linewidth=0.5)

@@ -41,6 +41,7 @@ def main():
         check_model(Path(other))
     checked()
     problems = ex.config.eval.problems if PROBLEMS.value is None else PROBLEMS.value
+    asked = "eval.problems" if PROBLEMS.value is None else "--problems"
     samples = ex.config.eval.samples if SAMPLES.value is None else SAMPLES.value
     told = []
     for folder in [None, *AGAINST.value]:
@@ -49,7 +50,7 @@ def main():
         singly: dict = {}
         name = str(folder or WORKDIR.value or ex.source)
         with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh), doing(f"evaluating {name}"):
-            metrics = evaluate(ex, params, rewarder, problems, samples, singly)
+            metrics = evaluate(ex, params, rewarder, problems, samples, singly, asked)
         print_table(f"{name}, step {step}: {ex.task.name}", metrics)
         told.append({"model": name, "step": step, **metrics, "singly": singly})
     leads = [_leads(told[0]["singly"], one.pop("singly")) for one in told[1:]]

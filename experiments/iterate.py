@@ -104,6 +104,8 @@ def told(run: Path) -> str:
     if not evals:
         return ""
     last = evals[-1]
+    if last["accuracy"] is None:  # the task's abstains on all problems
+        return ""
     return f"{last['accuracy']:.3f} [{last['accuracy/low']:.3f}, {last['accuracy/high']:.3f}]"
 
 

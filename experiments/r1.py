@@ -25,6 +25,7 @@ flags.adopt_module_key_flags(seeds)
 WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
 
 NEEDED = ("STAGES", "STARTS", "JUDGES", "MEASURED_ON", "REJECTION", "prepare", "get_config")
+WRITTEN = ("results.jsonl", "samples.jsonl", "report.html", "results.md")  # in --workdir
 SHOWN = 2  # completions of each kind that are kept of each stage
 
 
@@ -32,6 +33,9 @@ def main():
     path, folder = stages.config_and_folder()
     file = load_module(path)
     names = stages_to_run(file, WITHOUT.value)
+    folders = {seed: folder / f"seed{seed}" for seed in range(seeds.SEEDS.value or 0)}
+    runs = [each / name for each in folders.values() or [folder] for name in names]
+    stages.check_free(folder, WRITTEN, runs)
     with importing():
         from experiments.r1_report import over_seeds
         from grpo_jax import reward_model, trainer  # noqa: F401, the longest to import
@@ -40,7 +44,6 @@ def main():
     if not seeds.SEEDS.value:
         pipeline(file, names, folder, None)
         return
-    folders = {seed: folder / f"seed{seed}" for seed in range(seeds.SEEDS.value)}
     for seed, own in folders.items():
         pipeline(file, names, own, seed)
     starts = {name: start_of(name, file.STARTS, names) for name in names}

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from grpo_jax.checks import config_diff
 from grpo_jax.config import defaults, resolve
+from grpo_jax.folders import holds_run
 from grpo_jax.metrics import panels, picture
-from grpo_jax.runs import load_config, write_atomically
+from grpo_jax.runs import load_config, load_record, write_atomically
 from grpo_jax.statistics import seed_interval
 
 Row = dict[str, Any]
@@ -106,11 +107,11 @@ def over_seeds(runs: list[list[Row]], starts: dict[str, str | None]) -> str:
     found = [{row["stage"]: row for row in rows} for rows in runs]
 
     def told(stage: str, name: str, less: str | None = None) -> str:
-        values: list[Any] = [rows[stage].get(name) for rows in found]
-        if None in values:
+        values: list[Any] = [rows.get(stage, {}).get(name) for rows in found]
+        begun: list[Any] = [rows.get(less, {}).get(name) if less else 0 for rows in found]
+        if None in (*values, *begun):
             return ""
-        if less is not None:
-            values = [v - rows[less][name] for v, rows in zip(values, found, strict=True)]
+        values = [v - b for v, b in zip(values, begun, strict=True)]
         mean, low, high = seed_interval(values)
         if name in ("mean_length", "time/seconds"):
             return f"{mean:.0f}"
@@ -130,8 +131,9 @@ def over_seeds(runs: list[list[Row]], starts: dict[str, str | None]) -> str:
 
 def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:
     """Write folder/report.html, which needs nothing beside it: table, curves, configs, samples."""
-    stages = [p.parent for p in sorted(folder.glob("*/config.json"), key=_written)]
-    records = [json.loads((stage / "config.json").read_bytes()) for stage in stages]
+    configs = sorted(folder.glob("*/config.json"), key=_written)
+    stages = [path.parent for path in configs if holds_run(path.parent)]  # not an export
+    records = [load_record(stage) for stage in stages]
     told = [
         _stage(stage, record, [s for s in samples if s["stage"] == stage.name])
         for stage, record in zip(stages, records, strict=True)

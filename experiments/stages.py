@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
 
+from grpo_jax import interrupts
 from grpo_jax.checks import UsageError
 from grpo_jax.command_line import default_workdir
-from grpo_jax.folders import inside_run
+from grpo_jax.folders import holds_run, inside_run
 
 # Of every such program: it calls flags.adopt_module_key_flags(stages), for its --help.
 CONFIG = flags.DEFINE_string("config", None, "a Python file with get_config(name)")
@@ -38,8 +40,21 @@ def config_and_folder() -> tuple[str, Path]:
     return CONFIG.value, folder
 
 
+def check_free(folder: Path, written: Iterable[str], runs: Iterable[Path]) -> None:
+    """UsageError where a file that a program is to write stands in `folder`, and none of its runs
+    is there: then the program has not written it."""
+    there = [name for name in written if (folder / name).exists()]
+    if there and not any(map(holds_run, runs)):
+        raise UsageError(
+            f"--workdir={folder} holds {there[0]}, and none of the runs that it would be of; "
+            "valid: a new folder"
+        )
+
+
 def run(module: str, *flags: str) -> None:
-    """Run `python -m module flags` to its end, told of first; UsageError where it fails.
+    """Run `python -m module flags` to its end, told of first.
+
+    Where it fails, UsageError names it; SystemExit where it has said why in a line of its own.
 
     A stage of ours goes on where it was cut off, so to run it again costs no work. On Linux it dies
     with this process, so that even after SIGKILL the next one finds its folder free.
@@ -51,5 +66,9 @@ def run(module: str, *flags: str) -> None:
         status = process.wait()
     except KeyboardInterrupt:  # which reached the stage too: it saves its work and leaves
         status = process.wait()
+        if not status:
+            raise
+    if status in (2, interrupts.STATUS):
+        sys.exit(status)
     if status:
         raise UsageError(f"{command}: ended with status {status}")

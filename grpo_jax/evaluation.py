@@ -32,12 +32,14 @@ def evaluate(
     problems: int,
     samples: int = 0,
     told: dict[str, np.ndarray] | None = None,
+    asked: str = "eval.problems",
 ) -> dict[str, float]:
     """Score held-out problems with the task's own accuracy.
 
     problems  how many, from the first; at most as many as are held out, over-long ones apart
               where they are dropped
     samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
+    asked     what says how many
     told      a dict that takes of each problem bool "accuracy", whether its greedy completion is
               right, and with samples f "pass@1", the share of them that is
 
@@ -46,7 +48,7 @@ def evaluate(
     the task's accuracy does not abstain; pass@k (2107.03374) and maj@k are means over these with
     Student's t intervals.
     """
-    chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems)
+    chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems, asked)
     judge = partial(rewarder, names=("accuracy",))
     greedy = attempts(ex, params, judge, chosen, 1, temperature=0.0)
     judged = greedy.judged[:, 0]
@@ -82,10 +84,12 @@ def greedy_metrics(problems: Sequence[Problem], greedy: "Attempts") -> dict[str,
     return result
 
 
-def first_problems(ex: Experiment, source: Source, order: Iterable[int], n: int) -> list[Problem]:
+def first_problems(
+    ex: Experiment, source: Source, order: Iterable[int], n: int, asked: str = "eval.problems"
+) -> list[Problem]:
     """The first n problems of a source, in this order, whose prompts fit; ValueError for none.
 
-    Where there are fewer, those, and a warning once.
+    Where there are fewer, those, and a warning once, which says what `asked` for n.
     """
     chosen = list(itertools.islice(filter(ex.fits, map(source.__getitem__, order)), n))
     if not chosen:
@@ -93,16 +97,17 @@ def first_problems(ex: Experiment, source: Source, order: Iterable[int], n: int)
             f"config.prompt_length={ex.config.prompt_length} drops every problem of {len(source)}"
         )
     if len(chosen) < n:
-        _warn_of_fewer(n, len(chosen), source is ex.task.heldout)
+        _warn_of_fewer(
+            n, len(chosen), "held-out" if source is ex.task.heldout else "training", asked
+        )
     return chosen
 
 
 @cache  # each is said once a process
-def _warn_of_fewer(asked: int, there: int, heldout: bool) -> None:
-    kind, fields = ("held-out", "eval.problems") if heldout else ("training", "sft.check_problems")
+def _warn_of_fewer(n: int, there: int, kind: str, asked: str) -> None:
     print(
-        f"warning: {asked} {kind} problems are asked for ({fields}, --problems), but only {there} "
-        f"are there and fit; all {there} are taken",
+        f"warning: {n} {kind} problems are asked for ({asked}), but only {there} are there and "
+        f"fit; all {there} are taken",
         file=sys.stderr,
     )
 

@@ -13,9 +13,16 @@ from grpo_jax.evaluation import ROWS, attempts, first_problems
 from grpo_jax.experiment import Experiment
 from grpo_jax.folders import inside_run, listed
 from grpo_jax.json_files import read_object
-from grpo_jax.judges import Judge, load_judge, only
+from grpo_jax.judges import PREFIX, Judge, judge_sources, load_judge, only
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
-from grpo_jax.runs import append_line, read_lines, write_atomically, write_lines, writing_in
+from grpo_jax.runs import (
+    append_line,
+    changed_sources,
+    read_lines,
+    write_atomically,
+    write_lines,
+    writing_in,
+)
 from grpo_jax.tokenizers import keep_tokenizer, prefill
 
 KEPT = "kept"
@@ -96,15 +103,16 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     tokenizer/     the policy's, for who is to read as it wrote
 
     Returns how many samples had which verdict. UsageError where `out` was begun with another rule,
-    and where it holds anything that was not begun here.
+    or of other data, and where it holds anything that was not begun here.
     """
-    _begin(out, {"origin": origin, **rule._asdict()})
+    named = [f"{PREFIX}{folder}" for folder in rule.judges]
+    _begin(out, {"origin": origin, **rule._asdict()}, ex.sources() | judge_sources(named))
     judges = [load_judge(Path(folder), ex) for folder in rule.judges]
     judge = partial(rewarder, names=("accuracy",))
     journal = out / "samples.jsonl"
     n = len(ex.task.train)
     order = (i % n for i in range(rule.first, rule.first + n))
-    problems = first_problems(ex, ex.task.train, order, rule.problems)
+    problems = first_problems(ex, ex.task.train, order, rule.problems, "problems")
     size = max(1, ROWS // rule.samples)
     done = read_lines(journal)
     for number, record in enumerate(done, 1):
@@ -136,8 +144,9 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     return _divide(out, read_lines(journal))
 
 
-def _begin(out: Path, rule: dict[str, Any]) -> None:
-    """Keep the rule in a new or empty folder; UsageError where another stands there, or no rule."""
+def _begin(out: Path, rule: dict[str, Any], sources: dict[str, str]) -> None:
+    """Keep the rule, and fingerprints of what is read, in a new or empty folder; UsageError where
+    another stands there, or no rule."""
     stands = inside_run(out)
     path = out / "rule.json"
     if stands is None and out.exists() and not path.exists():
@@ -149,12 +158,14 @@ def _begin(out: Path, rule: dict[str, Any]) -> None:
         raise UsageError(f"{out} {stands}; valid: a new or empty folder, or one to go on with")
     out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        write_atomically(path, json.dumps(rule).encode())
+        write_atomically(path, json.dumps(rule | {"sources": sources}).encode())
         return
     begun = Rule._field_defaults | read_object(path)
-    changed = config_diff(begun, rule)
-    if changed:
+    kept = {"sources": begun.pop("sources", {})}  # an older one has none
+    if changed := config_diff(begun, rule):
         raise UsageError(f"{out} was begun with another rule: {'; '.join(changed)}")
+    for name in changed_sources(kept, sources):
+        raise UsageError(f"{out} was begun when {name} had other content; valid: a new folder")
 
 
 def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:

@@ -172,9 +172,8 @@ def _learn(ex: Experiment, optimizer, state: TrainState, batch: Batch):
 def _train_accuracy(ex: Experiment, params: Any, rewarder: Callable[..., Scores]) -> float:
     """Greedy accuracy on the last training problems, which a small cold start has not seen."""
     source = ex.task.train
-    problems = first_problems(
-        ex, source, reversed(range(len(source))), ex.config.sft.check_problems
-    )
+    order, n = reversed(range(len(source))), ex.config.sft.check_problems
+    problems = first_problems(ex, source, order, n, "sft.check_problems")
     greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
     judged = greedy.right[greedy.judged]
     return float(judged.mean()) if judged.size else math.nan

@@ -126,6 +126,10 @@ def test_a_stage_runs_to_its_end_and_one_that_fails_is_named(tmp_path, monkeypat
     assert capfd.readouterr().out == "--- stage 0 --more\nhere\n"
     with pytest.raises(UsageError, match=r"^stage 3: ended with status 3$"):
         stages.run("stage", "3")
+    for said in (2, 130):  # why, by the stage itself
+        with pytest.raises(SystemExit) as left:
+            stages.run("stage", str(said))
+        assert left.value.code == said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl(2)")
@@ -141,6 +145,41 @@ def test_a_stage_dies_with_the_process_that_runs_it(tmp_path):
     parent.kill()
     # The pipe ends when no process has it open any more: the stage is gone.
     assert parent.communicate(timeout=20)[0] == ""
+
+
+def test_a_task_without_right_answers_and_seeds_of_other_steps_are_told_of(
+    file, tmp_path, monkeypatch
+):
+    def train(module, config, seed, workdir):
+        folder = Path(workdir.removeprefix("--workdir="))
+        write_run(folder, [None] * 3 if "grpo" in config else [0.1, 0.2, 0.3])
+        if config.endswith("ppo") and seed.endswith("1"):  # was evaluated more rarely, of one step
+            lines = (folder / "eval.jsonl").read_text().splitlines(keepends=True)
+            (folder / "eval.jsonl").write_text("".join(lines[::2]))
+
+    monkeypatch.setattr(compare.stages, "run", train)
+    assert compare.main() == 0
+    told = (tmp_path / "runs/comparison.md").read_text()
+    assert "| grpo |  |  |  | 2.00 [2.00, 2.00] | never |" in told
+    assert "| ppo | 0.100 [0.100, 0.100] | 0.300 [0.300, 0.300] |  | 2.00" in told
+    assert "NaN" not in (tmp_path / "runs/comparison.json").read_text()
+    runs = [compare.curve(tmp_path / f"runs/ppo/seed{s}") for s in (0, 1)]
+    assert [list(axis) for axis in compare.mean_curve(runs, "step")] == [[0, 4], [0.1, 0.3]]
+
+
+def test_what_cannot_be_compared_or_is_not_ours_is_refused_before_the_first_run(
+    file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare.stages, "run", None)
+    (tmp_path / "runs").mkdir()
+    for name in compare.WRITTEN:
+        (tmp_path / "runs" / name).write_text("mine")
+        with pytest.raises(UsageError, match=rf"--workdir=.*/runs holds {name}, and none of"):
+            compare.main()
+        (tmp_path / "runs" / name).unlink()
+    file.write_text(VARIANTS.replace("    return", "    config.eval.every = 0\n    return"))
+    with pytest.raises(UsageError, match=r"config\.eval\.every=0 of variant 'grpo'"):
+        compare.main()
 
 
 def test_an_unknown_variant_is_refused(file):

@@ -155,10 +155,13 @@ def test_rejection_sampling_begins_in_an_empty_folder_only(tmp_path):
         (run / "config.json", "lies in, config.json of the run"),
     ):
         with pytest.raises(UsageError, match=told):
-            _begin(out, rule)
+            _begin(out, rule, {})
     assert everything(tmp_path) == before
+    sources = {"data.jsonl": "a"}
     for _ in range(2):
-        _begin(tmp_path / "new", rule)
+        _begin(tmp_path / "new", rule, sources)
+    with pytest.raises(UsageError, match=r"was begun when data\.jsonl had other content"):
+        _begin(tmp_path / "new", rule, {"data.jsonl": "b"})
     assert json.loads((tmp_path / "new/rule.json").read_bytes())["origin"] == "run"
 
 

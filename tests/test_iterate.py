@@ -130,6 +130,12 @@ def test_the_same_command_again_changes_nothing_and_tells_the_same(done, capsys)
     assert f"| 2 | {last['accuracy']:.3f} [{interval}] |  |" in out.splitlines()
 
 
+def test_an_accuracy_that_abstains_is_left_out(tmp_path):
+    assert iterate.told(tmp_path) == ""
+    (tmp_path / "eval.jsonl").write_text('{"step": 0, "accuracy": null, "accuracy/low": null}\n')
+    assert iterate.told(tmp_path) == ""
+
+
 def test_every_earlier_iteration_is_replayed(folder, monkeypatch):
     told = []
     monkeypatch.setattr(iterate.stages, "run", lambda *command: told.append(command))

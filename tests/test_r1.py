@@ -76,6 +76,8 @@ def test_every_stage_is_told_of_and_a_stopped_pipeline_goes_on(set_flags, monkey
             r1.main()
     before = rows(folder)
     assert [row["stage"] for row in before] == ROWS[:4]
+    (folder / "export").mkdir()
+    (folder / "export/config.json").write_text('{"architectures": []}')  # no run, and no stage
     r1.main()
     after = rows(folder)
     assert after[:4] == before and [row["stage"] for row in after] == ROWS
@@ -128,6 +130,11 @@ def test_every_seed_has_its_own_pipeline_and_a_part_of_the_table(set_flags, monk
                 folder / "results.jsonl",
                 {"stage": stage, "accuracy": accuracy, "preference": None, "mean_length": 4.6},
             )
+        if seed:  # of these seeds nothing is known of one stage, and of another no accuracy
+            append_line(folder / "results.jsonl", {"stage": "zero", "accuracy": None})
+        else:
+            for stage in ("zero", "reasoning_rl"):
+                append_line(folder / "results.jsonl", {"stage": stage, "accuracy": 0.5})
 
     monkeypatch.setattr(r1, "pipeline", pipeline)
     with flagsaver.flagsaver(seeds=3):
@@ -140,7 +147,22 @@ def test_every_seed_has_its_own_pipeline_and_a_part_of_the_table(set_flags, monk
     half = 4.302653 * 0.1 / np.sqrt(3)  # Student's t, 2 degrees of freedom
     assert of["base"]["accuracy"] == f"0.300 [{0.3 - half:.3f}, {0.3 + half:.3f}]"
     assert of["cold_start"]["gain"] == f"0.400 [{0.4 - half:.3f}, {0.4 + half:.3f}]"
+    for stage in ("zero", "reasoning_rl"):  # whose cells are empty
+        assert of[stage] == {"stage": stage}
     assert of["base"]["gain"] == of["base"]["preference"] == "" and of["base"]["tokens"] == "5"
+
+
+def test_pages_of_other_makers_are_left_as_they_are(set_flags):
+    set_flags.mkdir()
+    for name in r1.WRITTEN:
+        (set_flags / name).write_text("mine")
+        for seeds in (None, 2):
+            with (
+                flagsaver.flagsaver(seeds=seeds),
+                pytest.raises(UsageError, match=f"holds {name}, and none of the runs"),
+            ):
+                r1.main()
+        (set_flags / name).unlink()
 
 
 def test_a_stage_that_is_left_out_hands_its_start_on():
