@@ -62,8 +62,10 @@ def main():
     limit = MAX_TOKENS.value or m.max_tokens or DEFAULT_TOKENS
     sampling = Sampling(limit, tokenizer.stop, TEMPERATURE.value)
     strings = m.stop if STOP.value is None else tuple(STOP.value)
-    check_stop(strings, "--stop")
-    stops = stop_table(tokenizer, strings, m.model.config.vocab_size) if strings else None
+    name = "config.rollout.stop" if STOP.value is None else "--stop"
+    check_stop(strings, name)
+    width = m.model.config.vocab_size
+    stops = stop_table(tokenizer, strings, width, name) if strings else None
     checked()
     say(m.origin)
     key = jax.random.key(SEED.value)

@@ -60,7 +60,7 @@ TOKENIZERS = {
     ),
     "no decoder": (
         with_vocabulary(["a", "b"], models.WordLevel, None, unk_token=""),
-        ["a b", "bb"],
+        ["a b", "b b"],
     ),
 }
 
@@ -110,6 +110,24 @@ def test_a_tokenizer_whose_text_depends_on_what_follows_is_refused():
     tokenizer = with_vocabulary(words, models.WordLevel, decoders.BPEDecoder("</w>"), unk_token="")
     with pytest.raises(ValueError, match=r"config\.rollout\.stop: .* valid: \(\)"):
         stop_table(tokenizer, ["a b"], 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "string", "why"),
+    [
+        (
+            "characters",
+            "<eos>",
+            "'<eos>' can never occur: decoding leaves the special token '<eos>'",
+        ),
+        ("characters", "1<pad>", "decoding leaves the special token '<pad>' out"),
+        ("characters", "\u00e9", "'\u00e9' can never occur: no tokens spell it; valid"),
+    ],
+)
+def test_a_string_that_no_text_holds_is_refused(name, string, why):
+    tokenizer, strings = TOKENIZERS[name]
+    with pytest.raises(ValueError, match=rf"--stop: .*{why}"):
+        stop_table(tokenizer, [*strings, string], tokenizer.vocab_size, "--stop")
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,8 @@ class Rewarder:
                 batch.waiting.appendleft(call)
         except CancelledError:
             self._opened()
-            self._limits.cut_off(slot, call[0])
-            batch.lose(call, f"took more than {self.timeout_s} s", hung=True)
+            had = self._limits.cut_off(slot, call[0])
+            batch.lose(call, f"took more than {had}", hung=True)
         else:
             if isinstance(result, str):
                 raise RewardError(result)

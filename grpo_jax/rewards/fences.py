@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import NamedTuple
 
 from grpo_jax.rewards.text import Completion, completion_text, extract_answer
@@ -100,22 +100,23 @@ def _script(texts: Sequence[str]) -> str:
     """Of blocks of Python the last that reads input, or else that prints, and is whole."""
     doing = [text for text in texts if _READS.search(text)]
     doing = doing or [text for text in texts if _PRINTS.search(text)] or list(texts)
-    whole = [text for text in doing if not _uses(text, [t for t in texts if t != text])]
+    functions = {name for text in texts for _, name in _FUNCTION.findall(text)}
+    whole = [text for text in doing if not _uses(text, functions)]
     chosen = (whole or doing)[-1]
     if _ACTS.search(chosen):
         return chosen
     after = texts[len(texts) - texts[::-1].index(chosen) :]  # which may call what it defines
-    return next((t for t in reversed(after) if _ACTS.search(t) and _uses(t, [chosen])), chosen)
+    its = {name for _, name in _FUNCTION.findall(chosen)}
+    return next((t for t in reversed(after) if _ACTS.search(t) and _uses(t, its)), chosen)
 
 
 def _defines(text: str, names: Collection[str]) -> bool:
     return set(names) <= _names(_DEFINED, text)
 
 
-def _uses(text: str, others: Sequence[str]) -> bool:
-    """Whether a block uses a function or class that another defines and itself does not."""
-    words = set(_WORD.findall(text)) - _names(_BOUND, text)
-    return any(words & {name for _, name in _FUNCTION.findall(other)} for other in others)
+def _uses(text: str, functions: Set[str]) -> bool:
+    """Whether a block uses one of these that it does not bind itself."""
+    return bool(functions & set(_WORD.findall(text)) - _names(_BOUND, text))
 
 
 def _names(pattern: re.Pattern[str], text: str) -> set[str]:

@@ -44,10 +44,17 @@ class Limits:
             self._loading[name] = max(longest, min(LOADING_S, 2 * self._seconds(slot) + 1))
         self._returned.add(name)
 
-    def cut_off(self, slot: int, name: str) -> None:
-        """The call in a slot was overdue."""
-        if self.clock[slot] < 0 and name not in self._returned:
-            self._loading[name] = self._loading.get(name, LOADING_S) / 2
+    def cut_off(self, slot: int, name: str) -> str:
+        """The call in a slot was overdue: what it was given, in words."""
+        had = f"{self.timeout_s} s"
+        if self.clock[slot] < 0:
+            loading = self._loading.get(name, LOADING_S)
+            had += (
+                f" (and {loading:g} s to load at first use; what its at_start loads is not timed)"
+            )
+            if name not in self._returned:
+                self._loading[name] = loading / 2
+        return had
 
     def _seconds(self, slot: int) -> float:
         return time.monotonic() - abs(self.clock[slot])

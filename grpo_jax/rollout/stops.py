@@ -36,14 +36,21 @@ def cut(text: str, strings: Sequence[str]) -> str:
     return text[: min(ends, default=None)]
 
 
-def stop_table(tokenizer: TextTokenizer, strings: Sequence[str], vocab_size: int) -> np.ndarray:
+def stop_table(
+    tokenizer: TextTokenizer,
+    strings: Sequence[str],
+    vocab_size: int,
+    name: str = "config.rollout.stop",
+) -> np.ndarray:
     """The table i16[S, V] that ends completions at `strings`; V ids, those without text included.
 
-    ValueError where a token's text depends on more than whether it is the first.
+    ValueError for a string that no text can hold, and where a token's text depends on more than
+    whether it is the first. It calls the strings by `name`.
     """
     step = _automaton([string.encode() for string in strings])
     silent, first, later, single = _pieces(tokenizer, vocab_size)
-    _check_pieces(tokenizer, silent, first, later, single)
+    _check_pieces(tokenizer, silent, first, later, single, name)
+    _check_strings(tokenizer, strings, first, later, single, name)
     ended = len(step) - 1
     opening, going = _run(step, first)[0], _run(step, later)
     known: dict[tuple[int, Pending], int] = {}  # the states after START, except the last
@@ -185,14 +192,48 @@ def _bytes(token: str, letters: dict[str, int]) -> bytes:
     return token.encode()
 
 
-def _check_pieces(tokenizer, silent, first, later, single) -> None:
+def _check_strings(tokenizer, strings, first, later, single, name) -> None:
+    """ValueError for a string that decoded text never holds."""
+    special = [
+        t.content for t in tokenizer.backend.get_added_tokens_decoder().values() if t.special
+    ]
+    for string in strings:
+        if left_out := [token for token in special if token in string]:
+            raise ValueError(
+                f"{name}: {string!r} can never occur: decoding leaves the special token "
+                f"{left_out[0]!r} out; valid: other texts (eos_token_id in generation_config.json "
+                "names the tokens that end a completion)"
+            )
+        if not _occurs(string, first, later, single):
+            raise ValueError(
+                f"{name}: {string!r} can never occur: no tokens spell it; valid: texts that the "
+                "tokenizer can write"
+            )
+
+
+def _occurs(string: str, first, later, single) -> bool:
+    """Whether tokens, one after another, can have a text that holds the string."""
+    step = _automaton([string.encode()])
+    going = _run(step, later)
+    bytes_ = [*single.values()]
+    reached = {0, *(going if first is later else _run(step, first))[0].tolist()}
+    waiting = [*reached]
+    for k in waiting:  # which grows
+        new = {*np.unique(going[k]).tolist(), *step[k, bytes_].tolist()} - reached
+        reached |= new
+        waiting += new
+    return len(step) - 1 in reached
+
+
+def _check_pieces(tokenizer, silent, first, later, single, name) -> None:
     """ValueError where decoded text is not that of its tokens one after another."""
-    told = [i for i in range(len(first)) if i not in {*silent, *single}]
+    textless = {*silent, *single}
+    told = [i for i in range(len(first)) if i not in textless]
     rng = np.random.default_rng(0)
     for ids in rng.choice(told, (_TRIED, 6)):
         text = b"".join([first[ids[0]], *(later[i] for i in ids[1:])])
         if decode(tokenizer, ids) != text.decode(errors="replace"):
             raise ValueError(
-                "config.rollout.stop: this tokenizer's text is not that of its tokens one after "
+                f"{name}: this tokenizer's text is not that of its tokens one after "
                 f"another: {decode(tokenizer, ids)!r}; valid: ()"
             )

@@ -37,6 +37,8 @@ def test_loading_is_waited_for_as_long_as_it_has_taken(monkeypatch, began, befor
     assert limit.begun(0) and not limit.overdue(0, "mine", 2)
     now = start + overdue_after + 0.01
     assert limit.overdue(0, "mine", 2)
+    loading = f" (and {overdue_after - 6:g} s to load at first use; what its at_start loads is not"
+    assert limit.cut_off(0, "mine").startswith("3.0 s" + (loading if began < 0 else ""))
 
 
 def test_a_reward_that_never_returns_is_given_up_within_a_batch():
