@@ -20,7 +20,7 @@ from grpo_jax.pretrained import abstract_params, pretrained
 from grpo_jax.runs import changed_sources, load_config, load_record
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks.problem import Task, unread
-from grpo_jax.tokenizers import TextTokenizer, load_tokenizer
+from grpo_jax.tokenizers import TextTokenizer, kept_tokenizer, load_tokenizer
 from grpo_jax.types import merged
 
 
@@ -86,7 +86,7 @@ def load_trained(
     params, step = checkpoints.restore_params(run / "checkpoints", step)
     if "value" in params and not scores:
         raise UsageError(f"{workdir} holds a reward model, which scores and does not write")
-    tokenizer = load_tokenizer(run / "tokenizer")
+    tokenizer = kept_tokenizer(run / "tokenizer")
     ex = build(FrozenFields(plain), tokenizer, task or unread(plain["task"]["name"]))
     if ex.model.config.lora.rank and "value" not in params:
         params = merged(pretrained(ex), params)

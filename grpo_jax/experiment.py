@@ -34,6 +34,7 @@ from grpo_jax.tokenizers import (
     TextTokenizer,
     char_tokenizer,
     excerpt,
+    kept_tokenizer,
     load_tokenizer,
     prefill,
     prompt_ids,
@@ -238,4 +239,4 @@ def _started_tokenizer(start: str) -> TextTokenizer:
     for name in ("checkpoints", "tokenizer"):
         if not (folder / name).is_dir():
             raise UsageError(f"config.start: {folder} holds no run: there is no {name}/ in it")
-    return load_tokenizer(folder / "tokenizer")
+    return kept_tokenizer(folder / "tokenizer")

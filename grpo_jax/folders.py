@@ -35,12 +35,17 @@ def at_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def _real(path: Path) -> Path:
+    """The path without links and "~"; of links in a loop, one of them."""
+    return Path(os.path.realpath(at_home(path)))
+
+
 @contextlib.contextmanager
 def replacing(out: Path, source: Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which becomes `out` at the end; after an exception `out` is as it
     was. ValueError as of `check_replaceable`."""
     check_replaceable(out, source)
-    out = at_home(out).resolve()
+    out = _real(out)
     made = _made_beside(out)
     try:
         with system_errors(out):
@@ -106,11 +111,11 @@ def check_replaceable(out: Path, source: Path | None = None) -> None:
 
     source  the model's own directory, which stays even where it is an export
     """
-    full = at_home(out).resolve()
+    full = _real(out)
     stands = inside_run(full)
     if stands is None and (full.exists() or full.is_symlink()):
         stands = _occupied(full)
-        if source is not None and full == at_home(source).resolve():
+        if source is not None and full == _real(source):
             stands = "is the model's own directory (config.model.path)"
         elif Path.cwd().is_relative_to(full):
             stands = "is the current directory, or above it"
@@ -123,7 +128,7 @@ def check_replaceable(out: Path, source: Path | None = None) -> None:
 
 def inside_run(path: Path) -> str | None:
     """What to say of a path that is one of a run's own files or folders, or in one; else None."""
-    full = at_home(path).resolve()
+    full = _real(path)
     for above in full.parents:
         name = full.relative_to(above).parts[0]
         if name in RUN_NAMES and holds_run(above):

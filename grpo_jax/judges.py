@@ -40,7 +40,7 @@ from grpo_jax.sharding import put_batch
 from grpo_jax.tasks.pairs import JUDGED
 from grpo_jax.tasks.problem import unread
 from grpo_jax.tasks.records import fingerprint
-from grpo_jax.tokenizers import bucket, encode, load_tokenizer, prefill
+from grpo_jax.tokenizers import bucket, encode, kept_tokenizer, load_tokenizer, prefill
 from grpo_jax.types import Prompts, merged
 
 PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
@@ -162,7 +162,7 @@ def _of_run(folder: Path, asked: Experiment) -> tuple[Experiment, Any]:
     params, _ = checkpoints.restore_params(folder / "checkpoints")
     if "value" not in params:
         raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
-    own = build(load_config(folder), load_tokenizer(folder / "tokenizer"), unread())
+    own = build(load_config(folder), kept_tokenizer(folder / "tokenizer"), unread())
     ex = dataclasses.replace(own, mesh=asked.mesh)
     return ex, with_frozen(ex, jax.device_put(params, NamedSharding(ex.mesh, PartitionSpec())))
 

@@ -125,7 +125,7 @@ def _train(ex: Experiment, run: Any, began: float) -> None:
 
     def now() -> dict[str, Any]:
         at = {"step": number, "data": data.get_state(), "dropped": keep.dropped}
-        return at | {"files": run.sizes()}
+        return at | run.kept()
 
     held_out = partial(evaluate, ex) if c.eval.every else None
     run_steps(run, c, (done, state), c.steps, step, now, held_out)

@@ -25,6 +25,7 @@ from grpo_jax.continuing import compare
 from grpo_jax.fields import FrozenFields
 from grpo_jax.folders import RUN_NAMES, at_home
 from grpo_jax.json_files import read_object
+from grpo_jax.tasks.records import fingerprint
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What config.json holds beside the config's own fields. The first two may differ between starts.
@@ -76,8 +77,12 @@ class Run:
         """Folder of the tokenizer that the run began with, and reads and writes by."""
         return self.folder / "tokenizer"
 
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint's position has of the folder: see `starting.check_whole`."""
+        return {"files": self.sizes(), "tokenizer": fingerprint(self.tokenizer)}
+
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file of JSON lines, for a checkpoint's position: see `check_whole`."""
+        """The bytes of each file of JSON lines."""
         paths = (self.folder / name for name in _LINES)
         return {path.name: path.stat().st_size for path in paths if path.exists()}
 

@@ -151,7 +151,7 @@ def cold_start(ex: Experiment, rewarder: Callable[..., Scores], workdir: Path) -
 
         def now():
             at = {"step": number, "ended": ended, "dropped": keep.dropped}
-            return at | {"data": data.get_state(), "files": run.sizes()}
+            return at | {"data": data.get_state()} | run.kept()
 
         state = run_steps(run, c, (done, state), c.sft.steps, step, now)
         say(f"the cold start is done after {ending(read_lines(run.metrics)[-1])}")

@@ -16,7 +16,8 @@ from grpo_jax.experiment import Experiment, build
 from grpo_jax.folders import RUN_NAMES, at_home, inside_run
 from grpo_jax.pretrained import base_sources
 from grpo_jax.runs import Run, check_run, load_record, open_run, read_steps
-from grpo_jax.tokenizers import keep_tokenizer, load_tokenizer
+from grpo_jax.tasks.records import fingerprint
+from grpo_jax.tokenizers import keep_tokenizer, kept_tokenizer
 
 
 def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
@@ -31,7 +32,7 @@ def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
     check_run(workdir, config, None, position)
     check_whole(workdir, position)
     kept = workdir / "tokenizer"
-    return build(config, load_tokenizer(kept) if kept.is_dir() else None)
+    return build(config, kept_tokenizer(kept) if kept.is_dir() else None)
 
 
 def start_run(ex: Experiment, workdir: Path, sources: dict[str, str] | None = None) -> Run:
@@ -102,9 +103,10 @@ def check_whole(folder: Path, position: dict[str, Any] | None) -> None:
 
     position  of the newest checkpoint; None where there is none
 
-    With a checkpoint of step n, metrics.jsonl has the steps 1 to n, and each file of JSON lines at
-    least the bytes that it had when that was saved. Once there is a line, there are checkpoints/
-    and tokenizer/; once the lines go beyond the first step that is saved, a whole checkpoint.
+    With a checkpoint of step n, metrics.jsonl has the steps 1 to n, each file of JSON lines at
+    least the bytes that it had when that was saved, and tokenizer/ the same files. Once there is a
+    line, there are checkpoints/ and tokenizer/; once the lines go beyond the first step that is
+    saved, a whole checkpoint.
     """
     if not (folder / "config.json").exists():
         return
@@ -112,7 +114,7 @@ def check_whole(folder: Path, position: dict[str, Any] | None) -> None:
     saved = f"the checkpoint of step {step}"
     for name, size in sizes.items():
         _present(folder, name, saved)
-        if (folder / name).stat().st_size < size:
+        if not (folder / name).is_file() or (folder / name).stat().st_size < size:
             raise _lost(folder, f"a part of {name} is missing", saved)
     steps = {record["step"] for record in read_steps(folder / "metrics.jsonl")}
     if absent := sorted(set(range(1, step + 1)) - steps):
@@ -120,6 +122,12 @@ def check_whole(folder: Path, position: dict[str, Any] | None) -> None:
     if steps or position is not None or (folder / "cold_start").exists():
         _present(folder, "checkpoints", "what was computed")
         _present(folder, "tokenizer", "what was computed")
+    told = (position or {}).get("tokenizer")
+    if told is not None and fingerprint(folder / "tokenizer") != told:
+        raise UsageError(
+            f"{folder}: tokenizer/ is not what the run began with: its content has changed; put it "
+            "back, or choose another --workdir to start anew"
+        )
     last, there = max(steps, default=0), list((folder / "checkpoints").glob("[0-9]*"))
     if position is None and (there or last > _first_saved(folder)):
         beside = f"metrics.jsonl, which goes to step {last}"

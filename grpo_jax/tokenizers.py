@@ -139,8 +139,16 @@ def keep_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     if not folder.exists():
         with appearing(folder) as made:
             save_tokenizer(tokenizer, made)
-    elif not same_tokenizer(load_tokenizer(folder), tokenizer):
+    elif not same_tokenizer(kept_tokenizer(folder), tokenizer):
         raise ValueError(f"{folder} holds another tokenizer; valid: this one, or none there")
+
+
+def kept_tokenizer(folder: Path) -> TextTokenizer:
+    """The tokenizer that `keep_tokenizer` wrote; ValueError names a file of it that is missing."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: {name} is missing, a part of the run's tokenizer")
+    return load_tokenizer(folder)
 
 
 def same_tokenizer(one: TextTokenizer, other: TextTokenizer) -> bool:

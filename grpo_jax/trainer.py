@@ -79,7 +79,7 @@ def _train(ex: Experiment, run: Run, rewarder: Rewarder, began: float) -> None:
         (done, state),
         c.steps,
         partial(iteration, ex, *learners, judged, problems),
-        lambda: problems.get_state() | {"files": run.sizes()},
+        lambda: problems.get_state() | run.kept(),
         held_out if c.eval.every else None,
     )
     say(f"{run.folder} is done (steps: {c.steps})")

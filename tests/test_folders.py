@@ -125,6 +125,13 @@ def test_the_models_own_directory_and_the_current_one_are_kept(tmp_path, monkeyp
             export(Path(out))
 
 
+def test_links_in_a_loop_are_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for out in (tmp_path / "loop", tmp_path / "loop/out"):
+        with pytest.raises((ValueError, OSError), match="loop"):
+            export(out)
+
+
 def test_what_comes_to_the_folder_meanwhile_stays(tmp_path):
     export(out := tmp_path / "out")
     with pytest.raises(ValueError, match="no export writes"), replacing(out) as made:

@@ -177,6 +177,21 @@ def test_a_run_that_lost_lines_or_its_checkpoints_is_refused(run):
     refused(folder, config_of(path), "metrics.jsonl, which goes to step 2")
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_a_tokenizer_that_lost_a_file_or_was_changed_is_refused(run, name):
+    folder, path = run
+    file = folder / "tokenizer" / name
+    file.write_text(json.dumps(json.loads(file.read_text())))  # laid out otherwise
+    refused(folder, config_of(path), "tokenizer/ is not what the run began with")
+    file.unlink()
+    refused(folder, config_of(path), "tokenizer/ is not what the run began with")
+    for read in (load_trained, load_model):
+        with pytest.raises(ValueError, match=f"tokenizer: {name} is missing, a part of the run's"):
+            read(folder)
+
+
 def test_checkpoints_whose_arrays_are_damaged_are_not_begun_over(run):
     folder, path = run
     for step in (1, 2):
