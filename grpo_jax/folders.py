@@ -107,7 +107,7 @@ def system_errors(path: Path) -> Iterator[None]:
 
 def check_replaceable(out: Path, source: Path | None = None) -> None:
     """ValueError, saying what stands there, unless `out` is free for an export: not there, an empty
-    folder, or wholly an export of ours, and no part of a run.
+    folder, or wholly an export of ours, and no part of a run. OSError where it is closed.
 
     source  the model's own directory, which stays even where it is an export
     """
@@ -124,6 +124,16 @@ def check_replaceable(out: Path, source: Path | None = None) -> None:
             f"{out} {stands}; valid: a new or empty folder, or one that holds an export and "
             "nothing else"
         )
+    if full.is_dir():  # what it holds is to go
+        check_writable(full)
+
+
+def check_writable(folder: Path) -> None:
+    """OSError, naming the folder, where no file can be made in it."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def inside_run(path: Path) -> str | None:

@@ -13,9 +13,9 @@ from grpo_jax.checkpoints import newest_position
 from grpo_jax.checks import UsageError
 from grpo_jax.data_check import check_data
 from grpo_jax.experiment import Experiment, build
-from grpo_jax.folders import RUN_NAMES, at_home, inside_run
+from grpo_jax.folders import RUN_NAMES, at_home, check_writable, inside_run
 from grpo_jax.pretrained import base_sources
-from grpo_jax.runs import Run, check_run, load_record, open_run, read_steps
+from grpo_jax.runs import Run, check_run, load_record, open_run, read_steps, writing_in
 from grpo_jax.tasks.records import fingerprint
 from grpo_jax.tokenizers import keep_tokenizer, kept_tokenizer
 
@@ -57,7 +57,9 @@ def begin_run(ex: Experiment, workdir: Path, sources: dict[str, str]) -> Run:
         on_failure.enter_context(holding(run))
         if not run.tokenizer.exists():
             keep_tokenizer(ex.tokenizer, run.tokenizer)
-        run.checkpoints.mkdir(exist_ok=True)
+        with writing_in(run.checkpoints):  # which the first save would notice, hours later
+            run.checkpoints.mkdir(exist_ok=True)
+            check_writable(run.checkpoints)
         on_failure.pop_all()
     return run
 

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from tiny import tiny_config
 
 from experiments.checkpoint import holds_run, run_and_step
-from grpo_jax import checkpoints, experiment, runs
+from grpo_jax import checkpoints, experiment, runs, starting
 from grpo_jax.checks import UsageError
-from grpo_jax.folders import replacing, system_errors
+from grpo_jax.folders import METADATA, replacing, system_errors
 from grpo_jax.json_files import read_object
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
@@ -122,13 +122,23 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, capsys, modes_hold)
             raise AssertionError
 
     assert told(capsys, export) == f"error: {out}: Permission denied"
+    with replacing(earlier := tmp_path / "earlier") as made:
+        save_file({}, made / SINGLE, metadata=METADATA)
+    earlier.chmod(0o555)
+    out = earlier
+    assert told(capsys, export) == f"error: {out}: Permission denied"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["closed", "earlier"]
     options = tiny_config(compilation_cache=str(closed / "cache"))
     line = told(capsys, runs.open_run, closed / "run", options)
     assert line == f"error: cannot write in {closed / 'run'}: Permission denied"
-    experiment.build(options)  # goes on without
+    ex = experiment.build(options)  # goes on without
+    starting.begin_run(ex, tmp_path / "run", {}).close()
+    (tmp_path / "run/checkpoints").chmod(0o555)
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "compilation_cache=" in warning and "denied" in warning
     assert jax.config.jax_compilation_cache_dir != str(closed / "cache")
+    line = told(capsys, starting.begin_run, ex, tmp_path / "run", {})
+    assert line.startswith(f"error: cannot write in {tmp_path}/run/checkpoints: Permission denied")
 
 
 STATE = TrainState(None, jnp.arange(3), None, None, None)
