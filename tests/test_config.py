@@ -47,6 +47,11 @@ def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
         ({"optimizer__schedule": "cos"}, "unknown value 'cos'; valid: constant, cosine, linear"),
         ({"model__dtype": "fp32"}, "config.model.dtype: unknown value 'fp32'; valid: float32,"),
         ({"model__remat": "all"}, "config.model.remat: unknown value 'all'"),
+        *(
+            ({name: value}, rf"config\.{name.replace('__', '.')}=.*valid: whole numbers of at")
+            for name in ("model__windows", "model__experts__dense")
+            for value in [("a", "b"), (1.5,), (True,), (2**31,)]
+        ),
         ({"steps": True}, "config.steps: True is not of type int"),
         ({"rollout__group": 1}, r"config\.algorithm: .*group"),
         ({"algorithm__kl": "k4"}, r"config\.algorithm: kl must be one of"),

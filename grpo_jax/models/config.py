@@ -246,6 +246,9 @@ class ModelConfig:
         _not_negative("model", self)
         self._check_heads()
         object.__setattr__(self, "windows", tuple(self.windows))
+        for field, numbers in (("windows", self.windows), ("experts.dense", self.experts.dense)):
+            if not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+                raise ValueError(f"model.{field}={numbers!r}; valid: whole numbers of at least 0")
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(
                 f"model.windows has {len(self.windows)} entries; valid: one for each of "
