@@ -26,12 +26,14 @@ _LISTED = re.compile(
 _HASHED = re.compile(r"####[ \t]*(?P<text>[^\n]*)")
 _LABEL = re.compile(
     r"\b(?P<final>final\s+)?(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?[*_\s]*"
-    r"(?P<verb>\b(?:is|are)\b|:|=)[*_\s:=]*",
+    r"(?P<verb>\b(?:is|are|was)\b|:|=|\b(?:(?:would|should|must|will|can\s+only|(?:has|have|ought)\s+to)"
+    r"\s+be|(?:comes?|came|works?)\s+(?:out\s+)?to|turns?\s+out\s+to\s+be|equals)\b"
+    r"(?=[^.\n]*(?:\d|\\|\b(?-i:[A-Z]))))[*_\s:=]*",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(
     r"(?P<display>\$\$.*?\$\$|\\\[.*?\\\])"
-    r"|(?P<text>(?:(?!\.(?:[\s*\"]|$)|[?]\s|!\s+[A-Z])[^\n]){0,1000})",
+    r"|(?P<text>(?:(?!(?<!i\.e)(?<!e\.g)\.(?:[\s*\"]|$)|[?]\s|!\s+[A-Z])[^\n]){0,1000})",
     re.DOTALL,
 )
 _PAIRS = (

@@ -10,15 +10,17 @@ from grpo_jax.rewards.turn import of_turn
 
 _ALONE = re.compile(r"[(\[]?([A-Z])[)\]]?[.:]?")
 _STYLED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)\s*\{([^{}]*)\}")
-_LETTER = r"[(\[]?(?P<letter>[A-Z])(?![\w'\u2019])"
+_LETTER = r"[(\[]{0,2}(?P<letter>[A-Z])(?![\w'\u2019])"
 _OTHER = r"\s*[(\[]?[A-Z](?![\w'\u2019])(?=\W*$|\s*[.,;:/&)\]]|\s+(?:or|and|[A-Z](?!\w)))"
 _OPTION = r"(?i:option|choice|letter|answer)"
+_ADVERB = r"(?i:so|therefore|thus|hence|then|simply|clearly|indeed|definitely|likely|probably)"
 # What may follow the letter: nothing, its text ("B. Paris", "B) Paris"), or a reason.
 _CHOSEN = re.compile(
-    rf"(?:(?i:the\s+)?{_OPTION}\s*:?\s+)?{_LETTER}"
-    rf"(?:[)\]]?\s*(?:$|\n)|[)\]]?[.:](?!{_OTHER})|[)\]](?!\s*(?:or|and)\b|[,;/&]?{_OTHER})"
+    rf"(?:{_ADVERB}[,:]?\s+)*(?:(?i:the\s+)?{_OPTION}\s*:?\s+)?{_LETTER}"
+    rf"(?:[)\]]{{0,2}}\s*!?\s*(?:$|\n)|[)\]]?[.:](?!{_OTHER})|[)\]](?!\s*(?:or|and)\b|[,;/&]?{_OTHER})"
     rf"|\s*[,;](?!(?:\s*(?:or|and)\b)?{_OTHER})|\s*[-\u2013\u2014(](?!{_OTHER})"
-    r"|\s+(?:because|since|as|for|which|given|due|from|by|is\s+(?:correct|right|true))\b)"
+    r"|[)\]]?\s+(?:because|since|as|for|which|given|due|from|by|(?:and\s+)?not"
+    r"|is\s+(?:the\s+)?(?:correct|right|true|best|answer))\b)"
 )
 _NAMED = re.compile(r"[(\[]?[A-Z](?![\w'\u2019])")
 _BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__")
@@ -74,7 +76,7 @@ def _plain(text: str) -> str:
     before = None
     while before != text:
         before, text = text, _STYLED.sub(r"\1", text)
-    return re.sub(r"[*_`$]|\\[()\[\],;! ]", "", text).strip()
+    return re.sub(r"[*_`$\"]|\\[()\[\],;! ]|^\s*'|'(?=[.!\s]*$)", "", text).strip()
 
 
 def _bold(text: str) -> str | None:

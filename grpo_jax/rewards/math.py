@@ -10,6 +10,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 
 from grpo_jax.rewards.answers import boxed_answer, is_expression, stated, undecorated
 from grpo_jax.rewards.latex import PLAIN, is_list, same, shape, spelled
+from grpo_jax.rewards.numbers import without_reason
 from grpo_jax.rewards.text import Completion
 from grpo_jax.rewards.turn import of_turn
 
@@ -25,6 +26,7 @@ BOX = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=F
 _UNREAD = re.compile(r"\\begin\s*\{(?![pbvVB]?matrix)|&(?!.*\\end\s*\{[pbvVB]?matrix)", re.DOTALL)
 _DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|\\fbox")  # in a gold that is a sentence
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")  # to the library
+_SUM = re.compile(r"\s\([^()]*(?:\d\s*x\s*\d|=)[^()]*\)$")  # "18 (3 x 6)"
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)")
 
 
@@ -44,7 +46,8 @@ def math_verify(
     are a set where nothing but such a separator is between them; where the gold is a list itself
     the library's reading counts too. In five cases this is stricter than the library:
 
-    - a box, "####", "the final answer is" or <answer> settles the answer, and thoughts do not;
+    - a box, "####", "the final answer is" or <answer> settles the answer, and thoughts do not, nor
+      does the reason in "the answer is 15 (3 less than 18)";
     - no element of a list is right for being in it, or for being its last one;
     - 1\,000 is a thousand, which the library takes for 1 times 0;
     - cases, arrays and other environments than matrices, of which the library reads one number,
@@ -69,18 +72,21 @@ def equal(completion: Completion, gold: str) -> bool:
     """Whether what a completion states as its answer is the gold one."""
     found = stated(completion)
     expected = _gold_text(gold)
-    if same(found.text, expected):
+    formula = is_expression(found.text) and not _SUM.search(found.text)
+    number = found.text if formula else without_reason(found)
+    if same(found.text, expected) or same(number, expected):
         return True
     two = (found.text, expected)
     if any(map(_half_read, two)) or _bases_differ(*two):
         return False
-    texts = []
+    reasoned = number != found.text
+    texts = [_boxed(number)] if reasoned and is_expression(number) else []
     if found.mark == "box" or is_expression(found.text):
         texts.append(_boxed(found.text))
     elif found.mark in ("####", "final"):
         texts.append(found.text)
     several = is_list(found.text) and not _DECIMAL_COMMA.fullmatch(found.text)
-    settled = found.mark in ("box", "####", "final") or several
+    settled = found.mark in ("box", "####", "final") or several or reasoned
     if not settled or is_list(expected):
         texts.append(found.within)
     return any(verify(_gold(gold), _parse(text), timeout_seconds=None) for text in texts)

@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from grpo_jax.rewards.answers import is_expression, stated, undecorated
+from grpo_jax.rewards.answers import Stated, is_expression, stated, undecorated
 from grpo_jax.rewards.text import Completion, Reward
 from grpo_jax.rewards.turn import of_turn
 
@@ -33,6 +33,28 @@ _RATIO = re.compile(rf"(?:(\d+) )?({_DIGITS}) ?/ ?({_DIGITS})", re.ASCII)
 _POWER = re.compile(rf"({_DIGITS})\^(-?\d{{1,2}})", re.ASCII)
 _OPERATOR = re.compile(rf"[\w)\]}}{_OTHER}!]\s*[-+*/\u00d7\u00b7\u00f7^]\s*[-(]?$")
 
+# What may follow the number in a sentence that states it: a reason, a remark, what it is of.
+_REASON = re.compile(
+    r"[*_]*(?:\s+\(|\s*[,;:]\s+(?=[A-Za-z])|\s*[\u2013\u2014]+\s*(?=[A-Za-z])|\s+-+\s+(?=[A-Za-z])"
+    r"|,?\s+(?=(?:because|since|as|given|due|for|after|before|in|on|at|from|per|out|with|where|when|"
+    r"if|than|which|while|not|but)\b))",
+)
+_RESTATED = re.compile(
+    r"(?:=|\bfor\s+a\s+total\s+of|\b(?:so|or|i\.e\.),?|\b(?:which|that)\s+(?:is|makes|equals))"
+    r"\s*[*_$\\(\[]*\s*-?\d[\d,.]*\D*$"
+)
+_UNSETTLED = re.compile(r"(?:and|or)\b|[A-Za-z]\w*\s*=")  # other answers
+_NEGATED = re.compile(r"\bnot\b|n't\b")
+_GIVEN = re.compile(r"\s*(?:\(|(?:because|since|as|given|due|not)\b)")
+_ADVERB = re.compile(
+    r"^(?:(?:therefore|thus|hence|then|simply|just|exactly|approximately|about|around|roughly|only|"
+    r"indeed|clearly|equal\s+to),?\s+)+",
+    re.IGNORECASE,
+)
+_UNIT = re.compile(
+    r"(?<=[\d%$)}])(?:\s+(?!hundred|thousand|million|billion|trillion|dozen|times|and\b|or\b)"
+    r"[A-Za-z]+){1,4}$"
+)
 _NUMERIC = rf"\s*(-?(?:{_DIGITS}))\s*"
 # LaTeX's ways of writing a number, each by its plain one; the rest of LaTeX is no number.
 _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -78,7 +100,8 @@ def last_number(
     by thousands, $, units, a final period and zeros after the point do not matter ("$1,234.50." is
     1234.5); 3/4, 1 1/2, \frac{1}{2}, 1e5, 2^{10} and 1{,}000 are read as they are meant, and what
     is no number, such as 2\sqrt{3}, 9\pi, 12:30 or a boxed 12-5, is not read. To list many numbers
-    gains nothing: only the last one is judged. Abstains (None) where the column holds None;
+    gains nothing: only the last one is judged, or that which "the answer is" is followed by, when a
+    reason follows ("18, since each of the 3 has 6"). Abstains (None) where the column holds None;
     ValueError where that is no number.
     """
     return [
@@ -91,8 +114,9 @@ def numeric_answer(tolerance: float = 1e-6) -> Reward:
     """A reward: 1.0 where the final answer is within `tolerance` of the column `answer`.
 
     The final answer (see `rewards.answers`) has to be one number, as `last_number` reads them, or
-    "x = " and one: "1,5" and "5 apples" score 0.0. None in the column abstains. The reward raises
-    ValueError where the column itself holds no number.
+    "x = " and one: "1,5" and "5 apples" score 0.0. In a sentence its unit and a reason may follow:
+    "The answer is 5 apples (2 and 3)." None in the column abstains. The reward raises ValueError
+    where the column itself holds no number.
     """
 
     @of_turn
@@ -103,7 +127,7 @@ def numeric_answer(tolerance: float = 1e-6) -> Reward:
         **columns: Any,
     ) -> list[float | None]:
         return [
-            None if a is None else _close(whole_number(stated(c).text), _expected(a), tolerance)
+            None if a is None else _close(_whole(stated(c)), _expected(a), tolerance)
             for c, a in zip(completions, answer, strict=True)
         ]
 
@@ -122,7 +146,7 @@ def vote(completion: Completion) -> str:
     """
     found = stated(completion)
     value = whole_number(found.text) if found.mark else read_number(found.within)
-    if found.mark == "answer" and value is None:
+    if found.mark in ("answer", "final") and value is None:
         value = _told(completion)
     if value is not None:
         return _canonical(value)
@@ -145,9 +169,41 @@ def whole_number(text: str) -> Fraction | None:
     return None if match is None else _value(match)
 
 
+def without_reason(found: Stated) -> str:
+    """What a sentence states, as far as it is one number: without a reason or remark after it."""
+    if found.mark not in ("answer", "final"):
+        return found.text
+    for after in _REASON.finditer(found.text):
+        head, tail = found.text[: after.start()], found.text[after.start() :].lstrip(" ,*_")
+        restated = not _GIVEN.match(tail) and _RESTATED.search(tail)
+        if restated or _UNSETTLED.match(tail) or _NEGATED.search(head):
+            break
+        last = plain(head).rpartition("=")[2]
+        chunks = list(_CHUNK.finditer(last))
+        whole = head.count("{") == head.count("}") and len(chunks) == 1
+        if whole and _value(chunks[0]) is not None:
+            return _bare(head)
+    return found.text
+
+
+def _bare(text: str) -> str:
+    """The start of a sentence without what stands before and after its number: "about", a unit."""
+    return undecorated(_UNIT.sub("", undecorated(_ADVERB.sub("", text))))
+
+
+def _whole(found: Stated) -> Fraction | None:
+    """The number that a final answer is; of a sentence, without what may follow it."""
+    text = without_reason(found)
+    value = whole_number(text)
+    if value is None and found.mark in ("answer", "final"):
+        value = whole_number(_bare(text))
+    return value
+
+
 def _told(completion: Completion) -> Fraction | None:
     """The number that a completion ends in."""
     found = stated(completion)
+    found = found._replace(text=without_reason(found))
     if found.mark in ("", "answer"):
         value = read_number(found.text) if found.mark else None
         return read_number(found.within) if value is None else value

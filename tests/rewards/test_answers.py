@@ -167,7 +167,7 @@ def test_what_is_no_number_has_a_last_one_or_none(text, last):
         ("112", False, False),
         ("10, 11, 12", True, False),
         ("10, 11, 12, 13", False, False),
-        ("The answer is 12, for 15 - 3 = 12 and 3 are gone", False, False),
+        ("The answer is 12, for 15 - 3 = 12 and 3 are gone", True, True),
         ("The answer is 12. Now 3 are gone.", True, True),
         ("The answer is easy. It is 12.", True, False),
         (r"So \boxed{12}, with 3 gone", True, True),
@@ -191,6 +191,71 @@ def test_what_is_no_number_has_a_last_one_or_none(text, last):
 def test_the_rewards_that_read_a_number(completion, last, whole, answer):
     assert last_number(["p"], [completion], answer=[answer]) == [last]
     assert numeric_answer()(["p"], [completion], answer=[answer]) == [whole]
+
+
+# Sentences that state 18, whatever else they name; that end in it; and that state another number.
+SAY_18 = [
+    *("The answer is 18 (3 times 6).", "The answer is 18, since each of the 3 children has 6."),
+    *("The answer is $18 for 3 days.", "The final answer is 18 (3 x 6).", "Answer: 18 (3 x 6)"),
+    *(
+        "The answer would be 18. That is 3 more than 15.",
+        "The answer should be 18.",
+        "Answer: 18 m",
+    ),
+    *("So the answer must be 18, i.e. 3 more than 15.", "The correct answer has to be 18"),
+    *("The answer is 18 apples, as each of 3 has 6.", "The answer is 18 because 3 times 6 is 18."),
+    *("The answer will be 18 after 3 days.", "The answer is 18, which is 3 more than 15."),
+    *("The answer is 18 - that is, 3 times 6.", "The answer is 18 out of 20.", "Answer: $18.00"),
+    *("The answer is therefore 18, not 15.", "The answer comes to 18 for 3.", "The answer was 18."),
+    *("My answer is 18, given the 3 children.", "Thus, the answer turns out to be 18."),
+    *("The answer is approximately 18 (17.8 rounded).", "The answer is **18** (3 times 6)."),
+    *(
+        r"The answer is \(18\), since $3 \times 6 = 18$.",
+        r"The answer is $18$ because $3 \cdot 6=18$",
+    ),
+    *("The answer is x = 18 where x is 3 times 6.", "The answer is 18 if 3 are lost."),
+    *("The answer is exactly 18 miles per 3 hours.", "Answer: 18"),
+]
+END_IN_18 = [
+    *("The answer is 3 * 6 = 18.", "The answer is 3 x 6 or 18.", "The answer is 2 times 9, or 18"),
+    *("The answer is 1/2 of 36, which is 18.", "The answer is 3 boxes of 6, that is 18."),
+    *("The answer is 2 for each of 9, so 18.", "The answer is 2 per 9, for a total of 18."),
+    *("The answer is not 15, but 18.", "The answer is that she has 18 apples."),
+]
+SAY_ANOTHER = [
+    *("The answer is 15 (3 less than 18).", "The answer is 15, since 18 - 3 are left."),
+    *(
+        "The answer is 15 because 33 - 18 is 15.",
+        "The answer is 15 for 18 days.",
+        "Answer: 15, not 18",
+    ),
+    *("The answer is 18, or 15.", "The answer is 18 and 15.", "The answer is x = 18, y = 15."),
+    *(
+        "The answer is 18 - 3 = 15.",
+        "The answer is -18, as said.",
+    ),
+    *(
+        "The answer should be 15 out of 18.",
+        "The answer is 18.5 (18 rounded).",
+        "Answer: 118 (18 + 100)",
+    ),
+    *(
+        "The answer is 18, 15 and 12.",
+        "The answer is 180, since 18 x 10.",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", ["last_number", "numeric_answer", "math_verify"])
+def test_what_a_sentence_states_is_its_number_and_not_one_of_its_reason(name):
+    def right(completions):
+        return [c for c in completions if resolve(name)([None], [c], answer=["18"]) == [1.0]]
+
+    assert right(SAY_18) == SAY_18
+    assert name != "last_number" or right(END_IN_18) == END_IN_18
+    assert right(SAY_ANOTHER) == []
+    unread = ["The answer is 18 times 3, so 54.", "The answer isn't 18, but 15."]
+    assert name == "math_verify" or right(unread) == []  # where the library takes the first number
 
 
 def test_a_tolerance_is_kept_and_what_is_no_number_refused():
@@ -236,7 +301,15 @@ CHOSEN = [
     *("Answer:\nB", "ANSWER: B", "Answer: B) Paris", "The correct answer is:\n\n**B. Paris**"),
     *("The correct option is **B**.", "It's **B**, not A", "The correct choice is B"),
     *("Answer: A? No. The answer is B", "The answer is B. I hope this answer is helpful."),
-    *("<think>The answer is A.</think>\nB",),
+    *("<think>The answer is A.</think>\nB", "The correct answer would be B.", "B is the answer."),
+    *(
+        "The answer should be (B).",
+        "The answer must be B.",
+        "The answer is therefore B.",
+        "Hence, B.",
+    ),
+    *("The answer is B!", "The answer is 'B'.", "Answer: [[B]]", "The answer is (B) and not (A)."),
+    *("Thus, (B) is correct.", "So the answer has to be **B**", "The answer is clearly option B."),
 ]
 NOT_CHOSEN = [
     *("", "A cat sat", "B is wrong, but C", "Because", "A, B, C", "A. Paris\nB. Rome", "b"),
@@ -249,6 +322,7 @@ NOT_CHOSEN = [
         "The answer is B and C.",
         "The answer is B/C",
     ),
+    *("The answer should be A or B.", "A or B is the answer", "The answer must be Bach."),
     *("The answer is B. Or the answer is A or C.", "The answer is not B", "**B** or **C**"),
 ]
 
