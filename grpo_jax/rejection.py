@@ -1,7 +1,8 @@
 """Rejection sampling (DeepSeek-R1, 2501.12948, 2.3.3): what a policy gets right, to learn from."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,12 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     or of other data, and where it holds anything that was not begun here.
     """
     named = [f"{PREFIX}{folder}" for folder in rule.judges]
-    _begin(out, {"origin": origin, **rule._asdict()}, ex.sources() | judge_sources(named))
+    sources = ex.sources() | judge_sources(named)
+    with _begun(out, {"origin": origin, **rule._asdict()}, sources):
+        return _reject(ex, params, rewarder, rule, out)
+
+
+def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path):
     judges = [load_judge(Path(folder), ex) for folder in rule.judges]
     judge = partial(rewarder, names=("accuracy",))
     journal = out / "samples.jsonl"
@@ -142,6 +148,22 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     with writing_in(out):
         keep_tokenizer(ex.tokenizer, out / "tokenizer")
     return _divide(out, read_lines(journal))
+
+
+@contextlib.contextmanager
+def _begun(out: Path, rule: dict[str, Any], sources: dict[str, str]) -> Iterator[None]:
+    """Begin in `out`; after an error before anything was sampled, leave no rule of it there."""
+    new, made = not (out / "rule.json").exists(), not out.exists()
+    _begin(out, rule, sources)
+    try:
+        yield
+    except Exception:
+        if new and not read_lines(out / "samples.jsonl"):
+            for name in ("rule.json", "samples.jsonl"):
+                (out / name).unlink(missing_ok=True)
+            if made and not any(out.iterdir()):
+                out.rmdir()
+        raise
 
 
 def _begin(out: Path, rule: dict[str, Any], sources: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -153,6 +154,24 @@ def test_a_cut_off_run_ends_as_a_whole_one(policy, whole, tmp_path, lines):
 def test_another_rule_is_refused(policy, whole):
     with pytest.raises(UsageError, match="begun with another rule: keep: 2 -> 3"):
         run(policy, whole[0], RULE._replace(keep=3))
+
+
+def test_a_beginning_that_fails_leaves_no_other_rule(policy, whole, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(rejection, "attempts", broken)
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(ValueError, match="broken"):
+            run(policy, tmp_path / name)
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+    out = shutil.copytree(whole[0], tmp_path / "cut")
+    lines = (out / "samples.jsonl").read_bytes().splitlines(keepends=True)[:3]
+    (out / "samples.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match="broken"):
+        run(policy, out)
+    assert (out / "samples.jsonl").read_bytes() == b"".join(lines) and (out / "rule.json").exists()
 
 
 def test_a_folder_of_a_rule_without_the_later_fields_is_gone_on_with(policy, whole):
