@@ -26,7 +26,8 @@ def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
     Changes nothing. UsageError where that is a run of another config, or lacks something.
     """
     workdir = at_home(workdir)
-    if stands := inside_run(workdir):
+    stands = "is a file" if workdir.is_file() else inside_run(workdir)
+    if stands:
         raise UsageError(f"--workdir={workdir} {stands}; valid: a folder of its own")
     position = newest_position(workdir / "checkpoints")
     check_run(workdir, config, None, position)

@@ -187,6 +187,8 @@ def test_a_tokenizer_that_lost_a_file_or_was_changed_is_refused(run, name):
     refused(folder, config_of(path), "tokenizer/ is not what the run began with")
     file.unlink()
     refused(folder, config_of(path), "tokenizer/ is not what the run began with")
+    with pytest.raises(UsageError, match=f"--workdir={path} is a file; valid: a folder of its own"):
+        reopen(config_of(path), path)
     for read in (load_trained, load_model):
         with pytest.raises(ValueError, match=f"tokenizer: {name} is missing, a part of the run's"):
             read(folder)
