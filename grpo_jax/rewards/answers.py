@@ -28,7 +28,7 @@ _LABEL = re.compile(
     r"\b(?P<final>final\s+)?(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?[*_\s]*"
     r"(?P<verb>\b(?:is|are|was)\b|:|=|\b(?:(?:would|should|must|will|can\s+only|(?:has|have|ought)\s+to)"
     r"\s+be|(?:comes?|came|works?)\s+(?:out\s+)?to|turns?\s+out\s+to\s+be|equals)\b"
-    r"(?=[^.\n]*(?:\d|\\|\b(?-i:[A-Z]))))[*_\s:=]*",
+    r"(?=[^.\n]{0,99}?(?:\d|\\|\b(?-i:[A-Z]))))[*_\s:=]*",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(

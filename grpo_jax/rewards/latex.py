@@ -18,6 +18,7 @@ _SPELLED = tuple(
             r"\\end\{array\}\s*(?:\\right\s*)?[\])]",
             r"\\begin{bmatrix}\1\\end{bmatrix}",
         ),
+        (r"(?<!\\)(?:\\\\\s*)+$", ""),  # a line break at the end
         (r"[\u2010-\u2014\u2212\ufe63\uff0d]", "-"),
         (r"(?<=\d)(?:,?\\[,;: !]\s*|\{,\}\s*|,?~|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))", ","),
         (r"\\[!]|(?<!\\)\\[;:]", ""),

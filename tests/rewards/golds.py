@@ -21,6 +21,7 @@ GOLDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     # Fractions and mixed numbers.
     (r"\frac{9}{7}", (r"\dfrac{9}{7}", r"\tfrac97", "9/7", r"\frac97"), (r"\frac{7}{9}", "9")),
     (r"\dfrac{3}{56}", (r"\frac{3}{56}", "3/56"), (r"\frac{3}{65}", "3")),
+    ("\\frac{3}{4} \\\\", (r"\frac34", "0.75", "\\frac{3}{4} \\\\ "), (r"\frac43", "3")),
     (r"\frac 59", (r"\frac{5}{9}", "5/9"), (r"\frac95", "59")),
     (r"-\frac{3}{4}", ("-0.75", r"\frac{-3}{4}", r"\frac{3}{-4}"), (r"\frac{3}{4}", "-3")),
     (r"11\frac{1}{2}", ("11.5", r"\frac{23}{2}", r"11 \frac12"), (r"\frac{11}{2}", "11")),
