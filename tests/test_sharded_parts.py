@@ -113,7 +113,7 @@ def both(tmp_path_factory):
     params = reference.random_params(c)
     save_model(folder, c, params)
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     paths = json.dumps([str(Path(__file__).parent / "models")])

@@ -82,7 +82,7 @@ print(json.dumps({name: run(shape) for name, shape in json.loads(sys.argv[1]).it
 @pytest.fixture(scope="module")
 def told():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     command = [sys.executable, "-c", CHILD, json.dumps(MESHES)]
