@@ -26,10 +26,16 @@ def prepare(folder):
     """Nothing: the data are there."""
 
 
+def _unjudged(name):
+    """The task of a file without right answers: accuracy abstains."""
+    path = f"{DATA}/{name}.jsonl"
+    return {"name": "jsonl", "path": path, "template": "r1_zero", "unanswered": "keep"}
+
+
 def parts(general, rewards):
     """The kinds of problem; `general` is the share of those without a right answer."""
     chat = {"template": "r1_zero"}
-    general_kind = {"name": "jsonl", "path": f"{DATA}/general.jsonl", **chat, "share": general}
+    general_kind = {**_unjudged("general"), "share": general}
     return {
         "gsm8k": {"path": f"{DATA}/gsm8k", **chat},
         "math": {"path": f"{DATA}/math", "share": 2, **chat},
@@ -52,7 +58,7 @@ def get_config(stage="cold_start", folder="runs/r1_7b"):
     config.rollout.update(prompts=512, group=16, max_tokens=8192, prompt_bucket=128)
     config.rollout.temperature = 0.7 if stage == "all_scenarios_rl" else 1.0
     if stage == "cold_start":
-        config.task = {"name": "jsonl", "path": f"{DATA}/cold_start.jsonl", "template": "r1_zero"}
+        config.task = _unjudged("cold_start")
         config.sft.update(steps=300, batch=32, examples=0, learning_rate=1e-5)
     elif config.task.name == "solved":
         tiny = config.task.of.parts.manners

@@ -17,6 +17,7 @@ from grpo_jax.checks import UsageError
 from grpo_jax.config import resolve
 from grpo_jax.models.sizes import size
 from grpo_jax.runs import append_line, load_config
+from grpo_jax.tasks import make_task
 
 pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
 
@@ -194,3 +195,36 @@ def test_every_stage_of_other_pipelines_has_a_config(name, model, monkeypatch):
         assert config.start == (f"DIR/{start}" if start else "")
         documented = f"python -m experiments.r1 --config=configs/{Path(file.__file__).name} "
         assert documented in file.__doc__
+
+
+def test_the_problems_of_seven_billion_parameters_are_read(tmp_path, monkeypatch):
+    """From files as its docstring has them, those without a right answer too."""
+    pytest.importorskip("math_verify", reason="the extra grpo_jax[math] is not installed")
+    file = importlib.import_module("configs.r1_7b")
+    monkeypatch.setattr(file, "DATA", str(tmp_path))
+    monkeypatch.setattr("grpo_jax.config.read_config_file", lambda path: size("qwen2.5-7b"))
+    case = {"stdout": "5"}
+    of = {
+        "cold_start": [{"prompt": f"q{i}", "solution": "s"} for i in range(40)],
+        "general": [{"prompt": f"g{i}", "answer": None, "solution": "s"} for i in range(40)],
+        "code": [{"prompt": f"c{i}", "cases": [case]} for i in range(40)],
+        **{f"gsm8k/{s}": [{"question": s, "answer": "1+1\n#### 2"}] for s in ("train", "test")},
+        **{f"math/{s}": [{"problem": s, "solution": "\\boxed{2}"}] for s in ("train", "test")},
+    }
+    for name, records in of.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    task = make_task(**resolve(file.get_config("cold_start", "DIR")).task)
+    assert len(task.train) + len(task.heldout) == 40 and task.solve(task.train[0]) == "s"
+    options = resolve(file.get_config("reasoning_rl", "DIR")).task.to_dict()
+    options["parts"].pop("code")  # whose reward refuses to start without a sandbox
+    task = make_task(**options)
+    kinds = {p.columns["kind"] for p in task.heldout}
+    assert kinds == {"gsm8k", "math", "general"}
+    [general] = {
+        tuple(task.accuracy([p.prompt], ["?"], kind=[k], answer=[None]))
+        for p in task.heldout
+        if (k := p.columns["kind"]) == "general"
+    }
+    assert general == (None,)

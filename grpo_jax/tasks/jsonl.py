@@ -41,17 +41,19 @@ def jsonl(
     prompt, 1 for a benchmark that nothing is to be trained on; a train problem whose prompt is held
     out is removed and counted in `Task.overlap`. The answer reaches the reward as the column
     `answer`; where every record has a solution, the task can solve. Where the reward needs answers,
-    a record without one (null, blank, or no such column where others have it) is dropped with a
-    warning, or `unanswered` is "refuse". ValueError names the file and line of a bad record.
+    or `cases`, a record without any (null, blank, empty, or no such column `answer` where others
+    have it) is dropped with a warning, or `unanswered` is "refuse", or it is "keep": the reward
+    abstains from such a record, for other rewards to judge, or only to be learnt from. ValueError
+    names the file and line of a bad record.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
-    dropped = dropping(unanswered)
+    dropped = dropping(unanswered, ("drop", "refuse", "keep"))
     make = functools.partial(
         _problem,
         names=(prompt, answer, solution),
-        needed=(prompt, *["cases"] * (reward == "code")),
-        answered=reward in NEED_ANSWER,
+        judged_by="cases" if reward == "code" else answer if reward in NEED_ANSWER else None,
+        keep=unanswered == "keep",
         judge=accuracy if reward in REFUSE_ANSWERS else None,
         text_only=template != "none",
     )
@@ -90,19 +92,23 @@ def _split(problems: list[Problem], fraction: float) -> tuple[list[Problem], lis
 def _problem(
     record: Record,
     names: tuple[str, str, str],
-    needed: tuple[str, ...],
-    answered: bool,
+    judged_by: str | None,
+    keep: bool,
     judge: Reward | None,
     text_only: bool,
 ) -> Problem:
     prompt, answer, solution = names
-    for column in needed:
-        if column not in record:
-            raise ValueError(unknown("column", column, record))
-    if "cases" in needed and record["cases"] is not None:  # None: nothing to judge
-        parse_cases(record["cases"])
-    if answered:
-        _check_answer(record, answer, judge)
+    if prompt not in record:
+        raise ValueError(unknown("column", prompt, record))
+    try:
+        if judged_by == "cases":
+            _check_cases(record)
+        elif judged_by is not None:
+            _check_answer(record, answer, judge)
+    except NoAnswer:
+        if not keep:
+            raise
+        record = {**record, str(judged_by): None}  # what rewards abstain from
     columns = {name: value for name, value in record.items() if name != prompt}
     if answer in columns:
         columns["answer"] = columns.pop(answer)
@@ -111,6 +117,15 @@ def _problem(
             raise ValueError(f"column {name!r} is reserved for the rewards; valid: another name")
     answers = (columns.get("answer"), columns.get(solution))
     return Problem(checked_prompt(prompt, record[prompt], text_only, answers), columns)
+
+
+def _check_cases(record: Record) -> None:
+    """NoAnswer where a record has none; ValueError where they are none."""
+    if "cases" not in record:
+        raise ValueError(unknown("column", "cases", record))
+    if is_blank(record["cases"]) or record["cases"] in ([], "[]", "null"):
+        raise NoAnswer(f"column 'cases' is {shown(record['cases'])}")
+    parse_cases(record["cases"])
 
 
 def _check_answer(record: Record, answer: str, judge: Reward | None) -> None:

@@ -2,7 +2,8 @@
 
 A file that is malformed is refused: no JSON, or records without the columns that they need. A
 record that is well formed but has no answer, such as an empty \\boxed{}, is dropped instead,
-counted and named in one warning, unless the option `unanswered` says "refuse".
+counted and named in one warning, unless the option `unanswered` says "refuse" (or, of the task
+jsonl, "keep").
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,10 +31,10 @@ class NoAnswer(ValueError):
 Dropped = list[str] | None  # the records that were dropped, and why; None where none may be
 
 
-def dropping(unanswered: str) -> Dropped:
+def dropping(unanswered: str, valid: Sequence[str] = ("drop", "refuse")) -> Dropped:
     """What the functions below note dropped records in, by the option of that name."""
-    if unanswered not in ("drop", "refuse"):
-        raise ValueError(unknown("unanswered", unanswered, ("drop", "refuse")))
+    if unanswered not in valid:
+        raise ValueError(unknown("unanswered", unanswered, valid))
     return [] if unanswered == "drop" else None
 
 

@@ -2,6 +2,7 @@ import builtins
 import json
 import re
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from grpo_jax.rewards import Rewarder
 from grpo_jax.rewards.form import format_tags
 from grpo_jax.tasks import make_task
+from grpo_jax.tasks.jsonl import NEED_ANSWER
 from grpo_jax.tasks.loader import batches
 from grpo_jax.tasks.templates import TEMPLATES, make_template
 
@@ -197,8 +199,42 @@ def test_cases_of_programs_are_read_with_the_data(tmp_path, cases, match):
     path.write_text(f'{good}\n{{"prompt": "r"{cases}}}\n')
     with pytest.raises(ValueError, match=rf"bad\.jsonl:3: .*{match}"):
         make_task("jsonl", path=str(path), reward="code")
-    path.write_text(good)
-    make_task("jsonl", path=str(path), reward="code")
+
+
+@pytest.mark.parametrize("none", [None, [], "", "[]"])
+def test_records_without_cases_are_dropped_or_kept(tmp_path, capsys, none):
+    cases = [{"stdout": "5"}]
+    lines = [{"prompt": "p", "cases": cases}, {"prompt": "q", "cases": none}]
+    path = write(tmp_path / "a.jsonl", lines)
+    options = {"path": path, "reward": "code", "heldout_fraction": 1}
+    assert [p.prompt for p in make_task("jsonl", **options).heldout] == ["p"]
+    assert "1 of 2 records" in (warning := capsys.readouterr().err) and "a.jsonl:2: " in warning
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: column 'cases' is "):
+        make_task("jsonl", **options, unanswered="refuse")
+    kept = make_task("jsonl", **options, unanswered="keep").heldout
+    assert [p.columns["cases"] for p in kept] == [cases, None] and not capsys.readouterr().err
+
+
+def test_records_without_an_answer_may_be_kept_for_other_rewards(tmp_path, capsys):
+    """The reward abstains from them; an answer that is there is judged as ever."""
+    lines = [{"prompt": "p", "answer": "3"}, {"prompt": "q"}]
+    lines += [{"prompt": "r", "answer": a} for a in (None, " ", float("nan"))]
+    for reward in NEED_ANSWER:
+        answer = "A" if reward == "choice" else "3"
+        path = write(tmp_path / "a.jsonl", [lines[0] | {"answer": answer}, *lines[1:]])
+        options = {"path": path, "reward": reward, "unanswered": "keep", "heldout_fraction": 1}
+        task = make_task("jsonl", **options)
+        scores = Rewarder({"accuracy": task.accuracy})(task.heldout, [[answer]] * 5)
+        assert scores.parts["accuracy"][:, 0].tolist()[0] == 1.0
+        assert np.isnan(scores.parts["accuracy"][1:]).all() and not capsys.readouterr().err
+    make_task("jsonl", **options | {"path": write(tmp_path / "b.jsonl", lines[1:])})
+    misspelt = write(tmp_path / "c.jsonl", [{"prompt": "q", "anwser": 3}])
+    with pytest.raises(ValueError, match=r"c\.jsonl:1: .*did you mean 'anwser'"):
+        make_task("jsonl", **options | {"path": misspelt})
+    with pytest.raises(
+        ValueError, match=r"unknown unanswered 'leave'; .*valid: drop, keep, refuse"
+    ):
+        make_task("jsonl", **options | {"unanswered": "leave"})
 
 
 def chat(*contents, **marks):
