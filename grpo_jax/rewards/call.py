@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Mapping, MutableSequence, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,17 +118,31 @@ def accepted(function: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
 
     A missing one that has no default is an error that names the columns there are.
     """
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin without a signature
+    if missing := missing_column(function, arguments):
+        raise _Returned(f"needs the column {missing!r}; there are {sorted(arguments)}")
+    parameters = _parameters(function)
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
         return arguments
-    keywords = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    required = {p.name for p in parameters if p.name in keywords and p.default is p.empty}
-    if missing := sorted(required - arguments.keys()):
-        raise _Returned(f"needs the column {missing[0]!r}; there are {sorted(arguments)}")
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return arguments
+    keywords = {p.name for p in parameters if p.kind in _NAMED}
     return {name: value for name, value in arguments.items() if name in keywords}
+
+
+def missing_column(function: Reward, names: Container[str]) -> str:
+    """The first argument, by name, that a reward needs and that is not in `names`; "" for none."""
+    required = {
+        p.name for p in _parameters(function) or () if p.kind in _NAMED and p.default is p.empty
+    }
+    return min((name for name in required if name not in names), default="")
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _parameters(function: Reward) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:  # a builtin without a signature
+        return None
 
 
 def _kind(value: Any) -> str:

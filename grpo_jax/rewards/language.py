@@ -47,7 +47,7 @@ language.at_start = _load  # type: ignore[attr-defined]
 
 def consistency(text: str, target: str) -> float | None:
     """The share of the words of `text` that are in language `target`; None without words."""
-    detector, wanted = _detector(target), _code(target)
+    detector, wanted = _detector(target), iso_code(target)
     words = right = 0
     for run in SCRIPTS.findall(text):  # a short run in another script would be lost in the rest
         for part in detector.detect_multiple_languages_of(run):
@@ -63,7 +63,8 @@ def _thought(completion: Completion) -> str:
     return (thought if thought.strip() else after) if opening else text
 
 
-def _code(target: str) -> IsoCode639_1:
+def iso_code(target: str) -> IsoCode639_1:
+    """The code as the library has it; ValueError where it is none."""
     code = getattr(IsoCode639_1, str(target).upper(), None)
     if code is None:
         raise ValueError(f"column language: {target!r} is not an ISO 639-1 code, such as 'en'")
@@ -72,5 +73,5 @@ def _code(target: str) -> IsoCode639_1:
 
 @cache
 def _detector(target: str) -> LanguageDetector:
-    codes = dict.fromkeys(_code(name) for name in (*LANGUAGES, target))
+    codes = dict.fromkeys(iso_code(name) for name in (*LANGUAGES, target))
     return LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from grpo_jax.rewards.columns import misread, path_of
 from grpo_jax.rewards.registry import EXTRAS
 from grpo_jax.rewards.text import TAGS, Reward
 from grpo_jax.tasks.problem import Problem, Task
@@ -30,9 +31,10 @@ def file_task(
     A train problem whose prompt is held out is removed and counted in `Task.overlap`. A warning
     names the records that were `dropped` for lack of an answer, and another the answers that the
     reward math_verify reads as nothing. ValueError names the first of `files` where a side is
-    empty, except a benchmark's train problems.
+    empty, except a benchmark's train problems, and the first record that the reward cannot judge.
     """
-    _warn_of_unread(accuracy, [*train, *heldout])
+    _refuse_misread(accuracy, [*train, *heldout])
+    warn_of_unread(accuracy, [*train, *heldout])
     warn_of_dropped(dropped, len(train) + len(heldout) + len(dropped or ()))
     seen = {key(p) for p in heldout}
     kept = [p for p in train if key(p) not in seen]
@@ -75,9 +77,19 @@ def key(problem: Problem) -> str:
     return json.dumps(problem.prompt, sort_keys=True)
 
 
-def _warn_of_unread(accuracy: Reward, problems: Sequence[Problem]) -> None:
-    names = [getattr(accuracy, name, "") for name in ("__module__", "__qualname__")]
-    if ":".join(names) != EXTRAS["math_verify"][0]:
+def _refuse_misread(accuracy: Reward, problems: Sequence[Problem]) -> None:
+    wrong = ((p, misread(accuracy, p.columns)) for p in problems)
+    if found := [(p, why) for p, why in wrong if why]:
+        problem, why = found[0]
+        raise ValueError(
+            f"{problem.where}: {why} (the first of {len(found)} among {len(problems)} problems; "
+            "the option `reward` may name another)"
+        )
+
+
+def warn_of_unread(reward: Reward, problems: Sequence[Problem]) -> None:
+    """One warning, on stderr, of the answers that `reward` reads as nothing: math_verify may."""
+    if path_of(reward) != EXTRAS["math_verify"][0]:
         return
     from grpo_jax.rewards.math import unread  # of an extra
 

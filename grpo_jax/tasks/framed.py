@@ -1,8 +1,8 @@
 """Another task with its prompts in a template: for a model that expects a chat, or to be told."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from grpo_jax.tasks.problem import Problem, Source, Task, listed
 from grpo_jax.tasks.templates import make_template
@@ -33,7 +33,8 @@ def framed(
 ) -> Task:
     """The task with the options `of`, its prompts put into `says` and then into a template.
 
-    Answers and worked solutions are the task's own. ValueError where {prompt} is not in `says`.
+    Answers and worked solutions are the task's own. ValueError where {prompt} is not in `says`, and
+    where a prompt is no text.
     """
     from grpo_jax.tasks import make_task
 
@@ -42,6 +43,8 @@ def framed(
     task, form = make_task(**of), make_template(template, system)
 
     def fill(problem: Problem) -> Problem:
+        if not isinstance(problem.prompt, str):
+            _refuse([problem], 1)
         asked = form.prompt(says.replace("{prompt}", str(problem.prompt)))
         columns = {**problem.columns, BARE: problem.prompt}
         return dataclasses.replace(problem, prompt=asked, columns=columns)
@@ -54,8 +57,18 @@ def framed(
             )
         )
 
+    there = [*listed(task.train), *listed(task.heldout)]
+    if chats := [p for p in there if not isinstance(p.prompt, str)]:
+        _refuse(chats, len(there))
     heldout = [fill(task.heldout[i]) for i in range(len(task.heldout))]
     train = Framed(task.train, fill)
     solve, steps = bare(task.solve), bare(task.steps)
     rest = (None, task.overlap, steps, task.files)
     return Task("framed", train, heldout, task.accuracy, solve, *rest)
+
+
+def _refuse(chats: Sequence[Problem], n: int) -> NoReturn:
+    raise ValueError(
+        f"{chats[0].where or 'a problem of the task'}: the prompt is chat messages; valid: text, "
+        f"which a task with template='none' has (the first of {len(chats)} among {n} problems)"
+    )

@@ -16,7 +16,6 @@ from grpo_jax.tasks.templates import make_template
 RESERVED = ("prompts", "completions", "completion_ids", "prefill")  # a reward's own arguments
 CONVERSATIONS = ("messages", "conversation", "conversations")  # columns of whole ones, as TRL's
 NEED_ANSWER = ("exact_answer", "numeric_answer", "last_number", "choice", "math_verify")
-REFUSE_ANSWERS = ("numeric_answer", "last_number", "choice")  # those that are not what they judge
 
 _ANSWERED = re.compile(r"<answer>.*?</answer>|\\boxed\s*\{[^{}]+\}|####\s*\S", re.DOTALL)
 
@@ -42,9 +41,8 @@ def jsonl(
     out is removed and counted in `Task.overlap`. The answer reaches the reward as the column
     `answer`; where every record has a solution, the task can solve. Where the reward needs answers,
     or `cases`, a record without any (null, blank, empty, or no such column `answer` where others
-    have it) is dropped with a warning, or `unanswered` is "refuse", or it is "keep": the reward
-    abstains from such a record, for other rewards to judge, or only to be learnt from. ValueError
-    names the file and line of a bad record.
+    have it) is dropped with a warning, or `unanswered` is "refuse", or "keep": then the reward
+    abstains, for others to judge. ValueError names the file and line of a bad record.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
@@ -54,7 +52,6 @@ def jsonl(
         names=(prompt, answer, solution),
         judged_by="cases" if reward == "code" else answer if reward in NEED_ANSWER else None,
         keep=unanswered == "keep",
-        judge=accuracy if reward in REFUSE_ANSWERS else None,
         text_only=template != "none",
     )
     train = read_table(located(path), make, dropped)
@@ -94,7 +91,6 @@ def _problem(
     names: tuple[str, str, str],
     judged_by: str | None,
     keep: bool,
-    judge: Reward | None,
     text_only: bool,
 ) -> Problem:
     prompt, answer, solution = names
@@ -104,7 +100,7 @@ def _problem(
         if judged_by == "cases":
             _check_cases(record)
         elif judged_by is not None:
-            _check_answer(record, answer, judge)
+            _check_answer(record, answer)
     except NoAnswer:
         if not keep:
             raise
@@ -128,18 +124,13 @@ def _check_cases(record: Record) -> None:
     parse_cases(record["cases"])
 
 
-def _check_answer(record: Record, answer: str, judge: Reward | None) -> None:
-    """NoAnswer where a record has none; ValueError where it is none that the reward can judge by.
-
-    Nor is it an answer where another column's name is like its own: that is a wrong name.
-    """
+def _check_answer(record: Record, answer: str) -> None:
+    """NoAnswer where a record has none; ValueError where another column's name is like its own."""
     if answer not in record:
         error = unknown("column", answer, record)
         raise ValueError(error) if "did you mean" in error else NoAnswer(error)
     if is_blank(record[answer]):
         raise NoAnswer(f"column {answer!r} is {shown(record[answer])}")
-    if judge is not None:
-        judge([None], [""], answer=[record[answer]])
 
 
 def checked_prompt(

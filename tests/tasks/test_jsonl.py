@@ -300,12 +300,34 @@ def test_records_without_an_answer_are_dropped(tmp_path, records, capsys, withou
     assert len(task.train) + len(task.heldout) == 14 and not capsys.readouterr().err
 
 
-def test_an_answer_that_the_reward_cannot_judge_by_is_named(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"prompt": "q", "answer": "3 apples"}])
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: column answer: '3 apples' is not a numb"):
-        make_task("jsonl", path=path, reward="last_number")
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: column answer: '3 apples' is not a choi"):
-        make_task("jsonl", path=path, reward="choice")
+@pytest.mark.parametrize("reward", ["last_number", "numeric_answer", "choice"])
+def test_answers_that_the_reward_cannot_judge_by_are_counted_and_the_first_is_named(
+    tmp_path, reward
+):
+    """Of every task that reads files, before anything is sampled."""
+    what = "is not a choice" if reward == "choice" else "is not a number"
+    answers = ["B" if reward == "choice" else "3", "3 apples", "x+1"]
+    of = {
+        "jsonl": [{"prompt": f"q{a}", "answer": a} for a in answers],
+        "math": [{"problem": f"q{a}", "solution": f"\\boxed{{{a}}}"} for a in answers],
+    }
+    for name, records in of.items():
+        path = write(tmp_path / f"{name}.jsonl", records)
+        heldout = write(tmp_path / "heldout.jsonl", [records[0] | {next(iter(records[0])): "new"}])
+        with pytest.raises(
+            ValueError, match=rf"{name}\.jsonl:2: column answer: '3 apples' {what}"
+        ) as e:
+            make_task(name, path=path, heldout_path=heldout, reward=reward)
+        assert "first of 2 among 4 problems" in str(e.value)
+
+
+def test_a_column_that_a_reward_needs_and_no_record_has_is_named(tmp_path):
+    def mine(prompts, completions, tests):
+        return [0.0] * len(completions)
+
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q", "answer": "1"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the reward needs the column 'tests'"):
+        make_task("jsonl", path=path, reward=mine, heldout_fraction=1)
 
 
 def test_a_benchmark_is_all_held_out(tmp_path, records):

@@ -46,3 +46,19 @@ def test_a_framed_task_asks_in_a_chat_and_solves_as_before():
         assert problem.columns["answer"] == bare.columns["answer"]
     with pytest.raises(ValueError, match="says='2': valid"):
         make_task("framed", of=ADDITION, says="2")
+
+
+@pytest.mark.parametrize("side", ["path", "heldout_path"])
+def test_chat_messages_are_not_framed(tmp_path, side):
+    """Nor is what Python writes of them a prompt."""
+    chat = {"prompt": [{"role": "user", "content": "hi"}], "answer": "1"}
+    of = {"name": "jsonl"}
+    for name, line in (("path", {"prompt": "p", "answer": "1"}), ("heldout_path", {"prompt": "q"})):
+        lines = [line | {"answer": "1"}, *[chat, chat] * (name == side)]
+        (tmp_path / name).write_text("".join(f"{json.dumps(record)}\n" for record in lines))
+        of[name] = str(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"/{side}:2: the prompt is chat .*first of 2 among 4 "):
+        make_task("framed", of=of)
+    drawn = {"name": "word_problems", "template": "chat"}
+    with pytest.raises(ValueError, match="the prompt is chat messages; valid: text"):
+        make_task("framed", of=drawn)
