@@ -83,7 +83,7 @@ def train(config: Any, workdir: Path) -> None:
     ex = reopen(config, workdir)
     if ex.task.name != "pairs":
         raise ValueError(f"config.task.name={ex.task.name!r}: a reward model needs 'pairs'")
-    run = start_run(ex, workdir)
+    run = start_run(ex, workdir, sampled=False)
     with holding(run), leaving_on_signals(), using(ex.mesh):
         _train(ex, run, began)
 

@@ -36,16 +36,19 @@ def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
     return build(config, kept_tokenizer(kept) if kept.is_dir() else None)
 
 
-def start_run(ex: Experiment, workdir: Path, sources: dict[str, str] | None = None) -> Run:
+def start_run(
+    ex: Experiment, workdir: Path, sources: dict[str, str] | None = None, sampled: bool = True
+) -> Run:
     """Check what the task has read, and open the run; nothing is written where that is refused.
 
     sources  fingerprints of what the run depends on besides the files of its task, and the model
              that its adapters are on
+    sampled  whether completions are, see `check_data`
     """
     workdir = at_home(workdir)
     known = ex.sources() | base_sources(ex.config) | (sources or {})
     check_run(workdir, ex.config, known, newest_position(workdir / "checkpoints"))
-    check_data(ex)
+    check_data(ex, sampled)
     return begin_run(ex, workdir, known)
 
 

@@ -1,5 +1,6 @@
 """Data are checked before the first step: what is named, counted, and said to help."""
 
+import dataclasses
 import json
 
 import pytest
@@ -79,11 +80,93 @@ def test_what_is_dropped_is_said_beforehand(experiment, capsys):
     check_data(ex)
     told = capsys.readouterr().out.splitlines()
     assert [line.split("/")[0] for line in told] == [
-        "overlong_prompts=drop leaves out 2 of 38 training problems, the first ",
+        "overlong_prompts=drop leaves out 1 of 38 training problems, the first ",
+        "overlong_prompts=drop leaves out 2 of 38 worked solutions, the first ",
         "overlong_prompts=drop leaves out 1 of 5 held-out problems, the first ",
     ]
-    assert told[0].endswith("train.jsonl:1") and told[1].endswith("test.jsonl:5")
+    assert [line.rpartition("/")[2] for line in told] == ["train.jsonl:1"] * 2 + ["test.jsonl:5"]
     assert [fits_solved(ex, p) for p in listed(ex.task.train)] == [False] * 2 + [True] * 36
+
+
+def test_what_the_run_never_reads_is_not_judged(experiment):
+    """Solutions behind sft.examples; held-out problems behind eval.problems, or without eval."""
+    last = [*GOOD[4:], LONG | {"prompt": "1+1="}]
+    check_data(experiment(last, **{"sft.steps": 1, "sft.examples": 36}))
+    ex = experiment(last, **{"sft.steps": 1, "sft.examples": 37})
+    refused(ex, "train.jsonl:37: the worked solution", "first of 1 among 37 worked solutions")
+    check_data(ex, sampled=False)  # a reward model has no cold start
+    ex = experiment([*GOOD[4:], LONG], **{"sft.steps": 1, "sft.examples": 36, "steps": 0})
+    check_data(ex)
+    heldout = [*GOOD[:4], LONG]
+    check_data(experiment(GOOD[4:], heldout, **{"eval.problems": 4}))
+    check_data(experiment(GOOD[4:], heldout, **{"eval.every": 0}))
+    refused(experiment(GOOD[4:], heldout, **{"eval.problems": 5}), "test.jsonl:5: the prompt")
+    nothing = experiment([{"prompt": "1+1=", "answer": "2"}, *GOOD[4:]], **{"sft.steps": 1})
+    check_data(nothing, sampled=False)
+
+
+def test_of_a_mixture_the_first_examples_are_those_that_are_drawn_first(experiment, tmp_path):
+    experiment([*GOOD[4:], LONG | {"prompt": "1+1="}])
+    file = {"path": f"{tmp_path}/train.jsonl", "heldout_path": f"{tmp_path}/test.jsonl"}
+    task = {
+        "name": "mixture",
+        "parts": {"jsonl": file, "addition": {"digits": 1, "heldout_size": 8}},
+    }
+    sft = {"task": task, "sft.steps": 1, "rollout.max_tokens": 4}
+    records = [*GOOD[4:], LONG | {"prompt": "1+1="}]
+    check_data(experiment(records, **sft, **{"sft.examples": 73}))  # 37 of them drawn
+    ex = experiment(records, **sft, **{"sft.examples": 74})
+    refused(ex, "train.jsonl:37: the worked", "first of 1 among 37 worked solutions")
+
+
+@pytest.mark.parametrize(
+    ("reward", "columns", "told"),
+    [
+        ("last_number", {"answer": "x+1"}, "column answer: 'x+1' is not a number"),
+        ("numeric_answer", {"answer": "x+1"}, "column answer: 'x+1' is not a number"),
+        ("choice", {"answer": "AB"}, "column answer: 'AB' is not a choice"),
+        ("code", {"cases": [{"stdout": 5}]}, "column cases: case 1: stdout=5; valid: text"),
+        ("code", {}, "the reward needs the column 'cases'"),
+        ("language", {"language": "english"}, "column language: 'english' is not an ISO 639-1"),
+        ("format", {"rewards": "accuracy"}, "column 'rewards' of the prompt '1+1=' is 'accuracy'"),
+    ],
+)
+def test_what_a_reward_cannot_read_is_counted_and_named(experiment, reward, columns, told):
+    pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
+    right = {"choice": {"answer": "A"}, "code": {"cases": [{"stdout": "5"}]}}.get(reward, {})
+    good = [record | right for record in GOOD[4:]]
+    bad = {"prompt": "1+1=", "answer": "A", "solution": "2", **columns}
+    records, weights = [*good, bad, bad | {"prompt": "2+2="}], {"rewards": {reward: 1.0}}
+    ex = experiment(records, **weights)
+    more = f": {told}", "(the first of 2 among 38 training problems)"
+    refused(ex, "train.jsonl:37: prompt '1+1=': ", *more)
+    check_data(ex, sampled=False)  # nothing asks the reward
+    others = [record | {"rewards": ["accuracy"]} for record in records[36:]]
+    if reward != "format":
+        check_data(experiment([*good, *others], **weights))
+
+
+def test_answers_that_a_reward_reads_as_nothing_are_named_for_config_rewards(experiment, capsys):
+    pytest.importorskip("math_verify", reason="the extra grpo_jax[math] is not installed")
+    records = [*GOOD[4:], {"prompt": "1+1=", "answer": "\\begin{array}{c}\\end{array}"}]
+    check_data(experiment(records, rewards={"math_verify": 1.0}))
+    assert "math_verify reads 1 of 37 answers as nothing" in capsys.readouterr().err
+    check_data(experiment(records, rewards={"accuracy": 1.0}))
+    assert not capsys.readouterr().err
+
+
+def test_all_prompts_that_the_template_refuses_are_counted(experiment, tmp_path):
+    save(tmp_path)
+    user, system = ({"role": role, "content": "1"} for role in ("user", "system"))
+    records = [{"prompt": [user], "answer": "2"}] * 3
+    late = {"prompt": [user, system], "answer": "2"}
+    task = {"tokenizer": str(tmp_path), "prompt_length": 60}
+    template = "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no!') }}"
+    template += "{% endif %}{{ m.content }}{% endfor %}"
+    ex = experiment([*records, late, *records, late], **task)
+    tokenizer = dataclasses.replace(ex.tokenizer, chat_template=template)
+    ex = dataclasses.replace(ex, tokenizer=tokenizer)
+    refused(ex, "train.jsonl:4: prompt ", "no!", "(the first of 2 among 8 training problems)")
 
 
 def test_a_drawn_prompt_is_refused_in_the_same_words(experiment):
