@@ -1,13 +1,13 @@
 """Problems from JSON lines or parquet: one record each, with a prompt and any other columns."""
 
 import functools
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from grpo_jax.rewards.cases import parse_cases
 from grpo_jax.rewards.registry import resolve, unknown
 from grpo_jax.rewards.text import Reward
+from grpo_jax.tasks.conversations import is_answer
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.problem import Problem, Task, is_heldout
 from grpo_jax.tasks.records import NoAnswer, Record, dropping, is_blank, located, read_table, shown
@@ -16,8 +16,6 @@ from grpo_jax.tasks.templates import make_template
 RESERVED = ("prompts", "completions", "completion_ids", "prefill")  # a reward's own arguments
 CONVERSATIONS = ("messages", "conversation", "conversations")  # columns of whole ones, as TRL's
 NEED_ANSWER = ("exact_answer", "numeric_answer", "last_number", "choice", "math_verify")
-
-_ANSWERED = re.compile(r"<answer>.*?</answer>|\\boxed\s*\{[^{}]+\}|####\s*\S", re.DOTALL)
 
 
 def jsonl(
@@ -139,9 +137,9 @@ def checked_prompt(
     """A prompt, text or chat messages (not where text_only); ValueError where it is neither.
 
     Chat messages end in the question, or in an assistant's message to continue. ValueError too
-    where that message holds the answer: one of the record's `answers`, a box, <answer>…</answer> or
-    "#### 18"; or where the column is one of CONVERSATIONS, which hold whole ones. "prefix": true in
-    the message says that it is to be continued all the same.
+    where that message states an answer (`is_answer`, given the record's `answers`), or where the
+    column is one of CONVERSATIONS, which hold whole ones. "prefix": true in the message says that
+    it is to be continued all the same.
     """
     chat = isinstance(value, list) and value != [] and all(map(_is_message, value))
     if chat and text_only:
@@ -162,12 +160,7 @@ def checked_prompt(
 
 def _check_open(column: str, content: str, answers: Iterable[Any]) -> None:
     """ValueError where an assistant's last message is no beginning but an answer."""
-    texts = [str(a).strip() for a in answers if isinstance(a, str | int | float)]
-    if (
-        column in CONVERSATIONS
-        or _ANSWERED.search(content)
-        or any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", content) for a in texts if a)
-    ):
+    if column in CONVERSATIONS or is_answer(content, answers):
         raise ValueError(
             f"column {column!r} ends in an answer of the assistant's, {shown(content)}; valid: "
             'messages up to the question, or "prefix": true in a last one to continue'
