@@ -352,8 +352,8 @@ def parse(argv=None):
     parser.add_argument("--dtype", choices=BYTES, default="float32", help="of our computation")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=type(value), help=f"in 'short': {value}")
-    told = "a driver to compare with; repeatable"
-    parser.add_argument("--beside", action="append", default=[], type=shlex.split, help=told)
+    text = "a driver to compare with; repeatable"
+    parser.add_argument("--beside", action="append", default=[], type=shlex.split, help=text)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each driver")
     a = parser.parse_args(argv)
     for name, value in (SIZES | WORKLOADS[a.workload]).items():

@@ -52,7 +52,7 @@ def check_free(folder: Path, written: Iterable[str], runs: Iterable[Path]) -> No
 
 
 def run(module: str, *flags: str) -> None:
-    """Run `python -m module flags` to its end, told of first.
+    """Run `python -m module flags` to its end, after printing the command.
 
     Where it fails, UsageError names it; SystemExit where it has said why in a line of its own.
 

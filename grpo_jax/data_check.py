@@ -209,8 +209,8 @@ def _judge(ex: Experiment, part: Part, found: Sequence[Fault]) -> None:
         )
         return
     longest = max(fault.tokens for fault in found)
-    told = too_long(ex.config, of.problem, of.name, tokens, longest)
-    raise UsageError(f"{told}{_counted(found, part)}")
+    message = too_long(ex.config, of.problem, of.name, tokens, longest)
+    raise UsageError(f"{message}{_counted(found, part)}")
 
 
 def _counted(found: Sequence[Fault], part: Part) -> str:
@@ -220,13 +220,13 @@ def _counted(found: Sequence[Fault], part: Part) -> str:
 
 def _progress(total: int) -> Callable[[int], None]:
     """A function that adds up what is checked, and says so where the check takes long."""
-    done, told = 0, time.monotonic()
+    done, said_at = 0, time.monotonic()
 
     def add(n: int) -> None:
-        nonlocal done, told
+        nonlocal done, said_at
         done += n
-        if time.monotonic() - told > PATIENCE_S:
-            told = time.monotonic()
+        if time.monotonic() - said_at > PATIENCE_S:
+            said_at = time.monotonic()
             say(f"checked {done:,} of {total:,} problems")
 
     return add

@@ -70,8 +70,8 @@ def model_fingerprint(directory: Path) -> str:
     files += sorted(set(tensor_files(directory).values()))
     with doing(f"fingerprinting {directory}", log_after_s=5.0), ThreadPoolExecutor() as pool:
         sums = pool.map(fingerprint, [directory / name for name in files])
-        told = [f"{name} {found}\n" for name, found in zip(files, sums, strict=True)]
-    return hashlib.sha256("".join(told).encode()).hexdigest()
+        lines = [f"{name} {found}\n" for name, found in zip(files, sums, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def beginning(ex: Experiment) -> Any:

@@ -128,8 +128,8 @@ def check_whole(folder: Path, position: dict[str, Any] | None) -> None:
     if steps or position is not None or (folder / "cold_start").exists():
         _present(folder, "checkpoints", "what was computed")
         _present(folder, "tokenizer", "what was computed")
-    told = (position or {}).get("tokenizer")
-    if told is not None and fingerprint(folder / "tokenizer") != told:
+    began_with = (position or {}).get("tokenizer")
+    if began_with is not None and fingerprint(folder / "tokenizer") != began_with:
         raise UsageError(
             f"{folder}: tokenizer/ is not what the run began with: its content has changed; put it "
             "back, or choose another --workdir to start anew"

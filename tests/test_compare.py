@@ -159,9 +159,9 @@ def test_a_task_without_right_answers_and_seeds_of_other_steps_are_told_of(
 
     monkeypatch.setattr(compare.stages, "run", train)
     assert compare.main() == 0
-    told = (tmp_path / "runs/comparison.md").read_text()
-    assert "| grpo |  |  |  | 2.00 [2.00, 2.00] | never |" in told
-    assert "| ppo | 0.100 [0.100, 0.100] | 0.300 [0.300, 0.300] |  | 2.00" in told
+    table = (tmp_path / "runs/comparison.md").read_text()
+    assert "| grpo |  |  |  | 2.00 [2.00, 2.00] | never |" in table
+    assert "| ppo | 0.100 [0.100, 0.100] | 0.300 [0.300, 0.300] |  | 2.00" in table
     assert "NaN" not in (tmp_path / "runs/comparison.json").read_text()
     runs = [compare.curve(tmp_path / f"runs/ppo/seed{s}") for s in (0, 1)]
     assert [list(axis) for axis in compare.mean_curve(runs, "step")] == [[0, 4], [0.1, 0.3]]

@@ -120,7 +120,7 @@ def test_of_a_mixture_the_first_examples_are_those_that_are_drawn_first(experime
 
 
 @pytest.mark.parametrize(
-    ("reward", "columns", "told"),
+    ("reward", "columns", "message"),
     [
         ("last_number", {"answer": "x+1"}, "column answer: 'x+1' is not a number"),
         ("numeric_answer", {"answer": "x+1"}, "column answer: 'x+1' is not a number"),
@@ -131,14 +131,14 @@ def test_of_a_mixture_the_first_examples_are_those_that_are_drawn_first(experime
         ("format", {"rewards": "accuracy"}, "column 'rewards' of the prompt '1+1=' is 'accuracy'"),
     ],
 )
-def test_what_a_reward_cannot_read_is_counted_and_named(experiment, reward, columns, told):
+def test_what_a_reward_cannot_read_is_counted_and_named(experiment, reward, columns, message):
     pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
     right = {"choice": {"answer": "A"}, "code": {"cases": [{"stdout": "5"}]}}.get(reward, {})
     good = [record | right for record in GOOD[4:]]
     bad = {"prompt": "1+1=", "answer": "A", "solution": "2", **columns}
     records, weights = [*good, bad, bad | {"prompt": "2+2="}], {"rewards": {reward: 1.0}}
     ex = experiment(records, **weights)
-    more = f": {told}", "(the first of 2 among 38 training problems)"
+    more = f": {message}", "(the first of 2 among 38 training problems)"
     refused(ex, "train.jsonl:37: prompt '1+1=': ", *more)
     check_data(ex, sampled=False)  # nothing asks the reward
     others = [record | {"rewards": ["accuracy"]} for record in records[36:]]

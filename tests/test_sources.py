@@ -58,7 +58,7 @@ SOURCES = {"d/train.jsonl": "a", "d/test.jsonl": "b"}
 
 
 @pytest.mark.parametrize(
-    ("now", "told"),
+    ("now", "message"),
     [
         (SOURCES, None),
         ({"home/train.jsonl": "a", "home/test.jsonl": "b"}, None),  # elsewhere, and as they were
@@ -69,14 +69,14 @@ SOURCES = {"d/train.jsonl": "a", "d/test.jsonl": "b"}
         ({}, "d/train.jsonl is what the run in .* began with, and is not read now"),
     ],
 )
-def test_other_files_than_the_run_began_with_are_refused(tmp_path, now, told):
+def test_other_files_than_the_run_began_with_are_refused(tmp_path, now, message):
     config = tiny_config()
     open_run(tmp_path / "run", config, SOURCES).close()
     check_run(tmp_path / "run", config, None)
-    if told is None:
+    if message is None:
         check_run(tmp_path / "run", config, now)
         return
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         check_run(tmp_path / "run", config, now)
 
 

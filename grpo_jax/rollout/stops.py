@@ -228,9 +228,9 @@ def _occurs(string: str, first, later, single) -> bool:
 def _check_pieces(tokenizer, silent, first, later, single, name) -> None:
     """ValueError where decoded text is not that of its tokens one after another."""
     textless = {*silent, *single}
-    told = [i for i in range(len(first)) if i not in textless]
+    usable = [i for i in range(len(first)) if i not in textless]
     rng = np.random.default_rng(0)
-    for ids in rng.choice(told, (_TRIED, 6)):
+    for ids in rng.choice(usable, (_TRIED, 6)):
         text = b"".join([first[ids[0]], *(later[i] for i in ids[1:])])
         if decode(tokenizer, ids) != text.decode(errors="replace"):
             raise ValueError(

@@ -45,7 +45,7 @@ def framed(
     def fill(problem: Problem) -> Problem:
         if not isinstance(problem.prompt, str):
             _refuse([problem], 1)
-        asked = form.prompt(says.replace("{prompt}", str(problem.prompt)))
+        asked = form.prompt(says.replace("{prompt}", problem.prompt))
         columns = {**problem.columns, BARE: problem.prompt}
         return dataclasses.replace(problem, prompt=asked, columns=columns)
 
