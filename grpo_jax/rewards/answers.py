@@ -3,7 +3,7 @@ r"""What a completion states as its final answer: the one extractor that rewards
 Of what follows the thoughts, what <answer>…</answer> holds, and in that the first of these found:
 
     \boxed{5}                  or "#### 5", or "the final answer is 5": the last of the three
-    The answer is: **5**.      or "Answer: 5", to the end of the sentence
+    The answer is: **5**.      or "Answer: 5", to the end of the sentence; or "5 is the answer"
     5                          all that the tags hold, or else the last line, or what that has
                                between dollars at its end
 """
@@ -26,9 +26,16 @@ _LISTED = re.compile(
 _HASHED = re.compile(r"####[ \t]*(?P<text>[^\n]*)")
 _LABEL = re.compile(
     r"\b(?P<final>final\s+)?(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?[*_\s]*"
-    r"(?P<verb>\b(?:is|are|was)\b|:|=|\b(?:(?:would|should|must|will|can\s+only|(?:has|have|ought)\s+to)"
+    r"(?P<verb>\b(?:(?:is|are|was)\s+not|isn['\u2019]t)\s[^.\n]{1,60}?,?\s+but(?:\s+rather)?\b"
+    r"|\b(?:is|are|was)\b|['\u2019]s\b(?=[*_\s:$(\[\\-]*(?:\d|(?-i:[A-Z])\b))|:|=|\b(?:(?:would|should|must|will|can\s+only|(?:has|have|ought)\s+to)"
     r"\s+be|(?:comes?|came|works?)\s+(?:out\s+)?to|turns?\s+out\s+to\s+be|equals)\b"
     r"(?=[^.\n]{0,99}?(?:\d|\\|\b(?-i:[A-Z]))))[*_\s:=]*",
+    re.IGNORECASE,
+)
+# "So 18 is the final answer because …", where nothing follows "the answer is".
+_NAMED = re.compile(
+    r"(?<![^\s,;:])(?P<text>[^\s,;:\d]{0,9}\d[^\s,;:]{0,60})\s+(?:is|was)\s+(?:the|our|my)\s+"
+    r"(?:(?:final|correct|right)\s+)?answer\b(?!\s+(?:to|of|for)\b)",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(
@@ -100,6 +107,8 @@ def _marked(within: str) -> Stated | None:
 
 def _said(within: str) -> Stated | None:
     text = next(filter(None, statements(within)), None)
+    if text is None and (named := list(_NAMED.finditer(within))):
+        text = undecorated(named[-1]["text"])
     return None if text is None else Stated(text, "answer", within)
 
 

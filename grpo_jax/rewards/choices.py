@@ -23,7 +23,13 @@ _CHOSEN = re.compile(
     r"|is\s+(?:the\s+)?(?:correct|right|true|best|answer))\b)"
 )
 _NAMED = re.compile(r"[(\[]?[A-Z](?![\w'\u2019])")
+# "I would go with B."
+_PICKED = re.compile(
+    rf"^(?:{_ADVERB}[,:]?\s+)*(?:I|[Ww]e)(?:['\u2019](?:d|ll)|\s+(?:would|will|have to|must))?\s+"
+    r"(?:choose|pick|select|go\s+(?:with|for))\s+"
+)
 _BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__")
+LONE = 4  # characters of a letter by itself, "(b)."; lower case is read there only
 
 
 @of_turn
@@ -45,7 +51,7 @@ def choice(
 
 
 def _letter(answer: Any) -> str:
-    match = _ALONE.fullmatch(str(answer).strip())
+    match = _ALONE.fullmatch(str(answer).strip().upper())
     if match is None:
         raise ValueError(f"column answer: {answer!r} is not a choice; valid: one letter, such as B")
     return match[1]
@@ -67,7 +73,11 @@ def _chosen(completion: Completion) -> str | None:
 
 
 def _read(text: str) -> str | None:
-    match = _CHOSEN.match(_plain(text))
+    text = _PICKED.sub("", _plain(text))
+    match = _ALONE.fullmatch(text.upper()) if len(text) <= LONE else None
+    if match is not None:
+        return match[1]
+    match = _CHOSEN.match(text)
     return match["letter"] if match else None
 
 

@@ -27,6 +27,7 @@ _UNREAD = re.compile(r"\\begin\s*\{(?![pbvVB]?matrix)|&(?!.*\\end\s*\{[pbvVB]?ma
 _DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|\\fbox")  # in a gold that is a sentence
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")  # to the library
 _SUM = re.compile(r"\s\([^()]*(?:\d\s*x\s*\d|=)[^()]*\)$")  # "18 (3 x 6)"
+_CONTRADICTED = re.compile(r"(?:\bnot|n['\u2019]t)\s[^.\n]{1,60}?\bbut\b")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)")
 
 
@@ -86,7 +87,8 @@ def equal(completion: Completion, gold: str) -> bool:
     elif found.mark in ("####", "final"):
         texts.append(found.text)
     several = is_list(found.text) and not _DECIMAL_COMMA.fullmatch(found.text)
-    settled = found.mark in ("box", "####", "final") or several or reasoned
+    corrected = found.mark == "answer" and _CONTRADICTED.search(found.within) is not None
+    settled = found.mark in ("box", "####", "final") or several or reasoned or corrected
     if not settled or is_list(expected):
         texts.append(found.within)
     return any(verify(_gold(gold), _parse(text), timeout_seconds=None) for text in texts)

@@ -214,13 +214,16 @@ SAY_18 = [
         r"The answer is $18$ because $3 \cdot 6=18$",
     ),
     *("The answer is x = 18 where x is 3 times 6.", "The answer is 18 if 3 are lost."),
-    *("The answer is exactly 18 miles per 3 hours.", "Answer: 18"),
+    *("The answer is exactly 18 miles per 3 hours.", "Answer: 18", "The answer's 18, not 15."),
+    *("The answer is not 15, but 18.", "The answer isn't 15 but rather 18 (3 times 6)."),
+    "So 18 is the final answer because 3 times 6 is it, not 3 times 5.",
+    "18 was the answer because 3x6",
 ]
 END_IN_18 = [
     *("The answer is 3 * 6 = 18.", "The answer is 3 x 6 or 18.", "The answer is 2 times 9, or 18"),
     *("The answer is 1/2 of 36, which is 18.", "The answer is 3 boxes of 6, that is 18."),
     *("The answer is 2 for each of 9, so 18.", "The answer is 2 per 9, for a total of 18."),
-    *("The answer is not 15, but 18.", "The answer is that she has 18 apples."),
+    *("The answer is that she has 18 apples.",),
 ]
 SAY_ANOTHER = [
     *("The answer is 15 (3 less than 18).", "The answer is 15, since 18 - 3 are left."),
@@ -230,6 +233,7 @@ SAY_ANOTHER = [
         "Answer: 15, not 18",
     ),
     *("The answer is 18, or 15.", "The answer is 18 and 15.", "The answer is x = 18, y = 15."),
+    *("The answer isn't 18, but 15.", "15 is the answer because 18 - 3 is 15."),
     *(
         "The answer is 18 - 3 = 15.",
         "The answer is -18, as said.",
@@ -254,7 +258,7 @@ def test_what_a_sentence_states_is_its_number_and_not_one_of_its_reason(name):
     assert right(SAY_18) == SAY_18
     assert name != "last_number" or right(END_IN_18) == END_IN_18
     assert right(SAY_ANOTHER) == []
-    unread = ["The answer is 18 times 3, so 54.", "The answer isn't 18, but 15."]
+    unread = ["The answer is 18 times 3, so 54."]
     assert name == "math_verify" or right(unread) == []  # where the library takes the first number
 
 
@@ -310,9 +314,12 @@ CHOSEN = [
     ),
     *("The answer is B!", "The answer is 'B'.", "Answer: [[B]]", "The answer is (B) and not (A)."),
     *("Thus, (B) is correct.", "So the answer has to be **B**", "The answer is clearly option B."),
+    *("I choose B.", "So I would go with B.", "We pick option B", "I'd select (B)"),
+    *("The answer's B.", "b", "(b)", "Answer: b", "<answer>b</answer>", r"\boxed{\text{b}}"),
+    "The answer isn't A, but B.",
 ]
 NOT_CHOSEN = [
-    *("", "A cat sat", "B is wrong, but C", "Because", "A, B, C", "A. Paris\nB. Rome", "b"),
+    *("", "A cat sat", "B is wrong, but C", "Because", "A, B, C", "A. Paris\nB. Rome"),
     *("<answer>Because</answer>", "<answer>A or B</answer>", "<answer>B or C</answer>"),
     *("<answer>B C</answer>", "<answer>B, C</answer>", "<answer>B. C.</answer>"),
     *(r"\boxed{A, B}", r"\boxed{AB}", r"\boxed{\text{B or C}}", r"\boxed{B} or \boxed{C}"),
@@ -324,6 +331,7 @@ NOT_CHOSEN = [
     ),
     *("The answer should be A or B.", "A or B is the answer", "The answer must be Bach."),
     *("The answer is B. Or the answer is A or C.", "The answer is not B", "**B** or **C**"),
+    *("I would not choose B.", "I choose between B and C", "I pick A or B", "a b", "be"),
 ]
 
 
