@@ -26,6 +26,23 @@ DEEPSEEK31 = (
     + TURN
     + "{{ '<think>' if thinking else '</think>' }}{% endif %}"
 )
+# How published templates lay out the assistant's own messages: an empty thought before what has
+# none (Qwen3), a thought taken out (R1), the system's message in the last of the user's (Mistral).
+FILLING = """{%- for m in messages %}{%- if m.role == 'assistant' %}{%- set said = m.content %}
+{%- set thought = '' %}{%- if '</think>' in said %}
+{%- set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+{%- set said = said.split('</think>')[-1].lstrip('\n') %}{%- endif %}
+{{- '<|im_start|>assistant\n<think>\n' + thought + '\n</think>\n\n' + said + eos_token }}
+{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + eos_token + '\n' }}{%- endif %}
+{%- endfor %}"""
+TAKING = """{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + eos_token + '\n' }}
+{%- endfor %}"""
+LAST = """{%- set head = messages[0].content if messages[0].role == 'system' else '' %}
+{%- for m in messages %}{%- if m.role == 'user' %}
+{{- '[INST]' + (head if loop.last else '') + m.content + '[/INST]' }}
+{%- elif m.role == 'assistant' %}{{- m.content|trim + eos_token }}{%- endif %}{%- endfor %}"""
+BARE = LAST + "{% if add_generation_prompt %}{{ '<think>\n' }}{% else %}{{ '</s>' }}{% endif %}"
 BODY = TEMPLATE[: TEMPLATE.index("{%- if add_generation")]
 OFF = {"enable_thinking": False}
 EMPTY = "<think>\n\n</think>\n\n"
@@ -75,6 +92,39 @@ def test_what_a_template_opens_of_the_turn(tokenizer, ending, kwargs, messages, 
     assert tk.prefill(ours, messages) == held
     text = ours.backend.decode(tk.prompt_ids(ours, messages), skip_special_tokens=False)
     assert text.endswith(held.removeprefix("<think>") if ending is DEEPSEEK31 else held)
+
+
+HEAD = "<|im_start|>assistant\n"
+SYSTEM = [{"role": "system", "content": "Think in <think></think>."}]
+
+
+@pytest.mark.parametrize(
+    ("template", "kwargs", "messages", "opened", "held"),
+    [
+        (FILLING + QWEN3, {}, begun("It is"), HEAD, f"{EMPTY}It is"),
+        (FILLING + QWEN3, {}, begun("<think>\n12"), HEAD, "<think>\n12"),
+        (FILLING + QWEN3, OFF, begun("<think>\n12"), HEAD, "<think>\n12"),
+        (FILLING + QWEN35, {}, begun("<think>\n12"), HEAD, "<think>\n12"),
+        (FILLING + QWEN3, {}, begun("<think>12</think>So"), HEAD, "<think>12</think>So"),
+        (FILLING + QWEN3, {}, begun("<think>12</think>"), HEAD, "<think>12</think>"),
+        (TAKING + DISTILLED, {}, begun("<think>\n12"), HEAD, "<think>\n12"),
+        (TAKING + DISTILLED, {}, begun("<think>12</think>So"), HEAD, "<think>12</think>So"),
+        (TAKING + DEEPSEEK31, {}, begun("<think>12</think>So"), HEAD, "<think>12</think>So"),
+        (TAKING + TURN + "{% endif %}", {}, begun(" \n"), HEAD, ""),
+        (TAKING + DISTILLED, {}, begun(""), HEAD, "<think>\n"),
+        (LAST, {}, SYSTEM + begun("It is"), "[/INST]", "It is"),
+        (BARE, {}, USER, "[/INST]", "<think>\n"),
+        (BARE, {}, begun("<think>\n12"), "[/INST]", "<think>\n12"),
+    ],
+)
+def test_a_beginning_is_neither_lost_nor_doubled_by_the_template(
+    tokenizer, template, kwargs, messages, opened, held
+):
+    ours = dataclasses.replace(tokenizer(**kwargs), chat_template=template)
+    text = tk.prompt_text(ours, messages)
+    assert text.endswith(opened + held) and tk.prefill(ours, messages) == held
+    for message in messages[:-1]:  # each once
+        assert text.count(message["content"]) == 1
 
 
 def test_a_text_prompt_needs_no_template(tokenizer):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grpo_jax.rewards.text import TAGS, Completion, completion_text
-from grpo_jax.rewards.turn import OPEN, prefills
+from grpo_jax.rewards.turn import prefills
 
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 
@@ -24,7 +24,7 @@ def format_tags(
     """
     held = prefills(prompts, completions, prefill)
     turns = [
-        (before if OPEN in before else "") + completion_text(completion)
+        (before if any(tag in before for tag in TAGS) else "") + completion_text(completion)
         for before, completion in zip(held, completions, strict=True)
     ]
     return [float(_well_formed(turn)) for turn in turns]

@@ -56,6 +56,7 @@ def test_what_a_prompt_shows_of_the_turn(prompt, held):
         ("<think></think>", "<answer>4</answer>", 1.0),
         ("Let me:", "<think>4</think><answer>4</answer>", 1.0),
         ("", "<think>4</think><answer>4</answer>", 1.0),
+        ("<answer>", "<think>4</think><answer>4</answer>", 0.0),
         ("<think>\n", "<think>4</think><answer>4</answer>", 0.0),
         ("<think>\n", "4<answer>4</answer>", 0.0),
         ("<think>\n", "4</think><answer>4", 0.0),
