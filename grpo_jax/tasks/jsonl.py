@@ -1,21 +1,33 @@
 """Problems from JSON lines or parquet: one record each, with a prompt and any other columns."""
 
 import functools
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from grpo_jax.rewards.cases import parse_cases
-from grpo_jax.rewards.registry import resolve, unknown
+from grpo_jax.rewards.columns import path_of
+from grpo_jax.rewards.registry import EXTRAS, REWARDS, resolve, unknown
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.conversations import is_answer
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.problem import Problem, Task, is_heldout
-from grpo_jax.tasks.records import NoAnswer, Record, dropping, is_blank, located, read_table, shown
+from grpo_jax.tasks.records import (
+    Dropped,
+    NoAnswer,
+    Record,
+    dropping,
+    is_blank,
+    located,
+    read_table,
+    shown,
+)
 from grpo_jax.tasks.templates import make_template
 
 RESERVED = ("prompts", "completions", "completion_ids", "prefill")  # a reward's own arguments
 CONVERSATIONS = ("messages", "conversation", "conversations")  # columns of whole ones, as TRL's
 NEED_ANSWER = ("exact_answer", "numeric_answer", "last_number", "choice", "math_verify")
+_PATHS = {EXTRAS[n][0] if n in EXTRAS else path_of(REWARDS[n]) for n in NEED_ANSWER}
 
 
 def jsonl(
@@ -48,13 +60,13 @@ def jsonl(
     make = functools.partial(
         _problem,
         names=(prompt, answer, solution),
-        judged_by="cases" if reward == "code" else answer if reward in NEED_ANSWER else None,
+        judged_by=_judged_by(path_of(accuracy), answer),
         keep=unanswered == "keep",
         text_only=template != "none",
     )
-    train = read_table(located(path), make, dropped)
+    train = _read(path, make, dropped)
     if heldout_path is not None:
-        heldout = read_table(located(heldout_path), make, dropped)
+        heldout = _read(heldout_path, make, dropped)
     else:
         train, heldout = _split(train, heldout_fraction)
 
@@ -73,6 +85,23 @@ def jsonl(
         benchmark=heldout_path is None and heldout_fraction == 1,
         dropped=dropped,
     )
+
+
+def _judged_by(reward: str, answer: str) -> str | None:
+    """The column that a reward, by its import path, judges by; None where that is not known."""
+    if reward == EXTRAS["code"][0]:
+        return "cases"
+    return answer if reward in _PATHS else None
+
+
+def _read(path: str, make: Callable[[Record], Problem], dropped: Dropped) -> list[Problem]:
+    try:
+        return read_table(located(path), make, dropped)
+    except NoAnswer as error:
+        raise ValueError(
+            f"{error}; valid: the right column in the option `answer`, a `reward` that needs none, "
+            "or unanswered='keep', which leaves such records to other rewards"
+        ) from error
 
 
 def _split(problems: list[Problem], fraction: float) -> tuple[list[Problem], list[Problem]]:
@@ -117,7 +146,7 @@ def _check_cases(record: Record) -> None:
     """NoAnswer where a record has none; ValueError where they are none."""
     if "cases" not in record:
         raise ValueError(unknown("column", "cases", record))
-    if is_blank(record["cases"]) or record["cases"] in ([], "[]", "null"):
+    if is_blank(record["cases"]) or record["cases"] in ("[]", "null"):
         raise NoAnswer(f"column 'cases' is {shown(record['cases'])}")
     parse_cases(record["cases"])
 
@@ -129,6 +158,10 @@ def _check_answer(record: Record, answer: str) -> None:
         raise ValueError(error) if "did you mean" in error else NoAnswer(error)
     if is_blank(record[answer]):
         raise NoAnswer(f"column {answer!r} is {shown(record[answer])}")
+    value = record[answer]
+    if isinstance(value, list | dict) and json.dumps(value, default=str) != str(value):
+        # What rewards compare with is Python's form of it, which nobody writes, as in "['5']".
+        raise ValueError(f"column {answer!r} is {shown(value)}; valid: text, or numbers")
 
 
 def checked_prompt(

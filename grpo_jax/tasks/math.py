@@ -1,6 +1,7 @@
 """MATH (2103.03874): competition problems whose solutions box the answer, in published JSON."""
 
 from grpo_jax.rewards.answers import boxed_answer
+from grpo_jax.rewards.latex import same
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, published_files, worked
@@ -48,7 +49,7 @@ def math(
 def _problem(record: Record) -> Problem:
     solution = text(record, "solution", is_answer=True)
     answer = boxed_answer(solution)
-    if not answer:
+    if not answer or same(answer, ""):  # spaces and styles only
         raise NoAnswer("column 'solution' has no answer; valid: one in \\boxed{...}")
     columns: Record = {"answer": answer, "solution": solution}
     columns |= {name: record[name] for name in ("level", "type") if name in record}

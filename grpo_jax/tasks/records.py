@@ -58,8 +58,9 @@ def read_table(path: Path, make: Callable[[Record], T], dropped: Dropped = None)
     """`make(record)` for every line of a file of JSON lines, or row of a .parquet file.
 
     What `make` refuses by ValueError is named by file and line, or by the row's number from 1; by
-    NoAnswer, noted in `dropped`, but ValueError where that is every record. FileNotFoundError where
-    there is no such file; ModuleNotFoundError names parquet's extra.
+    NoAnswer, noted in `dropped`, but NoAnswer where that is every record. ValueError for a file
+    without records, FileNotFoundError where there is none; ModuleNotFoundError names parquet's
+    extra.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; valid: a file of JSON lines, or .parquet")
@@ -127,14 +128,17 @@ def text(record: Record, column: str, is_answer: bool = False) -> str:
     value = record[column]
     if is_answer and is_blank(value):
         raise NoAnswer(f"column {column!r} is {shown(value)}")
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or is_blank(value):
         raise ValueError(f"column {column!r} is {shown(value)}; valid: text that is not empty")
     return value
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value is null, not a number, or text without a character."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    """Whether a value is null, not a number, an empty list or object, or text with nothing to see:
+    spaces, or marks such as U+200B and U+FEFF."""
+    if isinstance(value, str):
+        return not any(c.isprintable() and not c.isspace() for c in value)
+    return value is None or value != value or value in ([], {})
 
 
 def shown(value: Any) -> str:
@@ -153,8 +157,12 @@ def _made(
             if dropped is None or not isinstance(error, NoAnswer):
                 raise ValueError(f"{name}: {error}") from error
             without.append(f"{name}: {error}")
+        except RecursionError as error:
+            raise ValueError(f"{name}: nested too deeply; valid: a few levels") from error
     if without and not results:
-        raise ValueError(f"{path}: no record of {len(without)} has an answer; {without[0]}")
+        raise NoAnswer(f"{path}: no record of {len(without)} has an answer; {without[0]}")
+    if not results:
+        raise ValueError(f"{path}: it holds no records; valid: one or more")
     if dropped is not None:
         dropped.extend(without)
     return results
@@ -205,12 +213,15 @@ def _half(value: Any) -> re.Match[str] | None:
 
 def _rows(path: Path) -> list[Record]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path}: parquet needs an extra: pip install 'grpo_jax[parquet]' ({error})"
         ) from error
     try:
         return parquet.read_table(path).to_pylist()
-    except ValueError as error:  # pyarrow's own for a file of another format
-        raise ValueError(f"{path}: not parquet: {error}") from error
+    except (ValueError, OverflowError, OSError, ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's own
+            raise
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: it cannot be read as parquet: {why}") from error

@@ -9,6 +9,7 @@ import pytest
 
 from grpo_jax.rewards import Rewarder
 from grpo_jax.rewards.form import format_tags
+from grpo_jax.rewards.text import exact_answer
 from grpo_jax.tasks import make_task
 from grpo_jax.tasks.jsonl import NEED_ANSWER
 from grpo_jax.tasks.loader import batches
@@ -97,7 +98,18 @@ def test_a_bad_parquet_record_or_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a\.parquet: record 2: column 'prompt' is null; valid"):
         make_task("jsonl", path=str(path))
     path.write_text('{"prompt": "p", "answer": 1}')
-    with pytest.raises(ValueError, match=r"a\.parquet: not parquet: "):
+    whole = path.read_bytes()
+    for broken in (
+        b'{"prompt": "p", "answer": 1}',
+        whole[:-60] + b"\xff" * 40 + whole[-20:],
+        whole[:4] + bytes(40) + whole[44:],
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"a\.parquet: it cannot be read as parquet: .+\Z"):
+            make_task("jsonl", path=str(path))
+    late = pyarrow.array([2**62], pyarrow.timestamp("us"))  # no date of Python's
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["p"], "at": late}), path)
+    with pytest.raises(ValueError, match=r"a\.parquet: it cannot be read as parquet: "):
         make_task("jsonl", path=str(path))
 
 
@@ -282,7 +294,8 @@ def test_a_conversation_with_its_answer_is_no_prompt(tmp_path, record):
 
 
 @pytest.mark.parametrize(
-    "without", [{"answer": None}, {"answer": " "}, {"answer": float("nan")}, {}]
+    "without",
+    [{"answer": a} for a in (None, " ", float("nan"), [], {}, "\u200b", "\ufeff ")] + [{}],
 )
 def test_records_without_an_answer_are_dropped(tmp_path, records, capsys, without):
     lines = [*records[:9], *({"prompt": f"none {i}", **without} for i in range(5))]
@@ -294,10 +307,36 @@ def test_records_without_an_answer_are_dropped(tmp_path, records, capsys, withou
     assert "a.jsonl:10: " in warning and "a.jsonl:12: " in warning
     with pytest.raises(ValueError, match=r"a\.jsonl:10: .*answer"):
         make_task("jsonl", path=path, unanswered="refuse")
-    with pytest.raises(ValueError, match=r"no record of 5 has an answer; .*none\.jsonl:1: "):
+    mine = make_task("jsonl", path=path, reward=exact_answer, heldout_fraction=0.5)
+    assert len(mine.train) + len(mine.heldout) == 9 and capsys.readouterr().err  # by function
+    with pytest.raises(
+        ValueError,
+        match=r"no record of 5 has an answer; .*none\.jsonl:1: .*`answer`.*unanswered='keep'",
+    ):
         make_task("jsonl", path=write(tmp_path / "none.jsonl", lines[9:]))
     task = make_task("jsonl", path=path, heldout_fraction=0.5, reward="format")  # needs none
     assert len(task.train) + len(task.heldout) == 14 and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [["5"], [None], {"value": 5}, [[1, "a"]], [True]])
+def test_an_answer_that_is_compared_in_a_form_nobody_writes_is_refused(tmp_path, answer):
+    lines = [{"prompt": "q", "answer": "5"}, {"prompt": "r", "answer": [1, 2.5]}]
+    path = write(tmp_path / "a.jsonl", lines)
+    make_task("jsonl", path=path, heldout_fraction=1)
+    path = write(tmp_path / "a.jsonl", [*lines, {"prompt": "s", "answer": answer}])
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: column 'answer' is .*; valid: text, or num"):
+        make_task("jsonl", path=path, unanswered="keep")
+
+
+@pytest.mark.parametrize("side", ["path", "heldout_path"])
+@pytest.mark.parametrize(
+    "content, match", [("\n", r": it holds no records"), ("[" * 9999, r":1: nested too deeply")]
+)
+def test_a_file_without_records_or_without_end_is_named(tmp_path, records, side, content, match):
+    files = {"path": write(tmp_path / "a.jsonl", records)} | {side: str(tmp_path / "b.jsonl")}
+    (tmp_path / "b.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=rf"b\.jsonl{match}; valid: "):
+        make_task("jsonl", **files)
 
 
 @pytest.mark.parametrize("reward", ["last_number", "numeric_answer", "choice"])
