@@ -19,6 +19,7 @@ from grpo_jax.rewards.evaluate import scored_by
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import warn_of_unread
+from grpo_jax.tasks.mixture import judge
 from grpo_jax.tasks.problem import Problem, Source, listed
 from grpo_jax.tokenizers import encode_each, excerpt, prompt_text
 
@@ -92,9 +93,9 @@ def _parts(ex: Experiment, sampled: bool) -> Iterator[Part]:
         if not c.steps and not c.sft.stop_accuracy:
             learnt = solved  # nothing else is read
     rewards = _rewards(ex) if sampled and c.steps else {}
-    if "math_verify" in rewards and ex.task.accuracy is not rewards["math_verify"]:
-        asked = [p for p in learnt if _asks(p, "math_verify")]
-        warn_of_unread(rewards["math_verify"], asked)
+    if reward := rewards.get("math_verify"):
+        asked = [p for p in learnt if _asks(p, "math_verify")]  # others were named with their task
+        warn_of_unread(reward, [p for p in asked if judge(ex.task.accuracy, p) is not reward])
     yield Part("training problems", learnt, [prompts, partial(_reward_faults, rewards)])
     yield Part("worked solutions", solved, [partial(_solution_faults, ex)])
     if c.eval.every:

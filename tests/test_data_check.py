@@ -146,13 +146,26 @@ def test_what_a_reward_cannot_read_is_counted_and_named(experiment, reward, colu
         check_data(experiment([*good, *others], **weights))
 
 
-def test_answers_that_a_reward_reads_as_nothing_are_named_for_config_rewards(experiment, capsys):
+def test_answers_that_a_reward_reads_as_nothing_are_named(experiment, tmp_path, capsys):
     pytest.importorskip("math_verify", reason="the extra grpo_jax[math] is not installed")
     records = [*GOOD[4:], {"prompt": "1+1=", "answer": "\\begin{array}{c}\\end{array}"}]
     check_data(experiment(records, rewards={"math_verify": 1.0}))
-    assert "math_verify reads 1 of 37 answers as nothing" in capsys.readouterr().err
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "math_verify reads 1 of 37 answers as nothing" in warning
+    assert warning.endswith("'\\\\begin{array}{c}\\\\end{array}' (" + f"{tmp_path}/train.jsonl:37)")
     check_data(experiment(records, rewards={"accuracy": 1.0}))
     assert not capsys.readouterr().err
+
+
+def test_a_part_of_a_mixture_names_once_the_answers_that_are_nothing(experiment, tmp_path, capsys):
+    pytest.importorskip("math_verify", reason="the extra grpo_jax[math] is not installed")
+    records = [*GOOD[4:], *({"prompt": f"{i}+1=", "answer": "?"} for i in range(10, 17))]
+    file = {"name": "jsonl", "path": str(tmp_path / "train.jsonl"), "reward": "math_verify"}
+    mixed = {"name": "mixture", "parts": {"file": file, "addition": {}}}
+    check_data(experiment(records, task=mixed, rewards={"accuracy": 1.0, "math_verify": 1.0}))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "reads 7 of 43 answers" in warning
+    assert warning.endswith(f": '?' ({tmp_path}/train.jsonl:37)")
 
 
 def test_all_prompts_that_the_template_refuses_are_counted(experiment, tmp_path):

@@ -93,12 +93,15 @@ def warn_of_unread(reward: Reward, problems: Sequence[Problem]) -> None:
         return
     from grpo_jax.rewards.math import unread  # of an extra
 
-    golds = [str(p.columns["answer"]).strip() for p in problems if p.columns.get("answer")]
+    answered = [p for p in problems if p.columns.get("answer")]
+    golds = [str(p.columns["answer"]).strip() for p in answered]
     if none := unread(golds):
-        named = ", ".join(map(repr, none[:3])) + (" ..." if len(none) > 3 else "")
+        first = {gold: p.where for gold, p in reversed([*zip(golds, answered, strict=True)])}
+        different = list(dict.fromkeys(none))
+        named = ", ".join(f"{gold!r} ({first[gold]})" for gold in different[:3])
         print(
             f"warning: math_verify reads {len(none)} of {len(golds)} answers as nothing, so that "
-            f"only the same text is right: {named}",
+            f"only the same text is right: {named}" + (" ..." if len(different) > 3 else ""),
             file=sys.stderr,
         )
 

@@ -7,11 +7,17 @@ from typing import Any
 
 from grpo_jax.rewards.call import accepted
 from grpo_jax.rewards.evaluate import REWARDS
-from grpo_jax.rewards.text import Completion
+from grpo_jax.rewards.text import Completion, Reward
 from grpo_jax.tasks.problem import Problem, Source, Task, listed
 
 MOST = 10_000  # problems of a part in one round
 KIND = "kind"  # the column that says which part a problem is of
+
+
+def judge(accuracy: Reward, problem: Problem) -> Reward:
+    """What judges a problem by a task's accuracy: of a mixture's, its part's own."""
+    parts: Mapping[str, Reward] = getattr(accuracy, "parts", {})
+    return parts.get(problem.columns[KIND], accuracy) if parts else accuracy
 
 
 class Mixed:
@@ -91,6 +97,7 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         given = {"prompts": prompts, "completions": completions, **columns}
         return tasks[one].accuracy(**accepted(tasks[one].accuracy, given))
 
+    accuracy.parts = {kind: task.accuracy for kind, task in tasks.items()}  # type: ignore[attr-defined]
     return Task(
         "mixture",
         Mixed({kind: task.train for kind, task in tasks.items()}, shares, marks),

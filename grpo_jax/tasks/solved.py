@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from grpo_jax.tasks.file_task import key
+from grpo_jax.tasks.file_task import key, warn_of_unread
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.problem import Problem, Task
 from grpo_jax.tasks.records import Record, dropping, located, read_table, text, warn_of_dropped
@@ -26,6 +26,7 @@ def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
     dropped = dropping(unanswered)
     records = read_table(located(path), _problem, dropped)
     warn_of_dropped(dropped, len(records) + len(dropped or ()))
+    warn_of_unread(task.accuracy, records)
     train = [problem for problem in records if key(problem) not in asked]
     if not train:
         raise ValueError(f"{path}: no problem of {len(records)} records is one to train on")
