@@ -153,9 +153,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = FLAGS) -> list[
                 raise UsageError(f"config.{name} is a group of fields; set one: config.{example}")
             _check_name(config, name, dict(given))
         kinds = {name: _field_type(config, name) for name, _ in fields}
-    for flag in (flag_values[name] for name, value in given if not value and name in flag_values):
-        if flag.default is None and flag.flag_type() == "string":
-            raise UsageError(f"--{flag.name}= is empty; valid: {flag.help}")
+    _check_empty([(flag_values[name], value) for name, value in given if name in flag_values])
     left = _parsed(argv, flag_values, {name: kinds.get(name) for name, _ in fields})
     own = [name for name, _ in given if not name.startswith("config.")]  # a config's: `checks`
     _check_numbers(flag_values[name] for name in own if name in flag_values)
@@ -241,6 +239,16 @@ def _drop_other_tasks_options(
         if gone:
             fields = ", ".join(f"config.{within}.{option}" for option in gone)
             print(f"note: {fields}: of task {before!r}, not of {task!r}", file=sys.stderr)
+
+
+def _check_empty(given: Iterable[tuple[flags.Flag, str]]) -> None:
+    """UsageError for a text that is empty where that says nothing, or that is part of a list."""
+    for flag, value in given:
+        if isinstance(flag.parser, flags.ListParser) and "" in map(str.strip, value.split(",")):
+            what = "is empty" if not value.strip() else "has an empty name in it"
+            raise UsageError(f"--{flag.name}={value} {what}; valid: {flag.help}, or no such flag")
+        if not value and flag.default is None and flag.flag_type() == "string":
+            raise UsageError(f"--{flag.name}= is empty; valid: {flag.help}")
 
 
 def _check_numbers(given: Iterable[flags.Flag]) -> None:

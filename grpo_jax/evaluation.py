@@ -85,13 +85,20 @@ def greedy_metrics(problems: Sequence[Problem], greedy: "Attempts") -> dict[str,
 
 
 def first_problems(
-    ex: Experiment, source: Source, order: Iterable[int], n: int, asked: str = "eval.problems"
+    ex: Experiment,
+    source: Source,
+    order: Iterable[int],
+    n: int,
+    asked: str = "eval.problems",
+    helps: str = "",
 ) -> list[Problem]:
     """The first n problems of a source, in this order, whose prompts fit; ValueError for none.
 
-    Where there are fewer, those, and a warning once, which says what `asked` for n.
+    Where there are fewer, those, and a warning once, which says what `asked` for n. `helps` as in
+    `experiment.too_long`.
     """
-    chosen = list(itertools.islice(filter(ex.fits, map(source.__getitem__, order)), n))
+    fitting = filter(partial(ex.fits, helps=helps), map(source.__getitem__, order))
+    chosen = list(itertools.islice(fitting, n))
     if not chosen:
         raise ValueError(
             f"config.prompt_length={ex.config.prompt_length} drops every problem of {len(source)}"

@@ -58,10 +58,11 @@ class Experiment:
         path = self.config.model.path
         return at_home(path) if path else None
 
-    def fits(self, problem: Problem) -> bool:
+    def fits(self, problem: Problem, helps: str = "") -> bool:
         """Whether the prompt is to be used: over-long ones are not where they are dropped.
 
-        UsageError where one is refused instead, and ValueError where it cannot be encoded.
+        UsageError where one is refused instead (`helps` as `too_long` has it), and ValueError where
+        it cannot be encoded.
         """
         try:
             tokens = len(prompt_ids(self.tokenizer, problem.prompt))
@@ -72,7 +73,7 @@ class Experiment:
         if tokens <= self.config.prompt_length:
             return True
         if self.config.overlong_prompts == "refuse":
-            raise UsageError(too_long(self.config, problem, "prompt", tokens))
+            raise UsageError(too_long(self.config, problem, "prompt", tokens, helps=helps))
         return False
 
     def solution(self, problem: Problem) -> str:
@@ -117,20 +118,22 @@ def named(problem: Problem) -> str:
     return problem.where or "a problem of the task"
 
 
-def too_long(config: Any, problem: Problem, name: str, tokens: int, longest: int = 0) -> str:
+def too_long(
+    config: Any, problem: Problem, name: str, tokens: int, longest: int = 0, helps: str = ""
+) -> str:
     """One line on a "prompt" or "worked solution" of too many tokens, and on what helps.
 
     longest  tokens of the longest one that is known; 0 = this one's
+    helps    what does where the config is not the command line's to change; "" = its flags
     """
     prompt, longest = excerpt(problem.prompt), max(tokens, longest)
     what, field, limit = f"{name} {prompt}", "prompt_length", config.prompt_length
     if name != "prompt":
         what, field = f"{name} of {prompt}", "rollout.max_tokens"
         limit = config.rollout.max_tokens
-    return (
-        f"{named(problem)}: the {what} has {tokens} tokens; valid: 1 to {limit}, "
-        f"--config.{field}={longest}, or --config.overlong_prompts=drop to leave such problems out"
-    )
+    flags = f"--config.{field}={longest}, or --config.overlong_prompts=drop to leave such"
+    helps = helps or f"{flags} problems out"
+    return f"{named(problem)}: the {what} has {tokens} tokens; valid: 1 to {limit}, {helps}"
 
 
 def build(

@@ -27,6 +27,11 @@ from grpo_jax.runs import (
 from grpo_jax.tokenizers import keep_tokenizer, prefill
 
 KEPT = "kept"
+# What helps where a prompt is too long for a run, whose config no flag changes here.
+LONGER = (
+    "or config.overlong_prompts='drop' of the run to leave such problems out: go on with it by "
+    "experiments.train with --config.overlong_prompts=drop"
+)
 
 
 class Rule(NamedTuple):
@@ -118,7 +123,7 @@ def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pa
     journal = out / "samples.jsonl"
     n = len(ex.task.train)
     order = (i % n for i in range(rule.first, rule.first + n))
-    problems = first_problems(ex, ex.task.train, order, rule.problems, "problems")
+    problems = first_problems(ex, ex.task.train, order, rule.problems, "problems", LONGER)
     size = max(1, ROWS // rule.samples)
     done = read_lines(journal)
     for number, record in enumerate(done, 1):

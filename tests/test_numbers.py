@@ -65,6 +65,10 @@ def test_the_largest_that_fit_are_taken():
         ("--temperature=1e400", "--temperature=inf: it must be a finite number"),
         ("--out=", "--out= is empty; valid: the folder to write"),
         ("--note=", None),
+        ("--against=", "--against= is empty; valid: others"),
+        ("--against=a,,b", "--against=a,,b has an empty name in it; valid: others"),
+        ("--against=a,", "has an empty name in it"),
+        ("--against=a,b", None),
         ("--n=3", None),
     ],
 )
@@ -75,6 +79,7 @@ def test_flags_of_any_program_are_held_to_it(option, message):
     flags.DEFINE_float("temperature", 1.0, "", lower_bound=0.0, flag_values=values)
     flags.DEFINE_string("out", None, "the folder to write", flag_values=values)
     flags.DEFINE_string("note", "", "", flag_values=values)
+    flags.DEFINE_list("against", [], "others", flag_values=values)
     if message is None:
         assert command_line.parse_flags(["program", option], values) == ["program"]
         return

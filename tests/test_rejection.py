@@ -13,6 +13,7 @@ from tiny import compile_fast, tiny_config  # noqa: F401
 from grpo_jax import rejection
 from grpo_jax.checks import UsageError
 from grpo_jax.experiment import build
+from grpo_jax.fields import FrozenFields
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rejection import Rule, reject, verdicts
 from grpo_jax.sharding import unbox, using
@@ -128,6 +129,15 @@ def test_pairs_are_a_right_and_a_wrong_completion_of_a_problem(policy, whole):
     saved, own = load_tokenizer(out / "tokenizer"), policy[0].tokenizer
     assert (saved.stop, saved.pad) == (own.stop, own.pad)
     assert encode(saved, found[0]["chosen"]) == encode(own, found[0]["chosen"])
+
+
+def test_a_prompt_too_long_for_the_run_meets_advice_that_can_be_followed(policy, tmp_path):
+    """No program that takes a run's config as it is has a flag --config for another."""
+    ex, params = policy
+    short = FrozenFields(ex.config.to_dict() | {"prompt_length": 1})
+    with pytest.raises(UsageError, match=r"valid: 1 to 1, or config\.overlong_prompts='drop'") as e:
+        run((dataclasses.replace(ex, config=short), params), tmp_path / "out")
+    assert "prompt_length" not in str(e.value) and "experiments.train" in str(e.value)
 
 
 def test_other_problems_come_after_the_last_from_the_first_on(policy, tmp_path):
