@@ -1,13 +1,23 @@
 """One call of one reward on one prompt's group, checked, in this process or in a worker."""
 
 import contextlib
+import copy
 import inspect
 import pickle
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Container, Iterator, Mapping, MutableSequence, Sequence, Set
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableSequence,
+    Sequence,
+    Set,
+)
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +27,9 @@ import numpy as np
 from grpo_jax.rewards.text import Reward
 
 LARGEST = 1e18  # of a reward: advantages are reckoned with its square, in float32
+LONGEST = 500  # characters of an exception's text in a message
+# What TRL's trainer gives to rewards, and runs here do not.
+OF_TRL = ("trainer_state", "log_metric", "log_extra", "completion_ids")
 AT_START = "at_start"  # a reward's attribute: a function that loads what it needs, in each process
 
 
@@ -96,9 +109,19 @@ def _signals() -> Iterator[Callable[[], bool]]:
 def _values(function: Reward, group: Group) -> list[float]:
     size = len(group.completions)
     columns = {name: [value] * size for name, value in group.columns.items()}
-    given = {"prompts": [group.prompt] * size, "completions": group.completions}
-    arguments: dict[str, Any] = columns | dict(group.extras) | given
-    returned = function(**accepted(function, arguments))
+    # Copies, for a reward may change what it is given, and others read the same.
+    given: dict[str, Any] = copy.deepcopy(
+        {**group.extras, "prompts": [group.prompt], "completions": list(group.completions)}
+    )
+    given["prompts"] *= size
+    returned = function(**accepted(function, columns | given))
+    if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()  # else Python warns that nobody waited for it
+        raise _Returned(
+            "is asynchronous (async def); valid: a function that returns its values, as by "
+            "asyncio.run"
+        )
     # A mapping would be read as its keys, a set in any order, text as its characters, a table by
     # its columns.
     wrong = isinstance(returned, Mapping | Set | str | bytes | bytearray | memoryview)
@@ -119,7 +142,7 @@ def accepted(function: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
     A missing one that has no default is an error that names the columns there are.
     """
     if missing := missing_column(function, arguments):
-        raise _Returned(f"needs the column {missing!r}; there are {sorted(arguments)}")
+        raise _Returned(lacking(missing, arguments))
     parameters = _parameters(function)
     if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
         return arguments
@@ -133,6 +156,13 @@ def missing_column(function: Reward, names: Container[str]) -> str:
         p.name for p in _parameters(function) or () if p.kind in _NAMED and p.default is p.empty
     }
     return min((name for name in required if name not in names), default="")
+
+
+def lacking(name: str, there: Iterable[str]) -> str:
+    """What is wrong with a reward that needs an argument which is not `there`."""
+    if name in OF_TRL:
+        return f"needs TRL's {name!r}, which is not given here; valid: an argument with a default"
+    return f"needs the column {name!r}; there are {sorted(there)}"
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -216,14 +246,17 @@ def _first_line(error: BaseException) -> str:
     name = kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # an exception's text is a program, too
+    except BaseException:  # an exception's text is a program, too
         lines = []
-    return f"{name}: {lines[0]}" if lines else name
+    return f"{name}: {_cut(lines[0], LONGEST)}" if lines else name
 
 
 def excerpt(value: Any, limit: int = 120) -> str:
     """`repr(value)`, cut to `limit` characters for an error message."""
-    text = repr(value)
+    return _cut(repr(value), limit)
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

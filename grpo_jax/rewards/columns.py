@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grpo_jax.rewards.call import missing_column
+from grpo_jax.rewards.call import lacking, missing_column
 from grpo_jax.rewards.cases import parse_cases
 from grpo_jax.rewards.text import Reward
 
-# What is given to a reward besides the columns of its record.
-GIVEN = ("prompts", "completions", "completion_ids", "prefill")
+# What a run gives to a reward besides the columns of its record.
+GIVEN = ("prompts", "completions", "prefill")
 
 
 def misread(reward: Reward, columns: Mapping[str, Any]) -> str:
@@ -18,7 +18,7 @@ def misread(reward: Reward, columns: Mapping[str, Any]) -> str:
     """
     names = {*columns, *GIVEN}
     if missing := missing_column(reward, names):
-        return f"the reward needs the column {missing!r}; there are {sorted(columns)}"
+        return f"the reward {lacking(missing, columns)}"
     column, check = _CHECKS.get(path_of(reward), ("", None))
     value = columns.get(column)
     if check is None or value is None:  # None: the reward abstains

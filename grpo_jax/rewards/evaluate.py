@@ -27,7 +27,7 @@ from grpo_jax.rewards.call import (
     load_functions,
 )
 from grpo_jax.rewards.limits import Limits
-from grpo_jax.rewards.processes import context
+from grpo_jax.rewards.processes import CLEAN, context
 from grpo_jax.rewards.text import Reward
 
 __all__ = ["RewardError", "Rewarder", "Scores", "scored_by"]
@@ -215,7 +215,8 @@ class Rewarder:
         try:
             result = one.future.result(0)
         except ProcessExpired as error:
-            batch.lose(call, f"killed its process (exit status {error.exitcode})", hung=False)
+            status = 0 if error.exitcode == CLEAN else error.exitcode
+            batch.lose(call, f"killed its process (exit status {status})", hung=False)
         except (FutureTimeout, BrokenProcessPool):  # its pool gave up, and it with the pool
             if self._limits.begun(slot):
                 batch.lose(call, "lost its process", hung=False)

@@ -18,12 +18,21 @@ CONSTS.channel_lock_timeout = 5  # until a lock of a killed worker is given up, 
 _lock = threading.Lock()
 
 
+CLEAN = 256  # no status of Linux: in place of 0, which pebble takes for an end that it ordered
+
+
 class _Process(SpawnProcess):
     """A spawned process that does not import the parent's __main__ again.
 
     cloudpickle ships what is defined in __main__ by value, so nothing is missed; a notebook or an
     unguarded script works, and a worker starts without the trainer's imports.
     """
+
+    @property
+    def exitcode(self) -> int | None:
+        """As ever, but CLEAN for 0: no worker ends before it is killed, unless a reward ends it."""
+        status = super().exitcode
+        return CLEAN if status == 0 else status
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:

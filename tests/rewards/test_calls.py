@@ -1,6 +1,8 @@
 """One call of a reward: how it is called, what it may return, and whose fault it is."""
 
 import asyncio
+import copy
+import functools
 import inspect
 import os
 import re
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.rewards import Rewarder, RewardError
+from grpo_jax.rewards.columns import misread
 from grpo_jax.tasks import Problem
 
 PROBLEMS = [Problem("p0", {"answer": "a"}), Problem("p1", {"answer": "b"})]
@@ -27,7 +30,7 @@ def raise_on_b(completions, **columns):
 def test_whatever_a_reward_raises_is_its_fault_in_one_line(workers):
     class Awkward(Exception):
         def __str__(self):
-            raise ValueError
+            raise self.args[0]
 
     def explain(error):
         error.add_note("a note")
@@ -41,7 +44,9 @@ def test_whatever_a_reward_raises_is_its_fault_in_one_line(workers):
         (ValueError("first\nsecond\nlast"), "ValueError: first"),
         (explain(KeyError("column")), "KeyError: 'column'"),
         (SyntaxError("bad", ("f.py", 3, 1, "x =", 3, 4)), r"SyntaxError: bad \(f.py, line 3\)"),
-        (Awkward(), ".*Awkward"),
+        (Awkward(ValueError()), ".*Awkward"),
+        (Awkward(KeyboardInterrupt()), ".*Awkward"),
+        (ValueError("a" * 100_000), "ValueError: a{300,600}…"),
         (TimeoutError("mine"), "TimeoutError: mine"),
     ]
 
@@ -183,6 +188,59 @@ def test_a_chat_prompt_gets_chat_completions():
 def test_a_reward_may_leave_out_the_columns_it_does_not_use():
     scores = Rewarder({"short": lambda completions: [2.0]})(PROBLEMS[:1], [["x"]])
     assert scores.parts["short"].tolist() == [[2.0]]
+
+
+class Asynchronous:
+    async def __call__(self, completions, **columns):
+        return [0.0] * len(completions)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_asynchronous_reward_is_refused(workers):
+    later = Asynchronous()
+    rewards = [later, later.__call__, functools.partial(later.__call__), lambda **c: later(**c)]
+    with Rewarder(dict(zip("abcd", rewards, strict=True)), workers=workers) as rewarder:
+        for name in "abcd":
+            match = f"reward '{name}' is asynchronous .*; valid: .* asyncio.run; prompt: 'p0'"
+            with pytest.raises(RewardError, match=match):
+                rewarder(PROBLEMS[:1], [["x"]], names=[name])
+
+
+@pytest.mark.parametrize("prompt", ["p", [{"role": "user", "content": "p"}]])
+def test_what_a_reward_changes_others_read_unchanged(prompt):
+    def change(prompts, completions, completion_ids):
+        size = len(prompts)
+        for one in (*prompts, *completions, *completion_ids):
+            if isinstance(one, list):
+                one.clear()
+        for values in (prompts, completions, completion_ids):
+            values.clear()
+        return [0.0] * size
+
+    def read(prompts, completions, completion_ids):
+        seen.append((prompts, completions, completion_ids))
+        return [0.0] * len(prompts)
+
+    def fail(completions):
+        completions.clear()
+        return [1 / 0]
+
+    seen, given = [], (copy.deepcopy([Problem(prompt)]), [["x", "y"]], [[[5], [6, 7]]])
+    Rewarder({"first": read, "change": change, "last": read})(*given)
+    assert seen[0] == seen[1] and given[0] == [Problem(prompt)]
+    assert seen[0][0] == [prompt] * 2 and seen[0][2] == [[5], [6, 7]]
+    with pytest.raises(RewardError, match=r"raised ZeroDivisionError.*; completion: .*x"):
+        Rewarder({"fail": fail})(*given)
+
+
+def test_what_only_trl_gives_is_named():
+    for reward in (lambda trainer_state: [0.0], lambda completions, *, log_metric: [0.0]):
+        with pytest.raises(
+            RewardError, match=r"'odd' needs TRL's '(tra|log).*with a default; prom"
+        ):
+            Rewarder({"odd": reward})(PROBLEMS[:1], [["x"]])
+    assert "needs TRL's 'completion_ids'" in misread(lambda completion_ids: [0.0], {})
 
 
 def test_a_missing_column_is_named():

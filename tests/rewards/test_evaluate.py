@@ -59,10 +59,11 @@ def test_parts_are_scored_and_what_hangs_or_dies_is_nan_alone(pool):
     assert clean.timeouts == 0 and np.isfinite(clean.parts["misbehave"]).all()
 
 
-def test_a_worker_that_exits_cleanly_in_the_middle_is_counted_too(pool):
+def test_a_worker_that_exits_cleanly_in_the_middle_is_counted_too(pool, capsys):
     scores = pool([Problem("zero", {"answer": ""})], [["x", "die"]])
     np.testing.assert_array_equal(scores.parts["misbehave"], [[1, np.nan]])
     assert scores.timeouts == 1
+    assert "'misbehave' killed its process (exit status 0) and " in capsys.readouterr().err
 
 
 def test_what_is_lost_is_told_of_in_one_line_a_reward(pool, capsys):
