@@ -169,7 +169,7 @@ def check_stop(strings: Sequence[Any], name: str = "config.rollout.stop") -> Non
     """Refuse what cannot stop a completion; UsageError names it."""
     for string in strings:
         if not isinstance(string, str) or not string or _is_torn(string):
-            raise UsageError(f"{name}: {string!r}; valid: texts that are not empty")
+            raise UsageError(f"{name}: {string!r}; valid: texts of whole characters, not empty")
 
 
 def _is_torn(text: str) -> bool:

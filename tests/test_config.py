@@ -60,8 +60,8 @@ def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
             {"rollout__overlap": True, "algorithm__tis_mode": "mask", "algorithm__preset": "dapo"},
             "dynamic_sampling_rounds=10: with config.rollout.overlap .* valid: 0",
         ),
-        ({"rollout__stop": ("\n", "")}, r"config\.rollout\.stop: ''; valid: texts that are not"),
-        ({"rollout__stop": (5,)}, r"config\.rollout\.stop: 5; valid: texts that are not empty"),
+        ({"rollout__stop": ("\n", "")}, r"config\.rollout\.stop: ''; valid: texts of whole"),
+        ({"rollout__stop": (5,)}, r"config\.rollout\.stop: 5; valid: texts of whole characters"),
         ({"rollout__stop": ("\ud800",)}, r"config\.rollout\.stop: '\\ud800'; valid: texts"),
         (
             {"chat_template_kwargs": {"messages": 1}},

@@ -17,11 +17,13 @@ _STATED = re.compile(
     r"[\s*_$\"')\]}]*(?:[.!;]|\n|$)"
 )
 _CLOSING = r"[\s*_$\"'`)\]}.!]*"
-# A number after one of these counts or names something: "step 1.", "case 2".
+# A number after one of these counts or names something, "step 1.", "case 2", or is a part of what
+# is to be computed, "2 + 2".
 _LABEL = re.compile(
     r"(?:\b(?:steps?|parts?|cases?|questions?|problems?|tasks?|numbers?|no\.?|options?|chapters?|"
     r"lines?|methods?|ways?|examples?|stages?|equations?|figures?|tables?|points?|items?|rules?|"
-    r"page|version|at|by|with|from|to|of|and|or)|\#|n[\u00ba\u00b0])[\s*_$(]*$",
+    r"page|version|at|by|with|from|to|of|and|or)|\#|n[\u00ba\u00b0])[\s*_$(]*$"
+    r"|[\d)\]}]\s*[-+*/^\u00d7\u00f7\u00b7\u2212]\s*$",
     re.IGNORECASE,
 )
 _COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")

@@ -182,7 +182,7 @@ def checked_prompt(
     if not chat and not (isinstance(value, str) and value != ""):
         raise ValueError(
             f"column {column!r} is {shown(value)}; valid: text that is not empty, or a "
-            'list of messages {"role": text, "content": text}' + _parts(value)
+            'list of messages {"role": text, "content": text}' + _which(value)
         )
     if chat and {message["role"] for message in value} <= {"system", "developer"}:
         raise ValueError(f"column {column!r} asks nothing; valid: a message of the user's too")
@@ -200,11 +200,19 @@ def _check_open(column: str, content: str, answers: Iterable[Any]) -> None:
         )
 
 
-def _parts(value: Any) -> str:
-    parts = isinstance(value, list) and any(
-        isinstance(m, dict) and isinstance(m.get("content"), list) for m in value
-    )
-    return ", not a list of parts: models here read text only" if parts else ""
+def _which(value: Any) -> str:
+    """What is wrong with the first message of a list that is none; "" where it is no list."""
+    messages = value if isinstance(value, list) else []
+    bad = [(i, m) for i, m in enumerate(messages, 1) if not _is_message(m)]
+    if not bad:
+        return ""
+    place, message = bad[0]
+    if isinstance(message, dict) and isinstance(message.get("content"), list):
+        return ", not a list of parts: models here read text only"
+    if not isinstance(message, dict) or "role" not in message or "content" not in message:
+        return f"; message {place} is {shown(message)}"
+    name = "role" if not isinstance(message["role"], str) else "content"
+    return f"; the {name} of message {place} is {shown(message[name])}"
 
 
 def _is_message(value: Any) -> bool:

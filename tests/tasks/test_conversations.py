@@ -5,6 +5,8 @@ import pytest
 from grpo_jax.tasks.conversations import is_answer
 
 BEGINNINGS = [
+    ("Step 1: 2 + 2", "2"),
+    ("We need (3 + 1) - 2", "2"),
     ("Sure, step 1:", "1"),
     ("Sure, let me start with step 1.", "1"),
     ("Sure! Step 1. We add", "1"),

@@ -147,7 +147,11 @@ def test_chat_messages_are_kept(tmp_path):
         ('{"prompt": 3, "answer": 1}', "column 'prompt' is 3; valid: text"),
         ('{"prompt": "", "answer": 1}', "column 'prompt' is \"\"; valid: text"),
         ('{"prompt": [], "answer": 1}', r"column 'prompt' is \[\]; valid: text"),
-        ('{"prompt": [{"role": "user"}], "answer": 1}', "a list of messages"),
+        ('{"prompt": [{"role": "user"}], "answer": 1}', 'message 1 is {"role": "user"}'),
+        (
+            '{"prompt": [{"role": "assistant", "content": null}], "answer": 1}',
+            "the content of message 1 is null",
+        ),
         ('{"prompt": [{"role": "system", "content": "Hi"}], "answer": 1}', "asks nothing; valid: "),
         (
             '{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1}',
