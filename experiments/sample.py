@@ -92,6 +92,8 @@ def _given() -> dict:
     if not isinstance(given, dict):
         raise UsageError(f'--chat_template_kwargs={text}; valid: {{"enable_thinking": false}}')
     check_chat(given, "--chat_template_kwargs")
+    if given and not CHAT.value:
+        raise UsageError("--chat_template_kwargs: a text prompt has no template; valid: --chat")
     return given
 
 

@@ -192,7 +192,12 @@ def _check_name(config: ConfigDict, name: str, given: dict[str, str]) -> None:
     Of a field of a task, or of one within it, the error names that task's options.
     """
     flat = flatten(config.to_dict())
-    if name in flat or name.startswith(_TAKES_ANY):
+    if name in flat:
+        return
+    if name.startswith(_TAKES_ANY):
+        if "." in (key := name.partition(".")[2]):
+            group = name.partition(".")[0]
+            raise UsageError(f"config.{name}: {key!r} is no name; valid: config.{group}.<name>")
         return
     from grpo_jax.tasks import TASKS, task_options
 

@@ -207,9 +207,11 @@ def with_kwargs(
     tokenizer: TextTokenizer, given: Mapping[str, Any], name: str = "config.chat_template_kwargs"
 ) -> TextTokenizer:
     """The tokenizer whose chat template is given these too; a note on stderr of those unread."""
-    if given and tokenizer.chat_template is not None:
-        for line in unused(tokenizer.chat_template, list(given)):
-            print(f"note: {name}: {line}", file=sys.stderr)
+    template, notes = tokenizer.chat_template, []
+    if given:
+        notes = ["no chat template is there"] if template is None else unused(template, [*given])
+    for line in notes:
+        print(f"note: {name}: {line}", file=sys.stderr)
     return dataclasses.replace(tokenizer, template_kwargs={**tokenizer.template_kwargs, **given})
 
 

@@ -174,3 +174,5 @@ def test_a_note_names_the_field(tokenizer, capsys):
     assert capsys.readouterr().err.startswith("note: config.chat_template_kwargs: the chat templ")
     with_kwargs(tokenizer(QWEN3), OFF)
     assert capsys.readouterr().err == ""
+    with_kwargs(dataclasses.replace(tokenizer(), chat_template=None), OFF)
+    assert "chat_template_kwargs: no chat template is there" in capsys.readouterr().err

@@ -112,6 +112,10 @@ def test_rewards_of_any_name_get_their_weights(config_file):
             r"closest .* config.rewards.accuracy; or .*package.m",
         ),
         ("--config.foo:bar=1", "unknown field config.foo:bar"),
+        (
+            "--config.chat_template_kwargs.a.b=1",
+            r"config.chat_template_kwargs.a.b: 'a.b' is no name; valid: .*kwargs\.<name>",
+        ),
         ("--config.task.dig-its=1", "unknown option config.task.dig-its; .* config.task.digits"),
         ("--config.foo[=1", "Could not parse 'foo\\['"),
         ("--config.steps[0]=1", "does not support integer indexing"),

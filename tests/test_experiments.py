@@ -152,6 +152,11 @@ def test_sample_prints_a_line_for_each_completion(run):
         *(("speculation", [f"--rows={n}"], "multiples of 8 up to 2048") for n in (7, 2056, "²")),
         ("speculation", ["--repeats=99999999999"], "--repeats=99999999999: it must be at most"),
         ("sample", ["--workdir={run}", "--prompt=1", "--seed=4294967296"], "[0, 4294967295]"),
+        (
+            "sample",
+            ["--workdir={run}", "--prompt=1", '--chat_template_kwargs={{"a": 1}}'],
+            "--chat_template_kwargs: a text prompt has no template; valid: --chat",
+        ),
         ("evaluate", ["--workdir={run}/checkpoints/007"], "is no checkpoint of"),
         ("evaluate", ["--workdir={run}/metrics.jsonl"], "metrics.jsonl holds no run"),
         ("export", ["--workdir={run}"], "--out=... is needed: the directory to write"),
