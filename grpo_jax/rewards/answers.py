@@ -183,7 +183,7 @@ def _last_boxes(text: str) -> tuple[int, str] | None:
         first = begin
         if content != contents[0]:
             contents.insert(0, content)
-    return start, ", ".join(contents)
+    return start, ", ".join(filter(None, contents))
 
 
 def _braced(text: str) -> str:

@@ -5,7 +5,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
@@ -72,12 +72,18 @@ def scored_by(problem: Record, reward: str) -> bool:
     names = problem.columns.get(REWARDS)
     if names is None:
         return True
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if not are_names(names):
         raise ValueError(
             f"column {REWARDS!r} of the prompt {excerpt(problem.prompt)} is {excerpt(names)}; "
             "valid: a list of the names of the rewards that score it"
         )
     return reward in names
+
+
+def are_names(value: Any) -> bool:
+    """Whether a value is a list, or the like, of texts: no mapping, and no one text."""
+    listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    return listed and all(isinstance(name, str) for name in value)
 
 
 class Rewarder:
@@ -202,7 +208,10 @@ class Rewarder:
             if not pool.active:  # pebble gives up on a pool that lost an idle worker
                 self._restarts += 1
                 if self._restarts > RESTARTS:
-                    raise RewardError("the processes for rewards end before they have started")
+                    raise RewardError(
+                        f"the processes of the rewards {', '.join(map(repr, self.functions))} end "
+                        "before they have started: one ends it when imported, or in at_start"
+                    )
                 self._finalizer()
                 pool = self._start()
             self._limits.schedule(slot)

@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from grpo_jax.rewards.call import accepted
-from grpo_jax.rewards.evaluate import REWARDS
+from grpo_jax.rewards.call import AT_START, accepted
+from grpo_jax.rewards.evaluate import REWARDS, are_names
 from grpo_jax.rewards.text import Completion, Reward
 from grpo_jax.tasks.problem import Problem, Source, Task, listed
 
@@ -84,7 +84,9 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
     marks: dict[str, dict[str, Any]] = {kind: {KIND: kind} for kind in parts}
     for kind, own in options.items():
         if REWARDS in own:
-            marks[kind][REWARDS] = list(own.pop(REWARDS))
+            if not are_names(names := own.pop(REWARDS)):
+                raise ValueError(f"parts.{kind}.rewards={names!r}: valid: a list of names")
+            marks[kind][REWARDS] = list(names)
     tasks = {kind: make_task(**own) for kind, own in options.items()}
 
     def accuracy(
@@ -97,6 +99,8 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         given = {"prompts": prompts, "completions": completions, **columns}
         return tasks[one].accuracy(**accepted(tasks[one].accuracy, given))
 
+    if loads := [own for t in tasks.values() if (own := getattr(t.accuracy, AT_START, None))]:
+        setattr(accuracy, AT_START, lambda: [load() for load in loads])
     accuracy.parts = {kind: task.accuracy for kind, task in tasks.items()}  # type: ignore[attr-defined]
     return Task(
         "mixture",

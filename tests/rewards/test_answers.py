@@ -80,6 +80,11 @@ def test_extract_boxed(text, boxed):
         assert boxed_answer(text) == boxed
 
 
+def test_boxes_of_nothing_are_no_element_of_a_list():
+    for text in (r"\boxed{} and \boxed{2}", r"\boxed{2}, \boxed{ }", r"\boxed{}\boxed{2}"):
+        assert boxed_answer(text) == "2"
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

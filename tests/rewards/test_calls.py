@@ -94,7 +94,7 @@ def test_what_is_not_asked_is_not_computed():
     np.testing.assert_array_equal(parts["other"], [[nan, nan], [2, 2], [nan, nan]])
 
 
-@pytest.mark.parametrize("names", ["mine", [0.5, 1]])
+@pytest.mark.parametrize("names", ["mine", [0.5, 1], 5, {"mine": 1}, [None]])
 def test_a_column_rewards_that_holds_no_names_is_refused(names):
     rewarder = Rewarder({"mine": lambda completions: [1.0]})
     with pytest.raises(

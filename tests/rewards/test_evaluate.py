@@ -1,3 +1,4 @@
+import functools
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pebble
 import pytest
 
-from grpo_jax.rewards import Rewarder, RewardError, resolve
+from grpo_jax.rewards import Rewarder, RewardError, evaluate, resolve
 from grpo_jax.tasks import Problem
 
 PROBLEMS = [Problem("p0", {"answer": "a"}), Problem("p1", {"answer": "b"})]
@@ -195,7 +196,7 @@ def test_what_a_reward_loads_at_first_use_is_not_timed(tmp_path):
     assert path.read_text() == "loaded\n" * 2
 
 
-def test_a_reward_may_say_what_to_load_at_the_start(tmp_path):
+def test_a_reward_may_say_what_to_load_at_the_start(tmp_path, monkeypatch):
     def reward(completions):
         return [float((tmp_path / "loaded").exists())] * len(completions)
 
@@ -213,6 +214,14 @@ def test_a_reward_may_say_what_to_load_at_the_start(tmp_path):
         )
         with pytest.raises(RewardError, match=told):
             rewarder(PROBLEMS[:1], [["a"]])
+    reward.at_start = functools.partial(os._exit, 3)
+    monkeypatch.setattr(evaluate, "RESTARTS", 0)
+    match = r"the processes of the rewards 'early' end before .* at_start\Z"
+    with (
+        pytest.raises(RewardError, match=match),
+        Rewarder({"early": reward}, workers=1) as rewarder,
+    ):
+        rewarder(PROBLEMS[:1], [["a"]])
 
 
 def test_what_a_reward_failed_on_throughout_is_named(pool):

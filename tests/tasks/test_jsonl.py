@@ -217,7 +217,7 @@ def test_cases_of_programs_are_read_with_the_data(tmp_path, cases, match):
         make_task("jsonl", path=str(path), reward="code")
 
 
-@pytest.mark.parametrize("none", [None, [], "", "[]"])
+@pytest.mark.parametrize("none", [None, [], "", "[]", "[ ]\n", "{}"])
 def test_records_without_cases_are_dropped_or_kept(tmp_path, capsys, none):
     cases = [{"stdout": "5"}]
     lines = [{"prompt": "p", "cases": cases}, {"prompt": "q", "cases": none}]

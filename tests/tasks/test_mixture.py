@@ -64,10 +64,17 @@ def test_each_part_judges_and_solves_its_own(task):
 def test_a_part_may_have_a_reward_that_takes_no_other_columns(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(f'{{"prompt": "{i}?", "more": 1}}\n' for i in range(20)))
-    own = {"name": "jsonl", "path": str(path), "reward": lambda completions: [0.5]}
+
+    def reward(completions):
+        return [0.5]
+
+    reward.at_start = (tmp_path / "loaded").touch
+    own = {"name": "jsonl", "path": str(path), "reward": reward}
     task = make_task("mixture", parts={"own": own, "sums": PARTS["sums"]})
     problem = next(p for p in task.heldout if p.columns["kind"] == "own")
     assert Rewarder({"accuracy": task.accuracy})([problem], [["x"]]).parts["accuracy"] == 0.5
+    task.accuracy.at_start()
+    assert (tmp_path / "loaded").exists()
 
 
 @pytest.mark.parametrize(
@@ -77,6 +84,8 @@ def test_a_part_may_have_a_reward_that_takes_no_other_columns(tmp_path):
         ({"addition": {"share": -1}, "countdown": {}}, r"parts.addition.share=-1: valid"),
         ({"addition": {"share": 0}, "countdown": {"share": 0}}, "every share is 0"),
         ({"addition": {}, "sums": {}}, "unknown task 'sums'"),
+        ({"addition": {"rewards": "mine"}, "countdown": {}}, "addition.rewards='mine': valid: a l"),
+        ({"addition": {"rewards": 5}, "countdown": {}}, "addition.rewards=5: valid: a list"),
     ],
 )
 def test_bad_parts_are_refused(parts, told):
