@@ -81,12 +81,7 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
             raise ValueError(f"parts.{kind}.share={share!r}: valid: an integer, 0 to {MOST}")
     if not any(shares.values()):
         raise ValueError("parts: every share is 0; valid: one above 0")
-    marks: dict[str, dict[str, Any]] = {kind: {KIND: kind} for kind in parts}
-    for kind, own in options.items():
-        if REWARDS in own:
-            if not are_names(names := own.pop(REWARDS)):
-                raise ValueError(f"parts.{kind}.rewards={names!r}: valid: a list of names")
-            marks[kind][REWARDS] = list(names)
+    marks = {kind: _mark(kind, own) for kind, own in options.items()}
     tasks = {kind: make_task(**own) for kind, own in options.items()}
 
     def accuracy(
@@ -99,7 +94,8 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         given = {"prompts": prompts, "completions": completions, **columns}
         return tasks[one].accuracy(**accepted(tasks[one].accuracy, given))
 
-    if loads := [own for t in tasks.values() if (own := getattr(t.accuracy, AT_START, None))]:
+    loads = [getattr(t.accuracy, AT_START) for t in tasks.values() if hasattr(t.accuracy, AT_START)]
+    if loads:
         setattr(accuracy, AT_START, lambda: [load() for load in loads])
     accuracy.parts = {kind: task.accuracy for kind, task in tasks.items()}  # type: ignore[attr-defined]
     return Task(
@@ -113,6 +109,15 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
         _each({kind: task.steps for kind, task in tasks.items()}),
         tuple(dict.fromkeys(file for task in tasks.values() for file in task.files)),
     )
+
+
+def _mark(kind: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a part's problems; takes the part's `rewards` out of its options."""
+    if REWARDS not in own:
+        return {KIND: kind}
+    if not are_names(names := own.pop(REWARDS)):
+        raise ValueError(f"parts.{kind}.rewards={names!r}: valid: a list of names")
+    return {KIND: kind, REWARDS: list(names)}
 
 
 def _in_turn(tasks: Mapping[str, Task], marks: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
