@@ -19,11 +19,12 @@ import subprocess
 import sys
 import time
 
-from grpo_jax.checks import INT_MAX, UsageError
-from grpo_jax.command_line import prepare_process
-from grpo_jax.folders import at_home
-from grpo_jax.progress import checked, importing, result_on_stdout, say
-from grpo_jax.reporting import reporting
+from grpo_jax.config.checks import INT_MAX
+from grpo_jax.config.command_line import prepare_process
+from grpo_jax.console.progress import checked, importing, result_on_stdout, say
+from grpo_jax.console.reporting import reporting
+from grpo_jax.errors import UsageError
+from grpo_jax.files import at_home
 
 SIZES: dict[str, float] = {
     "prompts": 8,
@@ -106,7 +107,7 @@ def measure(a):
     """Time `a.steps` steps and return what is printed."""
     import jax
 
-    from grpo_jax.runs import environment
+    from grpo_jax.runs.run import environment
 
     before = matmul_gflops()
     parameters, steps = run_steps(a)
@@ -145,10 +146,10 @@ def run_steps(a):
     import jax
     import numpy as np
 
+    from grpo_jax.learning.state import init_state
     from grpo_jax.models.weights import load_weights
-    from grpo_jax.pretrained import abstract_params
     from grpo_jax.sharding import make_mesh, using
-    from grpo_jax.train_state import init_state
+    from grpo_jax.training.pretrained import abstract_params
 
     mesh = make_mesh()
     model, algorithm, optimizer = make_learner(a)
@@ -161,7 +162,7 @@ def run_steps(a):
         key = jax.random.key(0)
         state = init_state(model, optimizer, key, mesh, reference=reference, params=params)
         del params
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        parameters = sum(x.size for x in jax.tree.leaves(state.policy.trained))
         seconds = []
         for number in range(a.steps):
             tokens = rng.integers(0, a.vocab, (a.prompts, a.prompt_len), np.int32)
@@ -180,7 +181,7 @@ def make_learner(a):
 
     from grpo_jax.algorithms import PRESETS
     from grpo_jax.config import defaults
-    from grpo_jax.learner import make_optimizer
+    from grpo_jax.learning.optimizer import make_optimizer
     from grpo_jax.models.config import ModelConfig
     from grpo_jax.models.config_json import read_config_file
     from grpo_jax.models.decoder import Decoder
@@ -200,17 +201,18 @@ def generate(a, model, state, tokens, number, mesh):
     import jax
     import jax.numpy as jnp
 
-    from grpo_jax.rollout.filters import Sampling
-    from grpo_jax.rollout.sampler import sample
+    from grpo_jax.engines.filters import Sampling
+    from grpo_jax.engines.lockstep import sample
+    from grpo_jax.hosts import fetch
     from grpo_jax.sharding import put_batch
     from grpo_jax.types import Prompts
 
     # No token has the id of the stop token, so that every completion has T tokens.
     sampling = Sampling(max_tokens=a.completion_len, stop=(a.vocab,))
-    prompts = put_batch(Prompts(tokens, jnp.ones(tokens.shape, bool)), mesh)
+    prompts = put_batch(Prompts(tokens=tokens, mask=jnp.ones(tokens.shape, bool)), mesh)
     key = jax.random.fold_in(state.rng, number)
-    rollouts = sample(model, state.params, prompts, key, sampling=sampling, group=a.group)
-    rollouts = jax.device_get(rollouts)
+    rollouts = sample(model, state.policy.trained, prompts, key, sampling=sampling, group=a.group)
+    rollouts = fetch(rollouts)
     assert rollouts.mask.all() and not rollouts.finished.any()
     return rollouts
 
@@ -220,7 +222,9 @@ def learn(model, algorithm, optimizer, state, rollouts, mesh):
     import jax
     import numpy as np
 
-    from grpo_jax.learner import prepare, update
+    from grpo_jax.hosts import fetch
+    from grpo_jax.learning.prepare import prepare
+    from grpo_jax.learning.update import update
     from grpo_jax.sharding import put_batch
 
     rewards = np.array([[len(set(row)) for row in group] for group in rollouts.tokens.tolist()])
@@ -233,7 +237,7 @@ def learn(model, algorithm, optimizer, state, rollouts, mesh):
         temperature=1.0,
     )
     state, metrics = update(state, batch, model=model, optimizer=optimizer, algorithm=algorithm)
-    jax.device_get(metrics)
+    fetch(metrics)
     return jax.block_until_ready(state)
 
 

@@ -7,20 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_jax import checkpoints
-from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
-from grpo_jax.experiment import Experiment, build, read_task
-from grpo_jax.fields import FrozenFields
+from grpo_jax.config.fields import FrozenFields
+from grpo_jax.errors import UsageError
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
-from grpo_jax.pretrained import abstract_params, pretrained
-from grpo_jax.runs import changed_sources, load_config, load_record
+from grpo_jax.runs import checkpoints
+from grpo_jax.runs.run import changed_sources, load_config, load_record
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks.problem import Task, unread
 from grpo_jax.tokenizers import TextTokenizer, kept_tokenizer, load_tokenizer
+from grpo_jax.training.experiment import Experiment, build, read_task
+from grpo_jax.training.pretrained import abstract_params, pretrained
 from grpo_jax.types import merged
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from absl import flags
 
 from experiments import seeds, stages
-from grpo_jax.command_line import load_config_file, load_module, run_main
-from grpo_jax.progress import doing, importing, say
+from grpo_jax.config.command_line import load_config_file, load_module, run_main
+from grpo_jax.console.progress import doing, importing, say
 
 flags.adopt_module_key_flags(stages)
 flags.adopt_module_key_flags(seeds)
@@ -32,7 +32,7 @@ TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_
 
 
 def main():
-    from grpo_jax.runs import write_atomically
+    from grpo_jax.runs.run import write_atomically
 
     file, folder = stages.config_and_folder()
     names = chosen(CHOSEN.value, variants(file))
@@ -67,7 +67,7 @@ def main():
 
 def variants(file: str) -> tuple[str, ...]:
     """The names of a config file's variants; UsageError without any."""
-    from grpo_jax.checks import UsageError
+    from grpo_jax.errors import UsageError
 
     names = tuple(getattr(load_module(file), "VARIANTS", ()))
     if len(names) < 2:
@@ -77,18 +77,18 @@ def variants(file: str) -> tuple[str, ...]:
 
 def chosen(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """The names, each a known one with or without '@' and options; all known ones for none."""
-    from grpo_jax.checks import UsageError, closest
+    from grpo_jax.errors import UsageError, nearest
 
     for name in names:
         if (plain := name.partition("@")[0]) not in known:
-            near = closest(plain, known)
+            near = nearest(plain, known)
             raise UsageError(f"--variants={name}: no such variant; the closest is {near!r}")
     return tuple(names) or known
 
 
 def check_evaluated(names: tuple[str, ...]) -> None:
     """UsageError for a variant whose accuracy would not be known, before any is run."""
-    from grpo_jax.checks import UsageError
+    from grpo_jax.errors import UsageError
 
     for name in names:
         if not load_config_file(f"{stages.CONFIG.value}:{name}").eval.every:
@@ -120,7 +120,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
     Accuracy is NaN where the task's abstains on all problems. Seconds are those of steps,
     compilation left out; evaluations are not counted.
     """
-    from grpo_jax.runs import read_steps
+    from grpo_jax.runs.run import read_steps
 
     steps = read_steps(folder / "metrics.jsonl")
     spent = np.cumsum([0.0, *(r["time/step"] - r["time/compile"] for r in steps)])
@@ -211,8 +211,8 @@ def cost_table(costs: dict) -> list[str]:
 def sampled(folder: Path, samples: int) -> dict[str, float]:
     """pass@k and maj@k of a run's newest checkpoint on its held-out problems; see `evaluate`."""
     from experiments.checkpoint import load
-    from grpo_jax.evaluation import evaluate
     from grpo_jax.sharding import using
+    from grpo_jax.training.evaluation import evaluate
 
     ex, params, _ = load(folder)
     sampling = doing(f"sampling {folder}'s model")

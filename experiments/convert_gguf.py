@@ -7,8 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import checked, result_on_stdout
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import checked, result_on_stdout
 
 GGUF = flags.DEFINE_string("gguf", None, "the file to read", required=True)
 OUT = flags.DEFINE_string("out", None, "the directory to write: empty or new", required=True)

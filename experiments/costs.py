@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.algorithms import needs_steps
-from grpo_jax.experiment import build
-from grpo_jax.learner import make_optimizer, prepare, update
+from grpo_jax.learning.optimizer import make_optimizer
+from grpo_jax.learning.prepare import prepare
+from grpo_jax.learning.state import abstract_state
+from grpo_jax.learning.update import update
 from grpo_jax.rollout.steps import MULTIPLE
-from grpo_jax.train_state import abstract_state
-from grpo_jax.trainer import make_critic
+from grpo_jax.training.experiment import build
+from grpo_jax.training.rl import make_critic
 from grpo_jax.types import Prompts, Rollouts, StepRewards
 
 
@@ -24,14 +26,16 @@ def learner_cost(config: Any) -> dict[str, float]:
     state = abstract_state(ex.model, optimizer, ex.mesh, reference=reference, critic=critic)
     P, G, T = config.rollout.prompts, config.rollout.group, config.rollout.max_tokens
     S, shape = config.prompt_length, _shape
-    prompts = Prompts(shape((P, S), jnp.int32), shape((P, S), bool))
+    prompts = Prompts(tokens=shape((P, S), jnp.int32), mask=shape((P, S), bool))
     numbers, flags = shape((P, G, T), jnp.float32), shape((P, G, T), bool)
     tokens, finished = shape((P, G, T), jnp.int32), shape((P, G), bool)
-    rollouts = Rollouts(prompts, tokens, flags, numbers, numbers, finished)
+    rollouts = Rollouts(
+        prompts=prompts, tokens=tokens, mask=flags, logp=numbers, entropy=numbers, finished=finished
+    )
     steps = None
     if needs_steps(ex.algorithm):
         steps = StepRewards(
-            shape((P, G, MULTIPLE), jnp.float32), shape((P, G, MULTIPLE), jnp.int32)
+            rewards=shape((P, G, MULTIPLE), jnp.float32), ends=shape((P, G, MULTIPLE), jnp.int32)
         )
     given = state, rollouts, shape((P, G), jnp.float32), steps
     fixed = {"model": ex.model, "algorithm": ex.algorithm}
@@ -42,7 +46,7 @@ def learner_cost(config: Any) -> dict[str, float]:
     batch = jax.tree.map(cut, jax.eval_shape(before, *given))
     options = {"accumulation": config.optimizer.accumulation, "critic": critic}
     updated = update.lower(state, batch, optimizer=optimizer, **fixed, **options)
-    held, moments = [state.params, state.ref_params, state.base], [state.opt_state]
+    held, moments = [state.policy.trained, state.reference, state.policy.base], [state.opt_state]
     if state.critic is not None:
         held, moments = [*held, state.critic.params], [*moments, state.critic.opt_state]
     flop = _flop(prepared) + parts * ex.algorithm.inner_epochs * _flop(updated)

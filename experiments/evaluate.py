@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import checked, doing, importing, result_on_stdout
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import checked, doing, importing, result_on_stdout
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder")
 PROBLEMS = flags.DEFINE_integer(
@@ -33,8 +33,8 @@ def main():
     result_on_stdout()
     with importing():  # JAX, which --help and bad flags need not
         from experiments.checkpoint import asked_the_same, check_model
-        from grpo_jax.evaluation import evaluate
         from grpo_jax.sharding import using
+        from grpo_jax.training.evaluation import evaluate
 
     ex, params, step = _examined()
     for other in AGAINST.value:
@@ -77,11 +77,11 @@ def _json(value):
 def _examined():
     """(experiment, params, step): the run's own, with the problems of --config if there is one."""
     from experiments.checkpoint import asked_the_same, load
-    from grpo_jax.checks import UsageError
     from grpo_jax.config import resolve
-    from grpo_jax.experiment import build
-    from grpo_jax.fields import FrozenFields
-    from grpo_jax.pretrained import pretrained
+    from grpo_jax.config.fields import FrozenFields
+    from grpo_jax.errors import UsageError
+    from grpo_jax.training.experiment import build
+    from grpo_jax.training.pretrained import pretrained
 
     config = flags.FLAGS.config and resolve(flags.FLAGS.config).to_dict()
     if WORKDIR.value is None:

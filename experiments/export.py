@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import doing, importing
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import doing, importing
 
 OUT = flags.DEFINE_string("out", None, "the directory to write", required=True)
 ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT's format")
@@ -19,11 +19,11 @@ ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT'
 def main(workdir):
     with importing():  # JAX, which --help and bad flags need not
         from experiments.checkpoint import load_trained
-        from grpo_jax.checks import UsageError
-        from grpo_jax.folders import check_replaceable
-        from grpo_jax.judges import scoring_params
+        from grpo_jax.errors import UsageError
+        from grpo_jax.files import check_replaceable
         from grpo_jax.models.lora import merge_adapters, save_adapters
         from grpo_jax.models.weights import save_model
+        from grpo_jax.training.judges import scoring_params
 
     out = Path(OUT.value)
     check_replaceable(out)  # before the minutes that a large model takes

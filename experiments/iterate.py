@@ -25,7 +25,7 @@ from typing import Any
 from absl import flags
 
 from experiments import stages
-from grpo_jax.command_line import load_config_file, run_main
+from grpo_jax.config.command_line import load_config_file, run_main
 
 flags.adopt_module_key_flags(stages)
 ITERATIONS = flags.DEFINE_integer("iterations", 2, "how many", lower_bound=1)
@@ -98,7 +98,7 @@ def table(folder: Path, iterations: int) -> list[str]:
 
 def told(run: Path) -> str:
     """The last evaluation's accuracy of a run, if there is one."""
-    from grpo_jax.runs import read_steps
+    from grpo_jax.runs.run import read_steps
 
     evals = read_steps(run / "eval.jsonl")
     if not evals:

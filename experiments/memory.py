@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import checked, doing, importing, result_on_stdout
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import checked, doing, importing, result_on_stdout
 
 MODEL = flags.DEFINE_string("model", None, "a name, or a Hugging Face directory", required=True)
 PROMPTS = flags.DEFINE_integer("prompts", 1, "P, prompts a step", lower_bound=1)
@@ -49,14 +49,14 @@ def main():
     with doing(f"compiling for {MODEL.value}"):
         sampled, updated, state = _compiled(model, mesh)
     sizes = {
-        "parameters": tree_bytes(state.policy),
+        "parameters": tree_bytes(state.policy.full),
         "optimizer": tree_bytes(state.opt_state),
         **{f"sample/{k}": v for k, v in analysis(sampled).items()},
         **{f"update/{k}": v for k, v in analysis(updated).items()},
     }
     # The optimizer's state stays while completions are sampled.
     sizes["peak"] = max(sizes["update/total"], sizes["sample/total"] + sizes["optimizer"])
-    count = sum(x.size for x in jax.tree.leaves(state.policy))
+    count = sum(x.size for x in jax.tree.leaves(state.policy.full))
     result = {"model": MODEL.value, "device": mesh.devices.flat[0].device_kind, "count": count}
     result |= {name: round(value / GIB, 3) for name, value in sizes.items()}
     print("\n".join(size_table(result)))
@@ -85,7 +85,7 @@ def _mesh():
     import jax
     from jax.experimental import topologies
 
-    from grpo_jax.checks import UsageError
+    from grpo_jax.errors import UsageError
     from grpo_jax.sharding import make_mesh
 
     name = DEVICE.value
@@ -117,36 +117,38 @@ def _compiled(model, mesh):
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from grpo_jax import algorithms, learner, train_state
+    from grpo_jax import algorithms
     from grpo_jax.config import defaults
+    from grpo_jax.engines.filters import Sampling
+    from grpo_jax.engines.lockstep import sample
+    from grpo_jax.learning.optimizer import make_optimizer
+    from grpo_jax.learning.state import abstract_state
+    from grpo_jax.learning.update import update
     from grpo_jax.models.quantized import quantize_kernels
-    from grpo_jax.rollout.filters import Sampling
-    from grpo_jax.rollout.sampler import sample
     from grpo_jax.types import Batch, Prompts
 
     P, G, S, T = PROMPTS.value, GROUP.value, PROMPT_LENGTH.value, MAX_TOKENS.value
     whole = NamedSharding(mesh, PartitionSpec())
     shape: Any = partial(jax.ShapeDtypeStruct, sharding=whole)
-    prompts = Prompts(shape((P, S), jnp.int32), shape((P, S), bool))
-    numbers = shape((P, G, T), jnp.float32)
+    prompts = Prompts(tokens=shape((P, S), jnp.int32), mask=shape((P, S), bool))
     batch = Batch(
-        prompts,
-        shape((P, G, T), jnp.int32),
-        shape((P, G, T), bool),
-        shape((P, G, 1), jnp.float32),
-        numbers,
+        prompts=prompts,
+        tokens=shape((P, G, T), jnp.int32),
+        mask=shape((P, G, T), bool),
+        advantages=shape((P, G, 1), jnp.float32),
+        logp_rollout=shape((P, G, T), jnp.float32),
     )
-    optimizer = learner.make_optimizer(defaults().optimizer, 100)
-    state = train_state.abstract_state(model, optimizer, mesh, reference=False)
+    optimizer = make_optimizer(defaults().optimizer, 100)
+    state = abstract_state(model, optimizer, mesh, reference=False)
     if BASE.value != "none":
-        state = state.replace(
-            base=jax.eval_shape(lambda b: quantize_kernels(b, BASE.value), state.base)
-        )
+        quantize = partial(quantize_kernels, kind=BASE.value)
+        base = jax.eval_shape(quantize, state.policy.base)
+        state = state.replace(policy=state.policy.replace(base=base))
     sampling = Sampling(T, stop=(0,))
     sampled = sample.lower(
-        model, state.policy, prompts, state.rng, sampling=sampling, group=G
+        model, state.policy.full, prompts, state.rng, sampling=sampling, group=G
     ).compile()
-    updated = learner.update.lower(
+    updated = update.lower(
         state,
         batch,
         model=model,

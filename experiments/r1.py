@@ -17,8 +17,8 @@ from typing import Any
 from absl import flags
 
 from experiments import seeds, stages
-from grpo_jax.command_line import load_module, run_main
-from grpo_jax.progress import doing, importing, say
+from grpo_jax.config.command_line import load_module, run_main
+from grpo_jax.console.progress import doing, importing, say
 
 flags.adopt_module_key_flags(stages)
 flags.adopt_module_key_flags(seeds)
@@ -38,8 +38,9 @@ def main():
     stages.check_free(folder, WRITTEN, runs)
     with importing():
         from experiments.r1_report import over_seeds
-        from grpo_jax import reward_model, trainer  # noqa: F401, the longest to import
-        from grpo_jax.runs import read_lines, write_atomically
+        from grpo_jax.runs.run import read_lines, write_atomically
+        from grpo_jax.training import reward_model  # noqa: F401, the longest to import
+        from grpo_jax.training import rl as trainer  # noqa: F401, the longest to import
 
     if not seeds.SEEDS.value:
         pipeline(file, names, folder, None)
@@ -55,7 +56,7 @@ def main():
 def pipeline(file: Any, names: list[str], folder: Path, seed: int | None) -> None:
     """All stages, and what there is to tell of them."""
     from experiments.r1_report import print_table, write_report
-    from grpo_jax.runs import read_lines
+    from grpo_jax.runs.run import read_lines
 
     folder.mkdir(parents=True, exist_ok=True)
     with doing("preparing what the stages read"):
@@ -75,7 +76,7 @@ def pipeline(file: Any, names: list[str], folder: Path, seed: int | None) -> Non
 def stages_to_run(file: Any, without: list[str]) -> list[str]:
     """The file's STAGES but those left out; UsageError for an unknown one, or where the file lacks
     what a pipeline needs."""
-    from grpo_jax.checks import UsageError, closest
+    from grpo_jax.errors import UsageError, nearest
 
     for needed in NEEDED:
         if not hasattr(file, needed):
@@ -83,7 +84,7 @@ def stages_to_run(file: Any, without: list[str]) -> list[str]:
     names = list(file.STAGES)
     for name in without:
         if name not in names:
-            near = closest(name, names)
+            near = nearest(name, names)
             raise UsageError(f"--without={name}: no such stage; the closest is {near!r}")
     return [name for name in names if name not in without]
 
@@ -99,8 +100,9 @@ def start_of(stage: str, starts: dict[str, str], names: list[str]) -> str | None
 def run_stage(file: Any, stage: str, names: list[str], folder: Path, seed: int | None) -> None:
     """One stage to its end, or nothing where it is there. seed  None = the config's own"""
     from experiments.checkpoint import asked_the_same
-    from grpo_jax import reward_model, trainer
     from grpo_jax.config import resolve
+    from grpo_jax.training import reward_model
+    from grpo_jax.training import rl as trainer
 
     config, start = file.get_config(stage, str(folder)), start_of(stage, file.STARTS, names)
     if seed is not None:
@@ -119,7 +121,7 @@ def tell(file: Any, policies: list[str], folder: Path) -> None:
     """Judge what has been trained and not been judged: lines of results and of samples."""
     from experiments.checkpoint import asked_the_same
     from grpo_jax.config import resolve
-    from grpo_jax.runs import append_line, read_lines, write_lines
+    from grpo_jax.runs.run import append_line, read_lines, write_lines
 
     asked = resolve(file.get_config(file.MEASURED_ON, str(folder)))
     told = {row["stage"] for row in read_lines(folder / "results.jsonl")}
@@ -139,8 +141,8 @@ def tell(file: Any, policies: list[str], folder: Path) -> None:
 
 def rejection(file: Any, loaded: tuple[Any, Any, int], out: Path) -> None:
     """Sample a policy on its config's problems, and keep by the file's REJECTION."""
-    from grpo_jax.rejection import Rule, reject
     from grpo_jax.sharding import using
+    from grpo_jax.training.rejection import Rule, reject
 
     ex, params, step = loaded
     rule = Rule(**file.REJECTION)
@@ -159,9 +161,9 @@ def judged(ex: Any, params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     preference  of problems without a right answer: the reward models' mean probability that a
                 completion is preferred to the worked solution (Bradley-Terry)
     """
-    from grpo_jax.evaluation import attempts, first_problems, greedy_metrics
-    from grpo_jax.judges import PREFIX, load_judge
     from grpo_jax.sharding import using
+    from grpo_jax.training.evaluation import attempts, first_problems, greedy_metrics
+    from grpo_jax.training.judges import PREFIX, load_judge
 
     source = ex.task.heldout
     problems = first_problems(ex, source, range(len(source)), ex.config.eval.problems)

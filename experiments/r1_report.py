@@ -14,11 +14,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grpo_jax.checks import config_diff
 from grpo_jax.config import defaults, resolve
-from grpo_jax.folders import holds_run
-from grpo_jax.metrics import panels, picture
-from grpo_jax.runs import load_config, load_record, write_atomically
+from grpo_jax.config.checks import config_diff
+from grpo_jax.files import holds_run
+from grpo_jax.runs.metrics import panels, picture
+from grpo_jax.runs.run import load_config, load_record, write_atomically
 from grpo_jax.statistics import seed_interval
 
 Row = dict[str, Any]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import importing
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import importing
 
 OUT = flags.DEFINE_string("out", None, "the folder to write", required=True)
 PROBLEMS = flags.DEFINE_integer("problems", 256, "training problems", lower_bound=1)
@@ -28,8 +28,8 @@ LANGUAGE = flags.DEFINE_string("language", "", "keep thoughts in this language a
 def main(workdir):
     with importing():  # JAX, which --help and bad flags need not
         from experiments.checkpoint import load
-        from grpo_jax.rejection import Rule, reject
         from grpo_jax.sharding import using
+        from grpo_jax.training.rejection import Rule, reject
 
     ex, params, step = load(workdir)
     drawn = (PROBLEMS.value, SAMPLES.value, KEEP.value, TEMPERATURE.value)

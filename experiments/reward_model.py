@@ -3,13 +3,13 @@
 python -m experiments.reward_model --config=FILE --workdir=DIR; the config's task is `pairs`.
 """
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import importing
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import importing
 
 
 def main(config, workdir):
     with importing():  # JAX, which --help and bad configs need not
-        from grpo_jax.reward_model import train
+        from grpo_jax.training.reward_model import train
     train(config, workdir)
 
 

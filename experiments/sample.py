@@ -10,8 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import checked, doing, importing, result_on_stdout, say
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import checked, doing, importing, result_on_stdout, say
 
 MODEL = flags.DEFINE_string("model", None, "a run's folder, or a Hugging Face directory")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder; the same as --model")
@@ -45,14 +45,15 @@ def main():
         import jax
 
         from experiments.checkpoint import load_model
-        from grpo_jax.checks import check_stop
-        from grpo_jax.experiment import with_kwargs
+        from grpo_jax.config.checks import check_stop
+        from grpo_jax.engines.filters import Sampling
+        from grpo_jax.engines.lockstep import sample
+        from grpo_jax.engines.stops import stop_table
+        from grpo_jax.hosts import fetch
         from grpo_jax.rollout.collect import encode_batch, texts
-        from grpo_jax.rollout.filters import Sampling
-        from grpo_jax.rollout.sampler import sample
-        from grpo_jax.rollout.stops import stop_table
         from grpo_jax.tasks import Problem
         from grpo_jax.tokenizers import prompt_ids
+        from grpo_jax.training.experiment import with_kwargs
 
     m = load_model(Path(_folder()))
     prompt = [{"role": "user", "content": PROMPT.value}] if CHAT.value else PROMPT.value
@@ -72,7 +73,7 @@ def main():
     options = {"sampling": sampling, "group": N.value, "stops": stops}
     with doing("sampling"):
         out = sample(m.model, m.params, prompts, key, **options)
-        tokens, mask = jax.device_get((out.tokens, out.mask))
+        tokens, mask = fetch((out.tokens, out.mask))
     written = texts(tokenizer, tokens, mask, strings)[0]
     for number, text in enumerate(written):
         print(text)
@@ -82,7 +83,8 @@ def main():
 
 def _given() -> dict:
     """What --chat_template_kwargs says."""
-    from grpo_jax.checks import UsageError, check_chat
+    from grpo_jax.config.checks import check_chat
+    from grpo_jax.errors import UsageError
 
     text = CHAT_TEMPLATE_KWARGS.value
     try:
@@ -98,7 +100,7 @@ def _given() -> dict:
 
 
 def _folder() -> str:
-    from grpo_jax.checks import UsageError
+    from grpo_jax.errors import UsageError
 
     if (MODEL.value is None) == (WORKDIR.value is None):
         raise UsageError("--model=DIR is needed: a run's folder, or a Hugging Face directory")

@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import checked, doing, importing, result_on_stdout
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import checked, doing, importing, result_on_stdout
 
 STEPS = flags.DEFINE_integer("steps", 150, "of supervised fine-tuning", lower_bound=1)
 ROWS = flags.DEFINE_list("rows", ["8", "64"], "completions decoded together; multiples of 8")
@@ -38,9 +38,9 @@ def experiment():
 
     from configs.quick import get_config
     from grpo_jax.config import resolve
-    from grpo_jax.experiment import build
     from grpo_jax.models.config import Latent, ModelConfig
     from grpo_jax.models.decoder import Decoder
+    from grpo_jax.training.experiment import build
 
     config = get_config()
     config.compilation_cache = ""
@@ -62,11 +62,12 @@ def fine_tune(ex):
     """The parameters after supervised fine-tuning, the drafting layer with the decoder."""
     import jax
 
-    from grpo_jax.learner import make_optimizer, update
-    from grpo_jax.sft import LIKELIHOOD, Solved, optimizer_config, supervised_batch
+    from grpo_jax.learning.optimizer import make_optimizer
+    from grpo_jax.learning.state import init_state
+    from grpo_jax.learning.update import update
     from grpo_jax.sharding import put_batch
     from grpo_jax.tasks.loader import batches
-    from grpo_jax.train_state import init_state
+    from grpo_jax.training.sft import LIKELIHOOD, Solved, optimizer_config, supervised_batch
 
     c = ex.config
     optimizer = make_optimizer(optimizer_config(c), STEPS.value)
@@ -82,16 +83,17 @@ def fine_tune(ex):
             algorithm=LIKELIHOOD,
             joint_mtp=True,
         )
-    return state.policy, {k: round(float(metrics[k]), 3) for k in ("loss", "mtp/loss")}
+    return state.policy.full, {k: round(float(metrics[k]), 3) for k in ("loss", "mtp/loss")}
 
 
 def measure(ex, params, rows):
     """Acceptance, and the median tokens a second of both ways, which take turns."""
     import jax
 
+    from grpo_jax.engines.lockstep import sample
+    from grpo_jax.engines.speculative import speculation_metrics
+    from grpo_jax.hosts import fetch
     from grpo_jax.rollout.collect import encode_batch
-    from grpo_jax.rollout.sampler import sample
-    from grpo_jax.rollout.speculative import speculation_metrics
     from grpo_jax.sharding import put_batch
 
     c = ex.config
@@ -106,7 +108,7 @@ def measure(ex, params, rows):
             sampling = ex.sampling(temperature=TEMPERATURE.value, speculative=way)
             began = time.perf_counter()
             drawn = sample(ex.model, params, prompts, key, sampling=sampling, group=GROUP)
-            out[way] = jax.device_get(drawn)
+            out[way] = fetch(drawn)
             rate = int(out[way].mask.sum()) / (time.perf_counter() - began)
             if number:  # the first compiles
                 rates[way].append(rate)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from absl import flags
 
-from grpo_jax import interrupts
-from grpo_jax.checks import UsageError
-from grpo_jax.command_line import default_workdir
-from grpo_jax.folders import holds_run, inside_run
+from grpo_jax.config.command_line import default_workdir
+from grpo_jax.console import interrupts
+from grpo_jax.errors import UsageError
+from grpo_jax.files import holds_run, inside_run
 
 # Of every such program: it calls flags.adopt_module_key_flags(stages), for its --help.
 CONFIG = flags.DEFINE_string("config", None, "a Python file with get_config(name)")

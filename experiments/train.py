@@ -3,13 +3,13 @@
 python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x=y ...]
 """
 
-from grpo_jax.command_line import run_main
-from grpo_jax.progress import importing
+from grpo_jax.config.command_line import run_main
+from grpo_jax.console.progress import importing
 
 
 def main(config, workdir):
     with importing():  # JAX, which --help and bad configs need not
-        from grpo_jax.trainer import train
+        from grpo_jax.training.rl import train
     train(config, workdir)
 
 

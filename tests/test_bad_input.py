@@ -7,8 +7,7 @@ from absl import flags
 from tiny import compile_fast  # noqa: F401
 
 from experiments import train
-from grpo_jax import command_line
-from grpo_jax.config import resolve
+from grpo_jax.config import command_line, resolve
 from grpo_jax.tokenizers import char_tokenizer
 
 CONFIG = """

@@ -8,8 +8,8 @@ from chat_tokenizer import TEMPLATE, save
 from transformers import AutoTokenizer
 
 from grpo_jax import tokenizers as tk
-from grpo_jax.chat import unused
-from grpo_jax.experiment import with_kwargs
+from grpo_jax.tokenizers.chat import unused
+from grpo_jax.training.experiment import with_kwargs
 
 # How published templates end, by the last lines of each, after the messages of chat_tokenizer.
 TURN = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"

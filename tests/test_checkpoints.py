@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import checkpoints
-from grpo_jax.checks import UsageError
-from grpo_jax.types import TrainState
+from grpo_jax.errors import UsageError
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.state import TrainState
+from grpo_jax.runs import checkpoints
 
 
 def train_state(seed=0, rng=None):
@@ -23,9 +24,9 @@ def train_state(seed=0, rng=None):
     }
     return TrainState(
         step=jnp.int32(seed),
-        params=params,
+        policy=Policy(trained=params),
         opt_state=optax.adamw(1e-3).init(params),
-        ref_params=None,
+        reference=None,
         rng=jax.random.key(seed) if rng is None else rng,
     )
 
@@ -60,9 +61,9 @@ def test_a_restored_state_is_the_same_to_the_bit_and_placed_as_asked(tmp_path, r
     restored, where = checkpoints.restore_latest(tmp_path, abstract(state))
     assert bits(restored) == bits(state)
     assert where == position
-    wanted = abstract(state).params["norm"].sharding
-    assert all(leaf.sharding == wanted for leaf in jax.tree.leaves(restored.params))
-    assert restored.ref_params is None
+    wanted = abstract(state).policy.trained["norm"].sharding
+    assert all(leaf.sharding == wanted for leaf in jax.tree.leaves(restored.policy.trained))
+    assert restored.reference is None
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -130,9 +131,9 @@ def test_a_damaged_checkpoint_stays_beside_an_earlier_one_of_its_step(two_saves,
 
 def test_params_are_read_without_the_optimizer(two_saves, tmp_path, capsys):
     params, step = checkpoints.restore_params(two_saves)
-    assert step == 2 and bits(params) == bits(train_state(2).params)
+    assert step == 2 and bits(params) == bits(train_state(2).policy.trained)
     params, step = checkpoints.restore_params(two_saves, 1)
-    assert step == 1 and bits(params) == bits(train_state(1).params)
+    assert step == 1 and bits(params) == bits(train_state(1).policy.trained)
     with pytest.raises(UsageError, match=r"no checkpoint of step 7 in .*; valid: \[1, 2\]"):
         checkpoints.restore_params(two_saves, 7)
     copy = shutil.copytree(two_saves, tmp_path / "copy")
@@ -166,17 +167,24 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
 SAVE_FOREVER = """
 import sys
 import jax.numpy as jnp
-from grpo_jax import checkpoints
-from grpo_jax.types import TrainState
+from grpo_jax.runs import checkpoints
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.state import TrainState
 for step in range(int(sys.argv[2]), 10**6):
-    state = TrainState(None, jnp.full(3, step), None, None, None)
+    policy = Policy(trained=jnp.full(3, step))
+    state = TrainState(step=None, policy=policy, opt_state=None, rng=None)
     checkpoints.save(sys.argv[1], step, state, {"step": step})
     print(step, flush=True)
 """
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    like = TrainState(None, jax.ShapeDtypeStruct((3,), jnp.int32), None, None, None)
+    like = TrainState(
+        step=None,
+        policy=Policy(trained=jax.ShapeDtypeStruct((3,), jnp.int32)),
+        opt_state=None,
+        rng=None,
+    )
     start, rng = 1, random.Random(0)
     for _ in range(4):
         command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path), str(start)]
@@ -188,7 +196,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         saver.wait()
         state, position = checkpoints.restore_latest(tmp_path, like)
         assert position["step"] in (done, done + 1)
-        assert state.params.tolist() == [position["step"]] * 3
+        assert state.policy.trained.tolist() == [position["step"]] * 3
         kept = checkpoints.steps(tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(map(str, kept))
         assert all(json.loads((tmp_path / str(s) / "position.json").read_text()) for s in kept)

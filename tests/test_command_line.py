@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from grpo_jax import algorithms, command_line, config
-from grpo_jax.checks import UsageError
+from grpo_jax import algorithms, config
+from grpo_jax.config import command_line
+from grpo_jax.errors import UsageError
 
 FILE = """
 from grpo_jax.config import defaults
@@ -190,8 +191,8 @@ def test_a_broken_config_file_is_told_in_one_line(config_file, text, message):
 
 
 PROGRAM = '''"""A program."""
-from grpo_jax.command_line import run_main
-from grpo_jax.checks import UsageError
+from grpo_jax.config.command_line import run_main
+from grpo_jax.config.checks import UsageError
 from grpo_jax.statistics import pass_at_k
 
 def main(config, workdir):
@@ -226,7 +227,7 @@ def test_a_program_ends_with_a_status_and_one_line(
 ):
     (config_file.parent / "program.py").write_text(PROGRAM)
     monkeypatch.chdir(config_file.parent)
-    monkeypatch.setenv("PYTHONPATH", str(Path(command_line.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(command_line.__file__).parents[2]))
     command = [sys.executable, "program.py", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
@@ -238,7 +239,7 @@ def test_freed_memory_is_kept_for_the_next_allocation():
     code = """
 import resource, sys
 import numpy as np
-from grpo_jax.command_line import keep_freed_memory
+from grpo_jax.config.command_line import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 faults = []

@@ -16,7 +16,7 @@ from tiny import compile_fast, tiny_config  # noqa: F401
 
 from experiments import compare, stages
 from experiments.costs import learner_cost
-from grpo_jax.checks import UsageError
+from grpo_jax.errors import UsageError
 
 VARIANTS = """
 from grpo_jax.config import defaults
@@ -215,8 +215,8 @@ def test_a_critic_costs_a_second_network():
 
 
 def plain_vocabulary():
-    from grpo_jax.experiment import build
     from grpo_jax.models.decoder import Decoder
+    from grpo_jax.training.experiment import build
 
     model = build(tiny_config()).model
     tokens = jax.numpy.zeros((1, 1, 2), jax.numpy.int32)

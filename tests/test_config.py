@@ -7,8 +7,9 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from grpo_jax import algorithms, config
-from grpo_jax.checks import UsageError, closest, config_diff
-from grpo_jax.fields import FrozenFields
+from grpo_jax.config.checks import config_diff
+from grpo_jax.config.fields import FrozenFields
+from grpo_jax.errors import UsageError, nearest
 
 
 def with_values(**fields):
@@ -121,9 +122,8 @@ def test_names_with_dots_go_everywhere_that_others_go():
     assert hash(config.resolve(resolved)) == hash(resolved) and resolved != config.resolve(copied)
     with pytest.raises(AttributeError):
         resolved.rewards["a.b:c"] = 1.0
-    assert config.completed(json.loads(json.dumps(resolved.to_dict())))["rewards"] == dict(
-        resolved.rewards
-    )
+    saved = json.loads(json.dumps(resolved.to_dict()))
+    assert config.fill_missing_fields(saved)["rewards"] == dict(resolved.rewards)
     diff = config_diff(resolved.to_dict(), config.resolve(copied).to_dict())
     assert diff == ["rewards.d.e:f: (absent) -> 4.0"]
 
@@ -150,13 +150,13 @@ def test_config_diff_names_dotted_fields():
 
 def test_the_closest_field_is_by_its_last_part():
     valid = ["model.layers", "rollout.group", "algorithm.group_norm"]
-    assert closest("model.group", valid) == "rollout.group"
-    assert closest("layer", valid) == "model.layers"
+    assert nearest("model.group", valid) == "rollout.group"
+    assert nearest("layer", valid) == "model.layers"
 
 
 def test_a_run_saved_before_a_field_was_there_has_its_default():
     saved = config.resolve(with_values(rollout__group=4)).to_dict()
     del saved["chat_template_kwargs"], saved["rollout"]["stop"]
-    whole = config.completed(saved)
+    whole = config.fill_missing_fields(saved)
     assert whole["chat_template_kwargs"] == {} and whole["rollout"]["stop"] == ()
     assert whole == config.resolve(with_values(rollout__group=4)).to_dict()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax.command_line import load_config_file, load_module
 from grpo_jax.config import resolve
-from grpo_jax.experiment import build
+from grpo_jax.config.command_line import load_config_file, load_module
 from grpo_jax.models.config_json import write_config
 from grpo_jax.models.sizes import size
 from grpo_jax.tokenizers import char_tokenizer, encode, prompt_ids, save_tokenizer
+from grpo_jax.training.experiment import build
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted(set(FOLDER.glob("[!_]*.py")) - set(FOLDER.glob("r1_*.py")))  # these: test_r1.py

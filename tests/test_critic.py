@@ -12,15 +12,18 @@ import optax
 import pytest
 from tiny import compile_fast, reference, tiny_config  # noqa: F401
 
-from grpo_jax import checkpoints, trainer
 from grpo_jax.algorithms import PRESETS, Algorithm, validate
-from grpo_jax.checks import UsageError
-from grpo_jax.experiment import build
-from grpo_jax.learner import make_optimizer, prepare, update
+from grpo_jax.errors import UsageError
+from grpo_jax.learning.optimizer import Optimizer, make_optimizer
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.prepare import prepare
+from grpo_jax.learning.state import Critic, abstract_state, init_state
+from grpo_jax.learning.update import update
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.optimizer import Optimizer
+from grpo_jax.runs import checkpoints
 from grpo_jax.sharding import make_mesh
-from grpo_jax.train_state import Critic, abstract_state, init_state
+from grpo_jax.training import rl as trainer
+from grpo_jax.training.experiment import build
 from grpo_jax.types import Rollouts
 
 C = dataclasses.replace(reference.TINY, layers=1)
@@ -43,7 +46,7 @@ VALUE = rng.normal(size=C.hidden).astype(np.float32) * 0.3
 
 
 def critic_of(kind):
-    return Critic(kind, SGD)
+    return Critic(kind=kind, optimizer=SGD)
 
 
 @functools.cache
@@ -61,13 +64,20 @@ def state_with(kind, policy=POLICY, body=BODY, value=VALUE):
         params["body"] = {k: v for k, v in body.items() if k != "head"}
     policy, ref, params = jax.tree.map(jnp.asarray, (policy, REFERENCE, params))
     critic = state.critic.replace(params=params)
-    return state.replace(params=policy, ref_params=ref, critic=critic)
+    return state.replace(policy=Policy(trained=policy), reference=ref, critic=critic)
 
 
 def prepared(state, algorithm=PPO):
     logp = numpy_logp(POLICY).astype(np.float32)
     finished = np.ones((P, G), bool)
-    rollouts = Rollouts(PROMPTS, TOKENS, MASK, logp, np.zeros_like(logp), finished)
+    rollouts = Rollouts(
+        prompts=PROMPTS,
+        tokens=TOKENS,
+        mask=MASK,
+        logp=logp,
+        entropy=np.zeros_like(logp),
+        finished=finished,
+    )
     return prepare(state, rollouts, REWARDS, model=MODEL, algorithm=algorithm, temperature=1.0)
 
 
@@ -130,9 +140,9 @@ def change(before, after):
 
 
 def stepped(state, batch, critic):
-    before = jax.device_get((state.params, state.critic and state.critic.params))
+    before = jax.device_get((state.policy.trained, state.critic and state.critic.params))
     state, metrics = update(state, batch, model=MODEL, optimizer=SGD, algorithm=PPO, critic=critic)
-    return change(before, (state.params, state.critic and state.critic.params)), metrics
+    return change(before, (state.policy.trained, state.critic and state.critic.params)), metrics
 
 
 @pytest.mark.parametrize("kind", ["network", "head"])

@@ -6,16 +6,16 @@ import json
 import pytest
 from chat_tokenizer import save
 
-from grpo_jax import data_check
-from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
-from grpo_jax.data_check import check_data
-from grpo_jax.experiment import build
-from grpo_jax.sft import fits_solved
+from grpo_jax.errors import UsageError
+from grpo_jax.files import fingerprint
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tasks.problem import listed
-from grpo_jax.tasks.records import fingerprint
 from grpo_jax.tokenizers import char_tokenizer, keep_tokenizer
+from grpo_jax.training import data_check
+from grpo_jax.training.data_check import check_data
+from grpo_jax.training.experiment import build
+from grpo_jax.training.sft import fits_solved
 
 GOOD = [
     {"prompt": f"{i}+{i}=", "answer": f"{2 * i}", "solution": f"{2 * i}"} for i in range(10, 50)

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from grpo_jax import evaluation
-from grpo_jax.experiment import build
 from grpo_jax.rewards import Rewarder
 from grpo_jax.tasks import Problem
 from grpo_jax.tokenizers import encode
+from grpo_jax.training import evaluation
+from grpo_jax.training.experiment import build
 from grpo_jax.types import Rollouts
 
 
@@ -73,7 +73,14 @@ class Stub:
                 tokens[p, g, : len(ids)], mask[p, g, : len(ids)] = ids, 1
         zeros = np.zeros(mask.shape)
         finished = np.ones(mask.shape[:2], bool)
-        return Rollouts(prompts, tokens, mask.astype(bool), zeros, zeros, finished)
+        return Rollouts(
+            prompts=prompts,
+            tokens=tokens,
+            mask=mask.astype(bool),
+            logp=zeros,
+            entropy=zeros,
+            finished=finished,
+        )
 
 
 def test_every_held_out_problem_counts_once(ex, monkeypatch):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoints
+from grpo_jax.runs import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, COLD = 8, 4
@@ -43,8 +43,11 @@ def variety(prompts, completions, **columns):
 LAUNCHER = """
 import json, os, signal, sys
 from experiments import train
-from grpo_jax import checkpoints, metrics, sft, trainer
-from grpo_jax.command_line import run_main
+from grpo_jax.runs import checkpoints
+from grpo_jax.runs import metrics
+from grpo_jax.training import sft
+from grpo_jax.training import rl as trainer
+from grpo_jax.config.command_line import run_main
 
 PLACES = {
     "cold update": (sft, "update"),

@@ -5,12 +5,12 @@ import pytest
 from chat_tokenizer import save
 from transformers import AutoTokenizer
 
-from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
-from grpo_jax.experiment import build
+from grpo_jax.errors import UsageError
 from grpo_jax.rollout.collect import encode_batch
-from grpo_jax.sft import solution_ids
 from grpo_jax.tokenizers import decode
+from grpo_jax.training.experiment import build
+from grpo_jax.training.sft import solution_ids
 
 
 @pytest.fixture

@@ -18,18 +18,19 @@ from absl import flags
 
 from experiments import benchmark
 from experiments.costs import size_table
-from grpo_jax import algorithms, command_line, tasks
-from grpo_jax.checks import UsageError, flatten
-from grpo_jax.command_line import load_config_file
-from grpo_jax.config import defaults, resolve
-from grpo_jax.experiment import build
-from grpo_jax.learner import update
+from grpo_jax import algorithms, tasks
+from grpo_jax.config import command_line, defaults, resolve
+from grpo_jax.config.checks import flatten
+from grpo_jax.config.command_line import load_config_file
+from grpo_jax.errors import UsageError
+from grpo_jax.learning.state import abstract_state
+from grpo_jax.learning.update import update
 from grpo_jax.rewards import Rewarder
 from grpo_jax.rewards import resolve as resolve_reward
 from grpo_jax.sharding import make_mesh, using
 from grpo_jax.tokenizers import encode
-from grpo_jax.train_state import abstract_state
-from grpo_jax.trainer import train
+from grpo_jax.training.experiment import build
+from grpo_jax.training.rl import train
 from grpo_jax.types import Batch, Prompts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,9 +248,9 @@ def test_the_flop_count_of_an_update_is_near_that_of_xla(extra):
     of = jax.ShapeDtypeStruct
     per_token = of((P, G, T), jnp.float32)
     batch = Batch(
-        Prompts(of((P, S), jnp.int32), of((P, S), bool)),
-        of((P, G, T), jnp.int32),
-        of((P, G, T), bool),
+        prompts=Prompts(tokens=of((P, S), jnp.int32), mask=of((P, S), bool)),
+        tokens=of((P, G, T), jnp.int32),
+        mask=of((P, G, T), bool),
         advantages=of((P, G, 1), jnp.float32),
         logp_rollout=per_token,
     )

@@ -14,16 +14,18 @@ from safetensors.numpy import save_file
 from tiny import tiny_config
 
 from experiments.checkpoint import holds_run, run_and_step
-from grpo_jax import checkpoints, experiment, runs, starting
-from grpo_jax.checks import UsageError
-from grpo_jax.folders import METADATA, replacing, system_errors
-from grpo_jax.json_files import read_object
+from grpo_jax.console.reporting import reporting
+from grpo_jax.errors import UsageError
+from grpo_jax.files import METADATA, read_object, replacing, system_errors
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.state import TrainState
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
-from grpo_jax.reporting import reporting
+from grpo_jax.runs import checkpoints
+from grpo_jax.runs import run as runs
 from grpo_jax.tasks.records import read_folder, read_table
 from grpo_jax.tokenizers import char_tokenizer, load_tokenizer, save_tokenizer
-from grpo_jax.types import TrainState
+from grpo_jax.training import experiment, starting
 
 PASS_OVER_MODES = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, linux/capability.h
 
@@ -141,8 +143,13 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, capsys, modes_hold)
     assert line.startswith(f"error: cannot write in {tmp_path}/run/checkpoints: Permission denied")
 
 
-STATE = TrainState(None, jnp.arange(3), None, None, None)
-LIKE = TrainState(None, jax.ShapeDtypeStruct((3,), jnp.int32), None, None, None)
+STATE = TrainState(step=None, policy=Policy(trained=jnp.arange(3)), opt_state=None, rng=None)
+LIKE = TrainState(
+    step=None,
+    policy=Policy(trained=jax.ShapeDtypeStruct((3,), jnp.int32)),
+    opt_state=None,
+    rng=None,
+)
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(

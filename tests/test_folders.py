@@ -11,10 +11,10 @@ from absl.testing import flagsaver
 from safetensors.numpy import save_file
 
 from experiments import stages
-from grpo_jax.checks import UsageError
-from grpo_jax.folders import METADATA, RUN_NAMES, check_replaceable, inside_run, replacing
-from grpo_jax.rejection import Rule, _begin
+from grpo_jax.errors import UsageError
+from grpo_jax.files import METADATA, RUN_NAMES, check_replaceable, inside_run, replacing
 from grpo_jax.tasks.manners import preferences
+from grpo_jax.training.rejection import Rule, _begin
 
 TENSORS = {"w": np.zeros(2, np.float32)}
 

@@ -12,11 +12,14 @@ import pytest
 from tiny import compile_fast, reference  # noqa: F401
 
 from grpo_jax.algorithms import Algorithm
-from grpo_jax.learner import make_optimizer, minibatches, prepare, refresh_reference, update
+from grpo_jax.learning.microbatches import minibatches
+from grpo_jax.learning.optimizer import Optimizer, make_optimizer
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.prepare import prepare
+from grpo_jax.learning.state import init_state
+from grpo_jax.learning.update import refresh_reference, update
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.optimizer import Optimizer
 from grpo_jax.sharding import make_mesh
-from grpo_jax.train_state import init_state
 from grpo_jax.types import Batch, Rollouts
 
 C = dataclasses.replace(reference.TINY, layers=1)
@@ -54,16 +57,22 @@ def fresh_state(optimizer):
 
 def state_with(optimizer, params=PARAMS):
     state = jax.tree.map(jnp.copy, fresh_state(optimizer))
-    params, ref_params = jax.tree.map(jnp.asarray, (params, REFERENCE))
-    return state.replace(params=params, ref_params=ref_params)
+    params, reference = jax.tree.map(jnp.asarray, (params, REFERENCE))
+    return state.replace(policy=Policy(trained=params), reference=reference)
 
 
 @pytest.fixture(scope="module")
 def batch():
     """Ratios on both sides of the clip, advantages of both signs."""
     old = numpy_logp(PARAMS) + rng.normal(size=MASK.shape) * 0.3
-    arrays = (rng.normal(size=(P, G, 1)), np.zeros(MASK.shape), old, numpy_logp(REFERENCE))
-    return Batch(PROMPTS, TOKENS, MASK, *(x.astype(np.float32) for x in arrays))
+    arrays = {
+        "advantages": rng.normal(size=(P, G, 1)),
+        "logp_rollout": np.zeros(MASK.shape),
+        "logp_old": old,
+        "logp_ref": numpy_logp(REFERENCE),
+    }
+    arrays = {name: x.astype(np.float32) for name, x in arrays.items()}
+    return Batch(prompts=PROMPTS, tokens=TOKENS, mask=MASK, **arrays)
 
 
 def step(state, batch, optimizer=SGD, accumulation=1):
@@ -80,7 +89,7 @@ def step(state, batch, optimizer=SGD, accumulation=1):
 
 def gradient_at(params, batch, accumulation=1):
     state, metrics = step(state_with(SGD, params), batch, accumulation=accumulation)
-    change = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, params, state.params)
+    change = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, params, state.policy.trained)
     return change, metrics
 
 
@@ -139,16 +148,18 @@ def numpy_adamw(params, gradients):
 def test_updates_are_adamw_in_float64(batch):
     state, gradients = state_with(ADAMW), []
     for number in (1, 2):
-        gradients.append(gradient_at(jax.device_get(state.params), batch)[0])
+        gradients.append(gradient_at(jax.device_get(state.policy.trained), batch)[0])
         state, metrics = step(state, batch, ADAMW)
         assert int(state.step) == number
         norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients[-1])))
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-3) and norm > 0.1
     expected = numpy_adamw(PARAMS, gradients)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, expected)
-    gap = jax.tree.map(lambda a, b: np.abs(a - b).mean(), state.params, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.policy.trained, expected
+    )
+    gap = jax.tree.map(lambda a, b: np.abs(a - b).mean(), state.policy.trained, expected)
     assert np.mean(jax.tree.leaves(gap)) < 1e-5
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.ref_params), REFERENCE)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.reference), REFERENCE)
 
 
 @pytest.mark.parametrize("parts", [2, P, 2 * P, P * G])
@@ -172,9 +183,13 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(batch):
     state = step(state_with(ADAMW), batch, ADAMW)[0]
     counts = []
     for bad in (True, True, False, True):
-        before = jax.device_get((state.params, optax.tree_utils.tree_get(state.opt_state, "nu")))
+        before = jax.device_get(
+            (state.policy.trained, optax.tree_utils.tree_get(state.opt_state, "nu"))
+        )
         state, metrics = step(state, broken if bad else batch, ADAMW)
-        after = jax.device_get((state.params, optax.tree_utils.tree_get(state.opt_state, "nu")))
+        after = jax.device_get(
+            (state.policy.trained, optax.tree_utils.tree_get(state.opt_state, "nu"))
+        )
         same = jax.tree.map(np.array_equal, before, after)
         assert all(jax.tree.leaves(same)) == bad
         counts.append((int(metrics["skipped_in_a_row"]), int(metrics["skipped_updates"])))
@@ -216,7 +231,9 @@ def test_every_prompt_is_dealt_once_an_epoch(batch):
 
 def prepared(algorithm, rewards, finished):
     zeros = np.zeros(MASK.shape, np.float32)
-    rollouts = Rollouts(PROMPTS, TOKENS, MASK, zeros, zeros, finished)
+    rollouts = Rollouts(
+        prompts=PROMPTS, tokens=TOKENS, mask=MASK, logp=zeros, entropy=zeros, finished=finished
+    )
     state = state_with(SGD)
     out = prepare(
         state, rollouts, rewards, model=MODEL, algorithm=algorithm, temperature=TEMPERATURE

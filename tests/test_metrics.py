@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from grpo_jax import metrics, runs
 from grpo_jax.config import defaults, resolve
-from grpo_jax.events import Event, SessionLog
+from grpo_jax.runs import metrics
+from grpo_jax.runs import run as runs
+from grpo_jax.runs.events import Event, SessionLog
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -180,7 +181,7 @@ def test_curves_are_those_of_what_was_learnt_from(tmp_path, record, titles):
 
 def test_events_are_written_without_torch():
     """Which tensorboardX imports where it can, for seconds; a program that has it keeps it."""
-    code = "import importlib.util, sys, grpo_jax.events; importlib.util.find_spec('torch'); "
+    code = "import importlib.util, sys, grpo_jax.runs.events; importlib.util.find_spec('torch'); "
     code += "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -5,9 +5,8 @@ import sys
 import pytest
 from absl import flags
 
-from grpo_jax import command_line
-from grpo_jax.checks import UsageError
-from grpo_jax.config import defaults, resolve
+from grpo_jax.config import command_line, defaults, resolve
+from grpo_jax.errors import UsageError
 from grpo_jax.tasks import TASKS, make_task
 from grpo_jax.tasks.problem import Problem, split
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax.learner import make_optimizer
+from grpo_jax.learning.optimizer import make_optimizer
 
 FIELDS = {
     **{"learning_rate": 0.01, "schedule": "constant", "warmup_steps": 4, "end_factor": 0.1},

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 from tiny import compile_fast, sevens, tiny_config  # noqa: F401
 
-from grpo_jax import checkpoints, loop, metrics, trainer
-from grpo_jax.experiment import build
-from grpo_jax.learner import make_optimizer, prepare, update
+from grpo_jax.engines.lockstep import sample
+from grpo_jax.learning.optimizer import make_optimizer
+from grpo_jax.learning.prepare import prepare
+from grpo_jax.learning.state import init_state
+from grpo_jax.learning.update import update
 from grpo_jax.rewards import Rewarder, RewardError, Scores
 from grpo_jax.rollout.collect import encode_batch, texts
-from grpo_jax.rollout.sampler import sample
+from grpo_jax.runs import checkpoints, metrics
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
-from grpo_jax.train_state import init_state
+from grpo_jax.training import loop
+from grpo_jax.training import rl as trainer
+from grpo_jax.training.experiment import build
 
 STEPS = 5
 OPTIONS = {
@@ -65,7 +69,7 @@ def by_hand(ex, late):
     data, policies, means = batches(ex.task.train, 4, 0, ex.fits), [], []
     options = {"model": ex.model, "algorithm": ex.algorithm, "temperature": 1.0}
     for n in range(STEPS):
-        policies.append(jax.tree.map(jnp.copy, state.policy))
+        policies.append(jax.tree.map(jnp.copy, state.policy.full))
         prompts = put_batch(encode_batch(ex.tokenizer, next(data), 9, 8), ex.mesh)
         key = jax.random.fold_in(jax.random.fold_in(state.rng, n + 1), 0)
         sampler = policies[max(n - late, 0)]
@@ -78,7 +82,7 @@ def by_hand(ex, late):
         np.testing.assert_allclose(batch.correction, np.minimum(drift, 2.0), rtol=1e-5)
         assert (np.abs(drift - 1).max() > 1e-3) == (late > 0 and n > 0)
         state, _ = update(state, batch, optimizer=optimizer, mesh=ex.mesh, **options)
-    return jax.device_get(state.params), means
+    return jax.device_get(state.policy.trained), means
 
 
 def test_every_step_learns_from_a_batch_that_is_one_update_old(straight):

@@ -10,15 +10,19 @@ import pytest
 from chat_tokenizer import save
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from grpo_jax import checkpoints, starting, trainer
-from grpo_jax.checks import UsageError
-from grpo_jax.experiment import build
+from grpo_jax.errors import UsageError
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.state import TrainState
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rollout.collect import Collected
-from grpo_jax.rollout.steps import judge_steps, step_rewards
+from grpo_jax.rollout.steps import grade_steps, step_rewards
+from grpo_jax.runs import checkpoints
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tokenizers import encode, load_tokenizer
-from grpo_jax.types import Prompts, Rollouts, TrainState
+from grpo_jax.training import rl as trainer
+from grpo_jax.training import starting
+from grpo_jax.training.experiment import build
+from grpo_jax.types import Prompts, Rollouts
 
 PROCESS = {"algorithm.preset": "grpo_process", "algorithm.beta": 0.0}
 EOS = 1
@@ -43,8 +47,10 @@ def rollouts(tokenizer, groups):
         ids = encode(tokenizer, text) + [EOS] * text.endswith("</answer>")
         tokens[place][: len(ids)], mask[place][: len(ids)] = ids, True
     zeros = np.zeros(shape, np.float32)
-    prompts = Prompts(np.full((shape[0], 2), 5, np.int32), np.ones((shape[0], 2), bool))
-    return Rollouts(prompts, tokens, mask, zeros, zeros, mask.any(-1))
+    prompts = Prompts(tokens=np.full((shape[0], 2), 5, np.int32), mask=np.ones((shape[0], 2), bool))
+    return Rollouts(
+        prompts=prompts, tokens=tokens, mask=mask, logp=zeros, entropy=zeros, finished=mask.any(-1)
+    )
 
 
 def numpy_advantages(group, lengths):
@@ -81,7 +87,7 @@ def test_the_trainers_advantages_are_those_of_the_paper_in_float64(monkeypatch):
     monkeypatch.setattr(trainer, "_sample", lambda *_: drawn)
     monkeypatch.setattr(trainer, "_learn", learn)
     rewarder = Rewarder({"accuracy": ex.task.accuracy})
-    state = TrainState(np.zeros(()), {}, None, None, None)
+    state = TrainState(step=np.zeros(()), policy=Policy(trained={}), opt_state=None, rng=None)
     step = trainer.iteration(ex, None, None, rewarder.submit, Same(), state, 1)
     lengths = drawn.mask.sum(-1)
     want = [numpy_advantages(*group) for group in zip(GROUPS, lengths, strict=True)]
@@ -109,7 +115,14 @@ def test_a_step_ends_with_the_token_of_its_last_character(tmp_path):
     mask = np.ones(tokens.shape, bool)
     mask[..., 2] = False
     steps = [[[(12, 1.0), (start + 2, 0.5)], []]]
-    drawn = Rollouts(None, tokens, mask, mask * 0.0, mask * 0.0, mask.any(-1))
+    drawn = Rollouts(
+        prompts=None,
+        tokens=tokens,
+        mask=mask,
+        logp=mask * 0.0,
+        entropy=mask * 0.0,
+        finished=mask.any(-1),
+    )
     found = step_rewards(tokenizer, Collected([], drawn, [], mask, {}, 0, 0, steps))
     # " the" is one token, and the step ends with its second character.
     assert end - start == 4 and place > 2
@@ -122,7 +135,7 @@ def test_a_step_ends_with_the_token_of_its_last_character(tmp_path):
 def test_a_judge_that_says_the_impossible_is_named(step):
     task = dataclasses.replace(make_task("addition"), steps=lambda problem, text: [step])
     with pytest.raises(UsageError, match=r"task 'addition' judged .*end of 1 to 5 .*'12345'"):
-        judge_steps(task, [Problem("1+1=")], [["12345"]])
+        grade_steps(task, [Problem("1+1=")], [["12345"]])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +149,7 @@ def test_a_judge_that_says_the_impossible_is_named(step):
 def test_steps_are_of_the_turn_that_the_prompt_began(held, text, steps):
     problem = make_task("addition", digits=2).train[0]
     problem = dataclasses.replace(problem, prompt="47+85=")
-    [[found]] = judge_steps(make_task("addition"), [problem], [[text]], lambda prompt: held)
+    [[found]] = grade_steps(make_task("addition"), [problem], [[text]], lambda prompt: held)
     assert [(end, float(reward)) for end, reward in found] == steps
 
 

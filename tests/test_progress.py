@@ -6,8 +6,8 @@ import jax
 import pytest
 from rich.console import Console
 
-from grpo_jax import progress
-from grpo_jax.progress import Screen, doing, importing, result_on_stdout, say
+from grpo_jax.console import progress
+from grpo_jax.console.progress import Screen, doing, importing, result_on_stdout, say
 
 
 @pytest.fixture(autouse=True)

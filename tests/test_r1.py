@@ -13,10 +13,10 @@ from tiny import compile_fast  # noqa: F401
 
 from configs import r1_tiny
 from experiments import r1
-from grpo_jax.checks import UsageError
 from grpo_jax.config import resolve
+from grpo_jax.errors import UsageError
 from grpo_jax.models.sizes import size
-from grpo_jax.runs import append_line, load_config
+from grpo_jax.runs.run import append_line, load_config
 from grpo_jax.tasks import make_task
 
 pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")

@@ -10,15 +10,15 @@ import pytest
 import tiny
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from grpo_jax import rejection
-from grpo_jax.checks import UsageError
-from grpo_jax.experiment import build
-from grpo_jax.fields import FrozenFields
+from grpo_jax.config.fields import FrozenFields
+from grpo_jax.errors import UsageError
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.rejection import Rule, reject, verdicts
 from grpo_jax.sharding import unbox, using
 from grpo_jax.tasks import make_task
 from grpo_jax.tokenizers import encode, load_tokenizer
+from grpo_jax.training import rejection
+from grpo_jax.training.experiment import build
+from grpo_jax.training.rejection import Rule, reject, verdicts
 
 RULE = Rule(problems=10, samples=4, keep=2, temperature=1.0)
 FILES = ("rule.json", "samples.jsonl", "kept.jsonl", "dropped.jsonl", "pairs.jsonl")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import grpo_jax
-from grpo_jax.checks import UsageError
-from grpo_jax.reporting import reporting
+from grpo_jax.console.reporting import reporting
+from grpo_jax.errors import UsageError
 from grpo_jax.statistics import pass_at_k
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +76,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 
 def test_a_reader_of_the_output_that_has_gone_is_no_error():
-    code = "from grpo_jax.reporting import reporting; reporting(print, 'x')"
+    code = "from grpo_jax.console.reporting import reporting; reporting(print, 'x')"
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-c", code]

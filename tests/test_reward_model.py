@@ -16,17 +16,18 @@ import pytest
 from tiny import compile_fast, reference, tiny_config  # noqa: F401
 
 from experiments.checkpoint import load
-from grpo_jax import judges, reward_model, trainer
-from grpo_jax.checkpoints import restore_params
-from grpo_jax.checks import UsageError
-from grpo_jax.experiment import build
-from grpo_jax.learner import micro_batched
+from grpo_jax.errors import UsageError
+from grpo_jax.learning.microbatches import micro_batched
 from grpo_jax.models.critic import init_critic
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.weights import save_model
 from grpo_jax.rewards import RewardError
+from grpo_jax.runs.checkpoints import restore_params
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tokenizers import encode
+from grpo_jax.training import judges, reward_model
+from grpo_jax.training import rl as trainer
+from grpo_jax.training.experiment import build
 
 C = dataclasses.replace(reference.TINY, layers=1)
 P, S, T = 3, 5, 4

@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 from tiny import compile_fast  # noqa: F401
 
-from grpo_jax import algorithms, checkpoints
+from grpo_jax import algorithms
 from grpo_jax.config import defaults, resolve
-from grpo_jax.experiment import build
-from grpo_jax.learner import make_optimizer, prepare, update
+from grpo_jax.engines.lockstep import sample
+from grpo_jax.learning.optimizer import make_optimizer
+from grpo_jax.learning.prepare import prepare
+from grpo_jax.learning.state import init_state
+from grpo_jax.learning.update import update
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.lora import ADAPTERS, merge_adapters
 from grpo_jax.models.weights import save_model
-from grpo_jax.pretrained import pretrained
-from grpo_jax.rollout.sampler import sample
+from grpo_jax.runs import checkpoints
 from grpo_jax.tasks.addition import SYMBOLS
 from grpo_jax.tokenizers import char_tokenizer, load_tokenizer, save_tokenizer
-from grpo_jax.train_state import init_state
-from grpo_jax.trainer import train
+from grpo_jax.training.experiment import build
+from grpo_jax.training.pretrained import pretrained
+from grpo_jax.training.rl import train
 from grpo_jax.types import Prompts, merged
 
 torch = pytest.importorskip("torch", reason="needs torch, the independent source")
@@ -82,16 +85,18 @@ def test_a_step_of_grpo_then_transformers(name, folder, tmp_path):
     key, rng = jax.random.key(0), np.random.default_rng(0)
     start = pretrained(ex)
     state = init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=start)
-    prompts = Prompts(rng.integers(3, 20, (2, 8)).astype(np.int32), np.ones((2, 8), bool))
+    prompts = Prompts(
+        tokens=rng.integers(3, 20, (2, 8)).astype(np.int32), mask=np.ones((2, 8), bool)
+    )
     sampling = ex.sampling()
-    rollouts = sample(ex.model, state.policy, prompts, key, sampling=sampling, group=4)
+    rollouts = sample(ex.model, state.policy.full, prompts, key, sampling=sampling, group=4)
     rewards = jnp.array(rng.normal(size=(2, 4)).astype(np.float32))
     options = {"model": ex.model, "algorithm": GRPO, "temperature": 1.0}
     batch = prepare(state, rollouts, rewards, **options)
     state, _ = update(state, batch, optimizer=optimizer, **options)
-    save_model(tmp_path / "out", ex.model.config, state.policy, source=source)
+    save_model(tmp_path / "out", ex.model.config, state.policy.full, source=source)
     got = their_logits(tmp_path / "out")
-    want = hugging_face.our_logits(ex.model.config, state.policy, ROWS)
+    want = hugging_face.our_logits(ex.model.config, state.policy.full, ROWS)
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert np.abs(got - their_logits(source)).max() > 0.01  # it has learned something
     assert read_config_file(tmp_path / "out") == read_config_file(source)

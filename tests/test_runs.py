@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import runs
-from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
+from grpo_jax.errors import UsageError
+from grpo_jax.runs import run as runs
 
 
 def config(**changes):
@@ -159,7 +159,7 @@ def test_a_line_without_its_step_is_named_and_nothing_is_dropped(tmp_path, line)
 
 HOLD = """
 import os, sys, time
-from grpo_jax import runs
+from grpo_jax.runs import run as runs
 from grpo_jax.config import defaults, resolve
 run = runs.open_run(sys.argv[1], resolve(defaults()))
 child = os.fork()

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from tiny import compile_fast, reference, tiny_config  # noqa: F401
 
-from grpo_jax.experiment import build
-from grpo_jax.learner import make_optimizer, update
-from grpo_jax.sft import LIKELIHOOD, Solved, cold_start, optimizer_config, supervised_batch
+from grpo_jax.learning.optimizer import make_optimizer
+from grpo_jax.learning.state import init_state
+from grpo_jax.learning.update import update
 from grpo_jax.sharding import using
 from grpo_jax.tokenizers import encode
-from grpo_jax.train_state import init_state
+from grpo_jax.training.experiment import build
+from grpo_jax.training.sft import LIKELIHOOD, Solved, cold_start, optimizer_config, supervised_batch
 
 STEPS = 30
 CONFIG = tiny_config(
@@ -44,7 +45,7 @@ def test_the_loss_is_the_likelihood_in_float64(ex):
     problems = [ex.task.train[i] for i in range(4)]
     batch = supervised_batch(ex, problems)
     assert batch.tokens.shape == (4, 1, 18)
-    expected = numpy_nll(ex, jax.device_get(state.params), problems)
+    expected = numpy_nll(ex, jax.device_get(state.policy.trained), problems)
     options = {"model": ex.model, "optimizer": optimizer, "mesh": ex.mesh}
     state, metrics = update(state, batch, algorithm=LIKELIHOOD, **options)
     assert float(metrics["loss"]) == pytest.approx(expected, abs=1e-5)

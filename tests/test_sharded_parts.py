@@ -22,13 +22,13 @@ from pathlib import Path
 import flax, jax, jax.numpy as jnp, numpy as np, optax
 from hugging_face import abstract
 from reference import SPARSE, make_prompts
-from grpo_jax.learner import update
-from grpo_jax.optimizer import Optimizer
-from grpo_jax.train_state import Critic, abstract_state, init_state
+from grpo_jax.learning.update import update
+from grpo_jax.learning.optimizer import Optimizer
+from grpo_jax.learning.state import Critic, abstract_state, init_state
 from grpo_jax.models import weights
 from grpo_jax.models.config import Lora
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.sft import LIKELIHOOD
+from grpo_jax.training.sft import LIKELIHOOD
 from grpo_jax.sharding import make_mesh, put_batch, using
 from grpo_jax.types import Batch
 
@@ -40,8 +40,16 @@ mask = np.arange(4) < rng.integers(1, 5, (8, 2))[..., None]
 tokens = rng.integers(1, SPARSE.vocab_size, mask.shape).astype(np.int32)
 prompts = make_prompts([5, 2, 5, 3, 1, 4, 2, 5], 5, SPARSE.vocab_size)
 ones, zeros = np.ones((8, 2, 1), np.float32), np.zeros(mask.shape, np.float32)
-batch = Batch(prompts, tokens, mask, ones, zeros, values=zeros, returns=zeros + 1)
-critic = Critic("network", SGD)
+batch = Batch(
+    prompts=prompts,
+    tokens=tokens,
+    mask=mask,
+    advantages=ones,
+    logp_rollout=zeros,
+    values=zeros,
+    returns=zeros + 1,
+)
+critic = Critic(kind="network", optimizer=SGD)
 experts = dataclasses.replace(SPARSE.experts, bias_rate=0.01, balance=0.5)
 read, sizes = weights._Reader.read, []
 lies_as = lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim)
@@ -85,18 +93,18 @@ def told(shape):
             begun = state.critic.params
             begun = begun | {"value": begun["value"] + 0.1}  # at 0 its body would learn nothing
             state = state.replace(critic=state.critic.replace(params=begun))
-            before = jax.device_get((state.params, state.critic.params))
+            before = jax.device_get((state.policy.trained, state.critic.params))
             options = dict(model=model, optimizer=SGD, algorithm=LIKELIHOOD, mesh=mesh)
             state, metrics = update(state, put_batch(batch, mesh), critic=critic, **options)
             assert all(jax.tree.leaves(jax.tree.map(lies_as, state, like))), name
-            after = jax.device_get((state.params, state.critic.params))
+            after = jax.device_get((state.policy.trained, state.critic.params))
             policy, moved = jax.tree.map(np.subtract, before, after)
             flat = flax.traverse_util.flatten_dict({**policy, "critic": moved}, sep="/")
             names = ("loss", "val/loss", "mtp/loss", "moe/balance", "moe/load_max")
             out[name] = {
                 "metrics": {k: float(metrics[k]) for k in names},
                 "gradient": {k: x.tolist() for k, x in flat.items()},
-                "router": [x.tolist() for x in jax.tree.leaves(jax.device_get(state.router))],
+                "router": [x.tolist() for x in jax.tree.leaves(state.policy.router)],
             }
     return out
 

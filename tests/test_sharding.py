@@ -16,13 +16,14 @@ CHILD = """
 import json, sys
 import jax, numpy as np, optax
 from grpo_jax.algorithms import Algorithm
-from grpo_jax.learner import prepare, update
-from grpo_jax.train_state import abstract_state, init_state
+from grpo_jax.learning.prepare import prepare
+from grpo_jax.learning.update import update
+from grpo_jax.learning.state import abstract_state, init_state
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.optimizer import Optimizer
-from grpo_jax.rollout.filters import Sampling
-from grpo_jax.rollout.sampler import sample
+from grpo_jax.learning.optimizer import Optimizer
+from grpo_jax.engines.filters import Sampling
+from grpo_jax.engines.lockstep import sample
 from grpo_jax.sharding import make_mesh, put_batch, using
 from grpo_jax.types import Prompts
 
@@ -44,13 +45,13 @@ def run(shape):
         like = abstract_state(MODEL, OPTIMIZER, mesh, reference=True)
         asked = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, like)
         assert all(jax.tree.leaves(asked))
-        before = jax.device_get(state.params)
-        q = state.params["layer_0"]["attention"]["q"]["kernel"]
-        embedding = state.params["embed"]["embedding"]
-        prompts = put_batch(Prompts(tokens * mask, mask), mesh)
+        before = jax.device_get(state.policy.trained)
+        q = state.policy.trained["layer_0"]["attention"]["q"]["kernel"]
+        embedding = state.policy.trained["embed"]["embedding"]
+        prompts = put_batch(Prompts(tokens=tokens * mask, mask=mask), mesh)
         sampling = Sampling(max_tokens=3, stop=(1,))
         rollouts = sample(
-            MODEL, state.params, prompts, jax.random.key(1), sampling=sampling, group=3
+            MODEL, state.policy.trained, prompts, jax.random.key(1), sampling=sampling, group=3
         )
         told = {
             "q": [list(q.sharding.spec), list(q.addressable_shards[0].data.shape)],
@@ -69,7 +70,7 @@ def run(shape):
         told["moved"] = [str(k) for k, x in jax.tree_util.tree_leaves_with_path(moved) if x]
         told["loss"] = float(metrics["loss"])
         # SGD with rate 1: the change is the gradient.
-        change = jax.tree.map(np.subtract, before, jax.device_get(state.params))
+        change = jax.tree.map(np.subtract, before, jax.device_get(state.policy.trained))
         flat = jax.tree_util.tree_leaves_with_path(change)
         told["gradient"] = {jax.tree_util.keystr(k): x.tolist() for k, x in flat}
     return told

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from grpo_jax.checks import UsageError
-from grpo_jax.judges import judge_sources
-from grpo_jax.pretrained import base_sources
-from grpo_jax.runs import check_run, load_config, load_record, open_run
-from grpo_jax.tasks.records import fingerprint
+from grpo_jax.errors import UsageError
+from grpo_jax.files import fingerprint
+from grpo_jax.runs.run import check_run, load_config, load_record, open_run
+from grpo_jax.training.judges import judge_sources
+from grpo_jax.training.pretrained import base_sources
 
 
 def a_model(folder: Path, kind: str = "ForCausalLM") -> Path:

@@ -11,14 +11,15 @@ import optax
 import pytest
 from tiny import compile_fast, reference  # noqa: F401
 
-from grpo_jax.learner import make_optimizer, update
+from grpo_jax.learning.optimizer import Optimizer, make_optimizer
+from grpo_jax.learning.policy import split
+from grpo_jax.learning.state import TrainState
+from grpo_jax.learning.update import update
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import token_logps
 from grpo_jax.models.score import score
-from grpo_jax.optimizer import Optimizer
-from grpo_jax.sft import LIKELIHOOD
-from grpo_jax.train_state import split_params
-from grpo_jax.types import Batch, TrainState
+from grpo_jax.training.sft import LIKELIHOOD
+from grpo_jax.types import Batch
 
 GAMMA, ALPHA = 0.01, 0.7
 EXPERTS = dataclasses.replace(reference.SPARSE.experts, bias_rate=GAMMA, balance=ALPHA)
@@ -29,8 +30,11 @@ PROMPTS = reference.make_prompts([6, 2, 5, 3], S, C.vocab_size)
 RNG = np.random.default_rng(0)
 MASK = np.arange(T) < RNG.integers(1, T + 1, (P, G))[..., None]
 BATCH = Batch(
-    *(PROMPTS, RNG.integers(1, C.vocab_size, (P, G, T)).astype(np.int32), MASK),
-    *(np.ones((P, G, 1), np.float32), np.zeros(MASK.shape, np.float32)),
+    prompts=PROMPTS,
+    tokens=RNG.integers(1, C.vocab_size, (P, G, T)).astype(np.int32),
+    mask=MASK,
+    advantages=np.ones((P, G, 1), np.float32),
+    logp_rollout=np.zeros(MASK.shape, np.float32),
 )
 FIELDS = {
     **{"learning_rate": 0.01, "schedule": "constant", "warmup_steps": 0, "end_factor": 0.1},
@@ -45,10 +49,10 @@ SGD = Optimizer(
 
 
 def state_with(optimizer):
-    params, router, base = split_params(jax.tree.map(jnp.asarray, PARAMS))
-    assert base is None
-    key = jax.random.key(0)
-    return TrainState(jnp.int32(0), params, optimizer.init(params), None, key, router)
+    policy = split(jax.tree.map(jnp.asarray, PARAMS))
+    assert policy.base is None
+    opt_state = optimizer.init(policy.trained)
+    return TrainState(step=jnp.int32(0), policy=policy, opt_state=opt_state, rng=jax.random.key(0))
 
 
 def step(state, optimizer, accumulation=1, batch=BATCH):
@@ -59,10 +63,10 @@ def step(state, optimizer, accumulation=1, batch=BATCH):
 @functools.cache
 def gradient(accumulation):
     """(gradient, metrics, router biases after)."""
-    before = jax.device_get(state_with(SGD).params)
+    before = jax.device_get(state_with(SGD).policy.trained)
     state, metrics = step(state_with(SGD), SGD, accumulation)
-    change = jax.tree.map(lambda a, b: (a - np.asarray(b)) / RATE, before, state.params)
-    return change, metrics, jax.device_get(state.router)
+    change = jax.tree.map(lambda a, b: (a - np.asarray(b)) / RATE, before, state.policy.trained)
+    return change, metrics, jax.device_get(state.policy.router)
 
 
 @functools.cache
@@ -82,11 +86,11 @@ def test_biases_move_by_gamma_against_the_load_and_by_nothing_else():
     state = state_with(ADAMW)
     held = {jax.tree_util.keystr(k) for k, _ in jax.tree.leaves_with_path(state.opt_state)}
     assert not any("router_bias" in k for k in held) and any("'router'" in k for k in held)
-    before = jax.device_get(state.router)["layer_1"]["ff"]["router_bias"]
+    before = jax.device_get(state.policy.router)["layer_1"]["ff"]["router_bias"]
     load = np.asarray(scored()[1].load["layer_1"]["ff"]["router_bias"])
     assert load.sum() == EXPERTS.active * MASK.sum() and load.max() > load.min()
     state, metrics = step(state, ADAMW)
-    after = np.asarray(state.router["layer_1"]["ff"]["router_bias"])
+    after = np.asarray(state.policy.router["layer_1"]["ff"]["router_bias"])
     want = np.where(load > load.mean(), -GAMMA, np.where(load < load.mean(), GAMMA, 0.0))
     np.testing.assert_allclose(after - before, want, atol=1e-7)
     assert float(metrics["moe/load_max"]) == pytest.approx(load.max() / load.mean())
@@ -98,7 +102,7 @@ def test_biases_stay_where_an_update_is_skipped():
     state, metrics = step(state_with(ADAMW), ADAMW, batch=broken)
     assert int(metrics["skipped_updates"]) == 1
     before = PARAMS["layer_1"]["ff"]["router_bias"]
-    np.testing.assert_array_equal(state.router["layer_1"]["ff"]["router_bias"], before)
+    np.testing.assert_array_equal(state.policy.router["layer_1"]["ff"]["router_bias"], before)
 
 
 def test_the_balance_loss_is_a_mean_over_completions():

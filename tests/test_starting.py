@@ -11,19 +11,15 @@ from chat_tokenizer import save
 from tiny import compile_fast  # noqa: F401
 
 from experiments.checkpoint import load, load_model, load_trained
-from grpo_jax import trainer
-from grpo_jax.checkpoints import newest_position, restore_params
-from grpo_jax.checks import UsageError
 from grpo_jax.config import defaults, resolve
-from grpo_jax.continuing import compare
-from grpo_jax.experiment import build
+from grpo_jax.errors import UsageError
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.weights import save_model
-from grpo_jax.pretrained import abstract_params
-from grpo_jax.runs import load_config, load_record
+from grpo_jax.runs.checkpoints import newest_position, restore_params
+from grpo_jax.runs.continuing import compare
+from grpo_jax.runs.run import load_config, load_record
 from grpo_jax.sharding import make_mesh
-from grpo_jax.starting import begin_run, check_whole, holding, reopen, start_run
 from grpo_jax.tokenizers import (
     char_tokenizer,
     encode,
@@ -31,6 +27,10 @@ from grpo_jax.tokenizers import (
     load_tokenizer,
     same_tokenizer,
 )
+from grpo_jax.training import rl as trainer
+from grpo_jax.training.experiment import build
+from grpo_jax.training.pretrained import abstract_params
+from grpo_jax.training.starting import begin_run, check_whole, holding, reopen, start_run
 
 RECORDS = [
     {"prompt": f"{a}+{b}=", "answer": str(a + b), "solution": f"<answer>{a + b}</answer>"}

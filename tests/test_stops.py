@@ -5,7 +5,7 @@ import pytest
 from chat_tokenizer import trained
 from tokenizers import Tokenizer, decoders, models
 
-from grpo_jax.rollout.stops import START, cut, stop_table
+from grpo_jax.engines.stops import START, cut, stop_table
 from grpo_jax.tokenizers import TextTokenizer, char_tokenizer, decode
 
 END = "<|im_end|>"

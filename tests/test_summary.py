@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grpo_jax.summary import duration, ending, summary
+from grpo_jax.runs.summary import duration, ending, summary
 
 
 @pytest.fixture

@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from grpo_jax import checkpoints, loop, progress, trainer
-from grpo_jax.checkpoints import restore_params
-from grpo_jax.checks import UsageError
-from grpo_jax.experiment import build
-from grpo_jax.learner import make_optimizer
+from grpo_jax.console import progress
+from grpo_jax.errors import UsageError
+from grpo_jax.learning.optimizer import make_optimizer
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.state import TrainState, abstract_state
 from grpo_jax.rewards.evaluate import RewardError, Scores
 from grpo_jax.rollout.collect import Collected
-from grpo_jax.runs import open_run
+from grpo_jax.runs import checkpoints
+from grpo_jax.runs.checkpoints import restore_params
+from grpo_jax.runs.run import open_run
 from grpo_jax.tasks import Problem
-from grpo_jax.train_state import abstract_state
-from grpo_jax.types import Batch, Rollouts, TrainState
+from grpo_jax.training import loop
+from grpo_jax.training import rl as trainer
+from grpo_jax.training.experiment import build
+from grpo_jax.types import Batch, Rollouts
 
 STEPS = 24
 EASY = {
@@ -67,7 +71,7 @@ def test_the_reference_was_refreshed_and_is_saved(learnt):
     like = abstract_state(ex.model, optimizer, ex.mesh, reference=True)
     state, position = checkpoints.restore_latest(learnt / "checkpoints", like)
     assert position["step"] == int(state.step) == STEPS
-    jax.tree.map(np.testing.assert_array_equal, state.ref_params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, state.reference, state.policy.trained)
 
 
 def test_a_finished_run_says_so_and_its_result_again(learnt, capsys):
@@ -83,7 +87,14 @@ def test_metrics_of_a_rollout():
     rewards = np.array([[1, 0, 0.5], [nan, nan, 2], [1, 1, 1], [nan] * 3], np.float32)
     mask = np.arange(5) < np.array([[5, 2, 1], [3, 3, 3], [1, 1, 1], [4, 4, 4]])[..., None]
     finished = np.array([[0, 1, 1]] * 4, bool)
-    rollouts = Rollouts(None, mask * 1, mask, mask * 0.0, mask * 0.0, finished)
+    rollouts = Rollouts(
+        prompts=None,
+        tokens=mask * 1,
+        mask=mask,
+        logp=mask * 0.0,
+        entropy=mask * 0.0,
+        finished=finished,
+    )
     parts = {"a": rewards * 2, "b": rewards * nan}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -180,7 +191,8 @@ def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
     monkeypatch.setattr(trainer, "update", update)
     changes = {"algorithm.kl_stop": 0.1, "algorithm.inner_epochs": 3, "algorithm.minibatches": 2}
     ex = build(tiny_config(**changes))
-    batch = Batch(*[np.zeros((4, 2, 1))] * 5)
+    names = ("prompts", "tokens", "mask", "advantages", "logp_rollout")
+    batch = Batch(**dict.fromkeys(names, np.zeros((4, 2, 1))))
     state, metrics = trainer._learn(ex, None, None, 0, batch, 1)
     assert state == 2
     assert metrics == {
@@ -192,7 +204,7 @@ def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
 
 def state_of(x):
     """A TrainState that holds one number."""
-    return TrainState(None, {"x": x}, None, None, None)
+    return TrainState(step=None, policy=Policy(trained={"x": x}), opt_state=None, rng=None)
 
 
 @pytest.fixture
@@ -206,15 +218,23 @@ def steps(tmp_path):
 
         def step(state, number):
             seen.append(number)
-            metrics = {"skipped_in_a_row": act(number) or 0, "x": float(state.params["x"])}
-            return loop.Step(state_of(state.params["x"] + 1), metrics, [], number == last)
+            metrics = {"skipped_in_a_row": act(number) or 0, "x": float(state.policy.trained["x"])}
+            return loop.Step(state_of(state.policy.trained["x"] + 1), metrics, [], number == last)
 
         state = state_of(jnp.float32(done or 0))
-        position = lambda: {"n": seen[-1]}  # noqa: E731
-        evaluate = lambda state: {"accuracy": float(state.params["x"])}  # noqa: E731
+        stage = loop.Stage(
+            name="counter",
+            total=total,
+            like=state,
+            begin=lambda: state,
+            complete=lambda state: state,
+            source=SimpleNamespace(get_state=lambda: {"n": seen[-1]}),
+            step=step,
+            evaluate=lambda state: {"accuracy": float(state.policy.trained["x"])},
+        )
         try:
-            state = loop.run_steps(run, config, (done, state), total, step, position, evaluate)
-            return float(state.params["x"])
+            state = loop.run_stage(run, config, stage, loop.Begun(done, state, False))
+            return float(state.policy.trained["x"])
         finally:
             run.close()
 
@@ -233,7 +253,9 @@ def test_the_loop_records_evaluates_and_saves_when_due(steps):
     assert values(folder / "eval.jsonl", "accuracy") == [(n, float(n)) for n in (0, 2, 4, 5)]
     assert checkpoints.steps(folder / "checkpoints") == [4, 5]
     like = state_of(jax.ShapeDtypeStruct((), jnp.float32, sharding=jnp.float32(0).sharding))
-    assert checkpoints.restore_latest(folder / "checkpoints", like) == (state_of(5.0), {"n": 5})
+    state, position = checkpoints.restore_latest(folder / "checkpoints", like)
+    assert state == state_of(5.0) and position["n"] == position["step"] == 5
+    assert (position["stage"], position["ended"]) == ("counter", False)
 
 
 def test_a_run_without_steps_saves_its_beginning(steps):

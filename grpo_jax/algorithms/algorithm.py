@@ -1,7 +1,6 @@
 """An algorithm is a value: names of functions, and the coefficients that they ask for by name."""
 
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +15,7 @@ from grpo_jax.algorithms.selection import SELECTIONS
 from grpo_jax.algorithms.shaping import COMBINATIONS
 from grpo_jax.algorithms.surrogates import SURROGATES
 from grpo_jax.algorithms.values import CRITICS
+from grpo_jax.errors import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +181,9 @@ def call(
 
 def _check_choice(field: str, value: str, names: Collection[str]) -> None:
     if value not in names:
-        nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)[0]
+        near = nearest(str(value), names)
         listed = ", ".join(sorted(names))
-        raise ValueError(
-            f"{field} must be one of {listed}; got {value!r}, did you mean {nearest!r}?"
-        )
+        raise ValueError(f"{field} must be one of {listed}; got {value!r}, did you mean {near!r}?")
 
 
 def _check_pairs(algorithm: Algorithm, group: int) -> None:

@@ -84,8 +84,8 @@ def with_outcome(steps: StepRewards, rewards: jax.Array, mask: jax.Array) -> Ste
     chex.assert_equal_shape([steps.rewards, steps.ends])
     chex.assert_equal_shape_prefix([steps.rewards, rewards, mask], 2)
     return StepRewards(
-        jnp.concatenate([steps.rewards, rewards[..., None]], -1),
-        jnp.concatenate([steps.ends, _last(mask)], -1),
+        rewards=jnp.concatenate([steps.rewards, rewards[..., None]], -1),
+        ends=jnp.concatenate([steps.ends, _last(mask)], -1),
     )
 
 

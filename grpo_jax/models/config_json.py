@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.json_files import read_object
+from grpo_jax.files import read_object
 from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
 from grpo_jax.models.families import FAMILIES, Family, Json
 from grpo_jax.models.files import INDEX, SINGLE, equal, tensor_files

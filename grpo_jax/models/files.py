@@ -5,8 +5,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from grpo_jax.folders import INDEX
-from grpo_jax.json_files import read_object
+from grpo_jax.files import INDEX, read_object
 
 SINGLE = "model.safetensors"
 ROWS = 4096

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.folders import at_home, replacing
-from grpo_jax.progress import doing
+from grpo_jax.console.progress import doing
+from grpo_jax.files import at_home, replacing
 
 DTYPES = ("float32", "bfloat16")
 

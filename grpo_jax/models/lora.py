@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import flax
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from grpo_jax.folders import METADATA, replacing
+from grpo_jax.files import METADATA, replacing
+from grpo_jax.hosts import fetch
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.names import parts
 from grpo_jax.models.quantized import dense
@@ -48,7 +48,7 @@ def save_adapters(out: Path, c: ModelConfig, params: Any, base: str) -> None:
         for part in parts(c, (*path[:-1], "kernel")):
             module = part.name.removesuffix(".weight")
             modules.add(module)
-            tensor = np.ascontiguousarray(jax.device_get(leaf[part.at] if part.at else leaf))
+            tensor = np.ascontiguousarray(fetch(leaf[part.at] if part.at else leaf))
             tensors[f"base_model.model.{module}.{PEFT_NAMES[path[-1]]}"] = tensor
     config = {
         "peft_type": "LORA",

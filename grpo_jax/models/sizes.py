@@ -3,9 +3,9 @@
 No JAX. `jax.eval_shape` of such a model's `init` counts its parameters and costs no memory.
 """
 
-import difflib
 from typing import Any
 
+from grpo_jax.errors import nearest
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import read_config
 from grpo_jax.models.families import Json
@@ -172,6 +172,6 @@ SIZES: dict[str, Json] = {
 def size(name: str) -> ModelConfig:
     """The ModelConfig of a published checkpoint; ValueError names the nearest there is."""
     if name not in SIZES:
-        nearest = difflib.get_close_matches(name.lower(), SIZES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown model size {name!r}; nearest valid: {nearest!r}")
+        near = nearest(name.lower(), SIZES)
+        raise ValueError(f"unknown model size {name!r}; nearest valid: {near!r}")
     return read_config(SIZES[name])

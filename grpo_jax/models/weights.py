@@ -15,8 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from grpo_jax.folders import METADATA, TEXT_FILES, replacing
-from grpo_jax.json_files import read_object
+from grpo_jax.files import METADATA, TEXT_FILES, read_object, replacing
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import as_scoring, write_config
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files

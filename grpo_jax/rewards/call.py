@@ -24,6 +24,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from grpo_jax.errors import excerpt
 from grpo_jax.rewards.text import Reward
 
 LARGEST = 1e18  # of a reward: advantages are reckoned with its square, in float32
@@ -249,11 +250,6 @@ def _first_line(error: BaseException) -> str:
     except BaseException:  # an exception's text is a program, too
         lines = []
     return f"{name}: {_cut(lines[0], LONGEST)}" if lines else name
-
-
-def excerpt(value: Any, limit: int = 120) -> str:
-    """`repr(value)`, cut to `limit` characters for an error message."""
-    return _cut(repr(value), limit)
 
 
 def _cut(text: str, limit: int) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from grpo_jax.rewards.call import excerpt
+from grpo_jax.errors import excerpt
 from grpo_jax.rewards.cases import Case, parse_cases
 from grpo_jax.rewards.fences import Program, extract_code
 from grpo_jax.rewards.sandbox import Limits, check, run

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
+from grpo_jax.errors import excerpt
 from grpo_jax.rewards.batch import Batch, Call
 from grpo_jax.rewards.call import (
     Group,
@@ -23,7 +24,6 @@ from grpo_jax.rewards.call import (
     call_reward,
     dump_functions,
     dump_group,
-    excerpt,
     load_functions,
 )
 from grpo_jax.rewards.limits import Limits

@@ -1,9 +1,8 @@
 """Rewards by name: the built-in ones, the task's own, or any importable function."""
 
-import difflib
 import importlib
-from collections.abc import Iterable
 
+from grpo_jax.errors import unknown
 from grpo_jax.rewards.choices import choice
 from grpo_jax.rewards.form import format_tags
 from grpo_jax.rewards.numbers import last_number, numeric_answer
@@ -68,11 +67,3 @@ def _imported(path: str) -> Reward:
     if not callable(function):
         raise ValueError(f"reward {path!r}: is a {type(function).__name__}, not a function")
     return function
-
-
-def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """The text of an error for a name that is not among `valid`, with the nearest that is."""
-    names = sorted(valid)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"unknown {kind} {name!r}; {hint}valid: {', '.join(names)}"

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from grpo_jax.rollout.stops import cut
+from grpo_jax.engines.stops import cut
 from grpo_jax.tasks import Steps
 from grpo_jax.tokenizers import TextTokenizer, bucket, decode, encode_prompts, prompt_ids
-from grpo_jax.types import Prompts, Rollouts
+from grpo_jax.types import Prompts, Rollouts, on_host
 
 SPREAD = 1e-6  # below it a group's rewards are equal, and teach nothing
 
@@ -46,8 +46,8 @@ def encode_batch(
     """
     lengths = [len(prompt_ids(tokenizer, p.prompt)) for p in problems]
     S = min(bucket(max(lengths), multiple), longest) if max(lengths) <= longest else longest
-    arrays: Any = encode_prompts(tokenizer, problems, S)
-    return Prompts(*arrays)
+    tokens, mask = map(on_host, encode_prompts(tokenizer, problems, S))
+    return Prompts(tokens=tokens, mask=mask)
 
 
 def texts(

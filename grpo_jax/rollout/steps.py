@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.checks import UsageError
+from grpo_jax.errors import UsageError
 from grpo_jax.rewards.turn import written
 from grpo_jax.rollout.collect import Collected
 from grpo_jax.tasks import Steps, Task
 from grpo_jax.tokenizers import TextTokenizer, bucket, end_tokens
-from grpo_jax.types import StepRewards
+from grpo_jax.types import StepRewards, on_host
 
 MULTIPLE = 8  # of K, so that nearby numbers of steps share one compiled program
 
 
-def judge_steps(
+def grade_steps(
     task: Task,
     problems: Sequence[Any],
     completions: Sequence[Sequence[str]],
@@ -59,5 +59,4 @@ def step_rewards(tokenizer: TextTokenizer, rollout: Collected) -> StepRewards | 
         ids = tokens[p, g, kept].tolist()
         rewards[p, g, : len(steps)] = [reward for _, reward in steps]
         ends[p, g, : len(steps)] = kept[end_tokens(tokenizer, ids, [end for end, _ in steps])]
-    arrays: Any = (rewards, ends)
-    return StepRewards(*arrays)
+    return StepRewards(rewards=on_host(rewards), ends=on_host(ends))

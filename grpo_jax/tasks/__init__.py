@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from grpo_jax.rewards.registry import unknown
+from grpo_jax.errors import unknown
 from grpo_jax.tasks.addition import addition
 from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.framed import framed

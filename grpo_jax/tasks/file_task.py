@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from grpo_jax.files import at_home
 from grpo_jax.rewards.columns import misread, path_of
 from grpo_jax.rewards.registry import EXTRAS
 from grpo_jax.rewards.text import TAGS, Reward
 from grpo_jax.tasks.problem import Problem, Task
-from grpo_jax.tasks.records import Dropped, located, warn_of_dropped
+from grpo_jax.tasks.records import Dropped, warn_of_dropped
 from grpo_jax.tasks.templates import Template
 
 
@@ -61,9 +62,9 @@ def published_files(path: str, heldout_path: str | None) -> tuple[Path, Path]:
     FileNotFoundError names the folder where it has no such pair.
     """
     if heldout_path is not None:
-        return located(path), located(heldout_path)
+        return at_home(path), at_home(heldout_path)
     for suffix in (".jsonl", ""):
-        train, test = (located(path) / f"{side}{suffix}" for side in ("train", "test"))
+        train, test = (at_home(path) / f"{side}{suffix}" for side in ("train", "test"))
         if train.exists() and test.exists():
             return train, test
     raise FileNotFoundError(

@@ -5,23 +5,16 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from grpo_jax.errors import unknown
+from grpo_jax.files import at_home
 from grpo_jax.rewards.cases import parse_cases
 from grpo_jax.rewards.columns import path_of
-from grpo_jax.rewards.registry import EXTRAS, REWARDS, resolve, unknown
+from grpo_jax.rewards.registry import EXTRAS, REWARDS, resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.conversations import is_answer
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.problem import Problem, Task, is_heldout
-from grpo_jax.tasks.records import (
-    Dropped,
-    NoAnswer,
-    Record,
-    dropping,
-    is_blank,
-    located,
-    read_table,
-    shown,
-)
+from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, is_blank, read_table, shown
 from grpo_jax.tasks.templates import make_template
 
 RESERVED = ("prompts", "completions", "completion_ids", "prefill")  # a reward's own arguments
@@ -78,7 +71,7 @@ def jsonl(
         "jsonl",
         train,
         heldout,
-        files=[located(file) for file in (path, heldout_path) if file is not None],
+        files=[at_home(file) for file in (path, heldout_path) if file is not None],
         accuracy=accuracy,
         template=form,
         solve=solve if solvable else None,
@@ -96,7 +89,7 @@ def _judged_by(reward: str, answer: str) -> str | None:
 
 def _read(path: str, make: Callable[[Record], Problem], dropped: Dropped) -> list[Problem]:
     try:
-        return read_table(located(path), make, dropped)
+        return read_table(at_home(path), make, dropped)
     except NoAnswer as error:
         raise ValueError(
             f"{error}; valid: the right column in the option `answer`, a `reward` that needs none, "

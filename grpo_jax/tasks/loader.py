@@ -4,8 +4,8 @@ Kept apart from the tasks because grain imports JAX, and reward workers must sta
 """
 
 import itertools
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import grain
 
@@ -40,18 +40,45 @@ def batches(
     return cast(grain.DatasetIterator, iter(batched))
 
 
-class Counted:
-    """A test of problems that counts those it turns down: `dropped`, which may be restored."""
+class Stream:
+    """Problems of a source, `size` at a time, forever, and their position in a checkpoint.
 
-    def __init__(self, keep: Callable[[Problem], bool]):
-        """Count what `keep` turns down."""
-        self.keep, self.dropped = keep, 0
+    What was only peeked at is still to come: a restored position comes to it again.
+    """
 
-    def __call__(self, problem: Problem) -> bool:
-        """Whether the problem is kept."""
-        kept = self.keep(problem)
+    def __init__(self, source: Source, size: int, seed: int, keep: Callable[[Problem], bool]):
+        """Begin; problems that `keep` turns down are left out, and counted. As `batches`."""
+        self.dropped, self._keep = 0, keep
+        self._data = batches(source, size, seed, self._kept)
+        self._peeked: tuple[list[Problem], dict[str, Any]] | None = None
+
+    def _kept(self, problem: Problem) -> bool:
+        kept = self._keep(problem)
         self.dropped += not kept
         return kept
+
+    def __next__(self) -> list[Problem]:
+        drawn, self._peeked = self.peek(), None
+        return drawn
+
+    def peek(self) -> list[Problem]:
+        """What `next` will give."""
+        if self._peeked is None:
+            before = self._position()
+            self._peeked = next(self._data), before
+        return self._peeked[0]
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, JSON-able."""
+        return self._peeked[1] if self._peeked else self._position()
+
+    def _position(self) -> dict[str, Any]:
+        return {"dropped": self.dropped, "data": self._data.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        self.dropped, self._peeked = state["dropped"], None
+        self._data.set_state(state["data"])
 
 
 def _giving_up(keep: Callable[[Problem], bool], size: int) -> Callable[[Problem], bool]:

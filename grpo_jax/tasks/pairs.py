@@ -6,13 +6,14 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from grpo_jax.rewards.registry import unknown
+from grpo_jax.errors import unknown
+from grpo_jax.files import at_home
 from grpo_jax.rewards.text import Completion, completion_text, final_answer
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.mixture import Mixed
 from grpo_jax.tasks.problem import Problem, Source, Task, is_heldout
-from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, located, read_table, text
+from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, read_table, text
 from grpo_jax.tasks.templates import make_template
 
 
@@ -72,7 +73,7 @@ def pairs(
         "pairs",
         [*train, *earlier],
         heldout,
-        files=[located(file) for file in (path, *replay)],
+        files=[at_home(file) for file in (path, *replay)],
         accuracy=_as_chosen,
         template=make_template(template, system),
         solve=lambda problem: problem.columns["chosen"],
@@ -100,7 +101,7 @@ def _read(
 ) -> tuple[list[Problem], list[Problem]]:
     """A file's pairs to learn from, and those held out."""
     sides: tuple[list[Problem], list[Problem]] = ([], [])
-    for problem in read_table(located(path), make, dropped):
+    for problem in read_table(at_home(path), make, dropped):
         texts = [JUDGED[judged](problem.columns[name]) for name in ("chosen", "rejected")]
         if None not in texts and texts[0] != texts[1]:
             sides[is_heldout(key(problem), heldout_fraction)].append(problem)

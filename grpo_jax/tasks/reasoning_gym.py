@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_jax.rewards.registry import unknown
+from grpo_jax.errors import unknown
 from grpo_jax.rewards.text import TAGS, Completion, extract_answer
 from grpo_jax.tasks.problem import Problem, Task, is_heldout
 

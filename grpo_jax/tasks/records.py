@@ -7,16 +7,15 @@ jsonl, "keep").
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from grpo_jax.rewards.registry import unknown
+from grpo_jax.errors import unknown
+from grpo_jax.files import json_files
 from grpo_jax.tasks.problem import Problem
 
 Record = dict[str, Any]
@@ -49,11 +48,6 @@ def warn_of_dropped(dropped: Dropped, records: int) -> None:
         )
 
 
-def located(path: str | Path) -> Path:
-    """The path of a file or folder, where "~" is the user's home."""
-    return Path(os.path.expanduser(path))
-
-
 def read_table(path: Path, make: Callable[[Record], T], dropped: Dropped = None) -> list[T]:
     """`make(record)` for every line of a file of JSON lines, or row of a .parquet file.
 
@@ -83,39 +77,11 @@ def read_list(path: Path, make: Callable[[Record], T], dropped: Dropped = None) 
 
 def read_folder(path: Path, make: Callable[[Record], T], dropped: Dropped = None) -> list[T]:
     """`make(record)` for every .json file below a folder, by name; errors name the file."""
-    files = _json_files(path)
+    files = json_files(path)
     if not files:
         raise FileNotFoundError(f"{path}: no .json files; valid: a folder of one-record JSON files")
     contents = ((str(file), file.read_bytes()) for file in files)
     return _made(path, contents, lambda content: make(_object(_json(content))), dropped)
-
-
-def fingerprint(path: Path) -> str:
-    """The sha256 of a file, or of the names and contents of all .json files below a folder."""
-    path = located(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    whole = hashlib.sha256()
-    for part in _json_files(path):
-        whole.update(f"{part.relative_to(path)} {fingerprint(part)}\n".encode())
-    return whole.hexdigest()
-
-
-def _json_files(path: Path) -> list[Path]:
-    """The .json files below a folder, by name; OSError for what may not be listed, which a glob
-    would leave out."""
-
-    def refused(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise error
-
-    walk = os.walk(path, onerror=refused)
-    return sorted(Path(at, name) for at, _, names in walk for name in names if _is_json(name))
-
-
-def _is_json(name: str) -> bool:
-    return name.endswith(".json")
 
 
 def text(record: Record, column: str, is_answer: bool = False) -> str:

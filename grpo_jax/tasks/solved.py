@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from grpo_jax.files import at_home
 from grpo_jax.tasks.file_task import key, warn_of_unread
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.problem import Problem, Task
-from grpo_jax.tasks.records import Record, dropping, located, read_table, text, warn_of_dropped
+from grpo_jax.tasks.records import Record, dropping, read_table, text, warn_of_dropped
 
 
 def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
@@ -24,7 +25,7 @@ def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
     task = make_task(**of)
     asked = {key(task.heldout[i]) for i in range(len(task.heldout))}
     dropped = dropping(unanswered)
-    records = read_table(located(path), _problem, dropped)
+    records = read_table(at_home(path), _problem, dropped)
     warn_of_dropped(dropped, len(records) + len(dropped or ()))
     warn_of_unread(task.accuracy, records)
     train = [problem for problem in records if key(problem) not in asked]
@@ -36,7 +37,7 @@ def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
         train=train,
         solve=lambda problem: problem.columns["solution"],
         overlap=len(records) - len(train),
-        files=(located(path), *task.files),
+        files=(at_home(path), *task.files),
     )
 
 

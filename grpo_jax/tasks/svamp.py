@@ -2,20 +2,12 @@
 
 import re
 
+from grpo_jax.files import at_home
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, worked
 from grpo_jax.tasks.problem import Problem, Task
-from grpo_jax.tasks.records import (
-    NoAnswer,
-    Record,
-    dropping,
-    is_blank,
-    located,
-    read_list,
-    shown,
-    text,
-)
+from grpo_jax.tasks.records import NoAnswer, Record, dropping, is_blank, read_list, shown, text
 from grpo_jax.tasks.templates import make_template
 
 _ID = re.compile(r"chal-(\d+)", re.ASCII)
@@ -40,7 +32,7 @@ def svamp(
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward
-    file = located(path)
+    file = at_home(path)
     file = file / "SVAMP.json" if file.is_dir() else file
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     dropped = dropping(unanswered)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from grpo_jax.errors import unknown
 from grpo_jax.rewards.answers import extract_boxed
-from grpo_jax.rewards.registry import unknown
 from grpo_jax.tasks.problem import Prompt
 
 # DeepSeek-R1 (2501.12948), table 1.

@@ -16,7 +16,7 @@ compute = jit(compute_advantages, static_argnums=0)
 
 
 def steps(name, P, G):
-    given = StepRewards(STEP_REWARDS[:P, :G], STEP_ENDS[:P, :G])
+    given = StepRewards(rewards=STEP_REWARDS[:P, :G], ends=STEP_ENDS[:P, :G])
     return {"steps": given} if name == "process" else {}
 
 

@@ -42,7 +42,7 @@ def prepare(algorithm, batch):
 def compute_prepared(algorithm, batch):
     mask = batch["mask"]
     kl = KLS[algorithm.kl](batch["logp_old"], batch["logp_ref"], mask)
-    steps = StepRewards(batch["rewards"][..., None] ** 2, np.ones((4, 4, 1), int))
+    steps = StepRewards(rewards=batch["rewards"][..., None] ** 2, ends=np.ones((4, 4, 1), int))
     advantages = compute_advantages(
         algorithm, batch["rewards"], mask, kl=kl, values=batch["values"], steps=steps
     )

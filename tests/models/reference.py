@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.engines.filters import Sampling
 from grpo_jax.models.config import Experts, Latent, ModelConfig
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.rollout.filters import Sampling
 from grpo_jax.types import Prompts
 
 # head_dim is not hidden / heads, and theta is small: every size and position matters.

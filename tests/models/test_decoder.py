@@ -21,9 +21,9 @@ from reference import (
     stats,
 )
 
+from grpo_jax.engines.lockstep import sample
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps
-from grpo_jax.rollout.sampler import sample
 
 V = TINY.vocab_size
 PROMPTS = make_prompts([8, 1, 3], S, V)

@@ -21,17 +21,18 @@ from hugging_face import (
 from reference import make_prompts
 from safetensors.numpy import load_file
 
-from grpo_jax.learner import update
+from grpo_jax.engines.filters import Sampling
+from grpo_jax.engines.lockstep import sample
+from grpo_jax.learning.optimizer import Optimizer
+from grpo_jax.learning.policy import split
+from grpo_jax.learning.state import TrainState
+from grpo_jax.learning.update import update
 from grpo_jax.models.config_json import architecture, read_config, write_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.names import parts
 from grpo_jax.models.weights import SINGLE, save_model
-from grpo_jax.optimizer import Optimizer
-from grpo_jax.rollout.filters import Sampling
-from grpo_jax.rollout.sampler import sample
-from grpo_jax.sft import LIKELIHOOD
-from grpo_jax.train_state import split_params
-from grpo_jax.types import Batch, TrainState
+from grpo_jax.training.sft import LIKELIHOOD
+from grpo_jax.types import Batch
 
 S, T, G = 12, 64, 2
 STOP = 2
@@ -121,16 +122,15 @@ def test_supervised_loss_and_gradient(case):
     loss = their_loss(theirs.model, tokens, mask)
     loss.backward()
     want = their_gradients(theirs.model)
-    trained, router, base = split_params(jax.tree.map(jnp.copy, params))
-    state = TrainState(
-        jnp.int32(0), trained, SGD.init(trained), None, jax.random.key(0), router, base
-    )
-    before = jax.device_get(trained)
+    policy = split(jax.tree.map(jnp.copy, params))
+    opt_state = SGD.init(policy.trained)
+    state = TrainState(step=jnp.int32(0), policy=policy, opt_state=opt_state, rng=jax.random.key(0))
+    before = jax.device_get(policy.trained)
     ones, zeros = np.ones((*mask.shape[:2], 1), np.float32), np.zeros(mask.shape, np.float32)
-    batch = Batch(PROMPTS, tokens, mask, ones, zeros)
+    batch = Batch(prompts=PROMPTS, tokens=tokens, mask=mask, advantages=ones, logp_rollout=zeros)
     state, metrics = update(state, batch, model=Decoder(c), optimizer=SGD, algorithm=LIKELIHOOD)
     assert float(metrics["loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
-    change = jax.tree.map(lambda a, b: (a - np.asarray(b)) / RATE, before, state.params)
+    change = jax.tree.map(lambda a, b: (a - np.asarray(b)) / RATE, before, state.policy.trained)
     seen = set()
     for path, gradient in flax.traverse_util.flatten_dict(change).items():
         for part in parts(c, path):

@@ -10,10 +10,10 @@ import pytest
 from reference import SAMPLING, SPARSE, G, P, S, T, make_prompts, random_params, stack_layers
 from test_decoder import assert_same_gradients, full_rows
 
+from grpo_jax.engines.lockstep import sample
+from grpo_jax.learning.policy import split
 from grpo_jax.models.decoder import Decoder, init_cache, prefill
 from grpo_jax.models.logps import completion_logps
-from grpo_jax.rollout.sampler import sample
-from grpo_jax.train_state import split_params
 
 C = dataclasses.replace(SPARSE, layers=2, mtp=0)
 PARAMS = random_params(C)
@@ -92,7 +92,8 @@ def test_sampler_learner_and_full_rows_agree_and_so_do_gradients(case, rollouts)
     np.testing.assert_allclose(logp[m], rollouts.logp[m], atol=1e-4)
     np.testing.assert_allclose(entropy[m], rollouts.entropy[m], atol=1e-4)
     np.testing.assert_allclose(np.stack(rows)[:, m], np.stack((logp, entropy))[:, m], atol=1e-4)
-    (got, *biases), (want, *more) = (split_params(x) for x in (got, want))
-    chosen = jax.tree.leaves((biases, more))  # biases only choose, which has no gradient
+    got, want = split(got), split(want)
+    chosen = jax.tree.leaves((got.router, want.router))  # only choose, which has no gradient
     assert len(chosen) == 2 and not any(np.any(x) for x in chosen)
-    assert_same_gradients(got, stack_layers(want, c) if c.scan_layers else want, rtol=3e-5)
+    want = stack_layers(want.trained, c) if c.scan_layers else want.trained
+    assert_same_gradients(got.trained, want, rtol=3e-5)

@@ -27,13 +27,15 @@ from reference import (
 )
 from safetensors.numpy import load_file
 
-from grpo_jax.learner import update
+from grpo_jax.learning.optimizer import Optimizer
+from grpo_jax.learning.policy import Policy
+from grpo_jax.learning.state import TrainState
+from grpo_jax.learning.update import update
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.score import draft_hidden, score
 from grpo_jax.models.weights import SINGLE, save_model
-from grpo_jax.optimizer import Optimizer
-from grpo_jax.sft import LIKELIHOOD
-from grpo_jax.types import Batch, TrainState
+from grpo_jax.training.sft import LIKELIHOOD
+from grpo_jax.types import Batch
 
 C = dataclasses.replace(TINY, layers=1, mtp=1, mtp_weight=0.3)
 PARAMS = random_params(C)
@@ -87,15 +89,26 @@ def numpy_losses(params):
 def updates():
     """joint -> (gradient, metrics) of the likelihood's update."""
     zeros = np.zeros(MASK.shape, np.float32)
-    batch = Batch(PROMPTS, TOKENS, MASK, np.ones((P, G, 1), np.float32), zeros)
+    batch = Batch(
+        prompts=PROMPTS,
+        tokens=TOKENS,
+        mask=MASK,
+        advantages=np.ones((P, G, 1), np.float32),
+        logp_rollout=zeros,
+    )
     out = {}
     for joint, c in ((True, C), (False, C), (None, dataclasses.replace(C, mtp=0))):
         params = jax.tree.map(jnp.asarray, {k: x for k, x in PARAMS.items() if c.mtp or k != "mtp"})
-        state = TrainState(jnp.int32(0), params, SGD.init(params), None, jax.random.key(0))
+        state = TrainState(
+            step=jnp.int32(0),
+            policy=Policy(trained=params),
+            opt_state=SGD.init(params),
+            rng=jax.random.key(0),
+        )
         before = jax.device_get(params)
         options = {"model": Decoder(c), "optimizer": SGD, "algorithm": LIKELIHOOD}
         state, metrics = update(state, batch, joint_mtp=bool(joint), **options)
-        change = jax.tree.map(lambda a, b: (a - np.asarray(b)) / RATE, before, state.params)
+        change = jax.tree.map(lambda a, b: (a - np.asarray(b)) / RATE, before, state.policy.trained)
         out[joint] = change, metrics
     return out
 

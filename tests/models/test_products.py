@@ -67,7 +67,7 @@ def test_a_bfloat16_model_multiplies_in_bfloat16_backward_too(sparse):
         vocab_size=11, hidden=8, layers=2, heads=2, ff=16, dtype="bfloat16", experts=experts
     )
     model, tokens = Decoder(c), jnp.ones((2, 3, 4), jnp.int32)
-    prompts = Prompts(jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), bool))
+    prompts = Prompts(tokens=jnp.ones((2, 5), jnp.int32), mask=jnp.ones((2, 5), bool))
     params = model.init(jax.random.key(0), tokens, method=Decoder.initialise)["params"]
     loss = lambda params: completion_logps(model, params, prompts, tokens)[0].sum()  # noqa: E731
     products = list(dots(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))

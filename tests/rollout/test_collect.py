@@ -35,10 +35,17 @@ class World:
         lengths = np.array([len(name) for name, _ in problems])
         S, marks = lengths.max(), [ord(name[0]) for name, _ in problems]
         mask = np.arange(S) >= S - lengths[:, None]
-        prompts = Prompts(np.where(mask, np.array(marks)[:, None], 0), mask)
+        prompts = Prompts(tokens=np.where(mask, np.array(marks)[:, None], 0), mask=mask)
         tokens = np.broadcast_to(np.array(marks)[:, None, None], (len(problems), G, T))
         shape = tokens.shape
-        out = Rollouts(prompts, tokens, tokens > 0, 1.0 * tokens, -1.0 * tokens, np.ones(shape[:2]))
+        out = Rollouts(
+            prompts=prompts,
+            tokens=tokens,
+            mask=tokens > 0,
+            logp=1.0 * tokens,
+            entropy=-1.0 * tokens,
+            finished=np.ones(shape[:2]),
+        )
         return out, [[f"{name}{g}" for g in range(G)] for name, _ in problems]
 
     def score(self, problems, completions):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from reference import softmax, stats
 
-from grpo_jax.rollout.filters import Sampling, draw, filter_logits
+from grpo_jax.engines.filters import Sampling, draw, filter_logits
 
 LOGITS = 2 * np.random.default_rng(0).normal(size=(50, 13)).astype(np.float32)
 TIED = np.round(LOGITS)  # many equal logits, also at the boundary

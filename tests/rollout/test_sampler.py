@@ -20,11 +20,11 @@ from reference import (
     stats,
 )
 
+from grpo_jax.engines.filters import filter_logits
+from grpo_jax.engines.lockstep import sample
+from grpo_jax.engines.stops import stop_table
 from grpo_jax.models.decoder import Decoder, init_cache
 from grpo_jax.models.logps import completion_logps
-from grpo_jax.rollout.filters import filter_logits
-from grpo_jax.rollout.sampler import sample
-from grpo_jax.rollout.stops import stop_table
 from grpo_jax.tokenizers import bucket, char_tokenizer, decode, encode_prompts
 from grpo_jax.types import Prompts
 
@@ -155,7 +155,8 @@ def test_prompt_lengths_inside_a_bucket_share_one_program(out):
     def padded(texts):
         longest = max(len(text) for text in texts)
         problems = [SimpleNamespace(prompt=text) for text in texts]
-        return Prompts(*encode_prompts(tokenizer, problems, bucket(longest, S)))
+        tokens, mask = encode_prompts(tokenizer, problems, bucket(longest, S))
+        return Prompts(tokens=tokens, mask=mask)
 
     before = sample._cache_size()
     short = ["1+2=", "3=", "4+5="]
@@ -163,9 +164,7 @@ def test_prompt_lengths_inside_a_bucket_share_one_program(out):
         run(prompts=padded(texts)) for texts in (short, ["1", "22", "333"], ["1+2345=="] * P)
     ]
     assert sample._cache_size() == before  # S is the width that `out` was compiled for
-    wide = Prompts(
-        *(np.pad(x, ((0, 0), (S, 0))) for x in (padded(short).tokens, padded(short).mask))
-    )
+    wide = jax.tree.map(lambda x: np.pad(x, ((0, 0), (S, 0))), padded(short))
     wider = run(prompts=wide)
     assert sample._cache_size() == before + 1
     np.testing.assert_array_equal(wider.tokens, results[0].tokens)  # more padding, same rollouts

@@ -12,13 +12,13 @@ import pytest
 from reference import TINY, make_prompts, random_params, softmax, stack_layers, stats
 from test_filters import brute_force
 
+from grpo_jax.engines.filters import Sampling
+from grpo_jax.engines.lockstep import sample
+from grpo_jax.engines.speculative import judge, speculation_metrics
+from grpo_jax.engines.stops import cut, stop_table
 from grpo_jax.models.config import Latent
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.score import draft_hidden, score
-from grpo_jax.rollout.filters import Sampling
-from grpo_jax.rollout.sampler import sample
-from grpo_jax.rollout.speculative import judge, speculation_metrics
-from grpo_jax.rollout.stops import cut, stop_table
 from grpo_jax.tokenizers import char_tokenizer, decode
 
 V = 4

@@ -1,0 +1,1 @@
+"""Who generates tokens: lockstep decoding of groups, and speculation."""

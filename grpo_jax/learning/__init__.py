@@ -1,0 +1,1 @@
+"""The learner: advantages, the update, and the state that they move."""

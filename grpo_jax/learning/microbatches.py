@@ -1,0 +1,77 @@
+"""Parts of a batch: minibatches, each one step of the optimizer, and micro-batches that sum to one.
+
+P prompts, G group, T completion length; N micro-batches.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.algorithms import Algorithm
+from grpo_jax.types import Batch
+
+
+def minibatches(batch: Batch, algorithm: Algorithm, seed: tuple[int, ...]) -> Iterator[Batch]:
+    """Every minibatch of every inner epoch; prompts are dealt anew each epoch when cut.
+
+    seed  what the dealing depends on, such as (config.seed, step)
+    """
+    P, n = batch.tokens.shape[0], algorithm.minibatches
+    for epoch in range(algorithm.inner_epochs):
+        if n == 1:
+            yield batch
+            continue
+        order = np.random.default_rng((*seed, epoch)).permutation(P)
+        for part in np.split(order, n):
+            yield jax.tree.map(lambda x, part=part: x[part], batch)
+
+
+def micro_batched(loss, params, parts, accumulation: int):
+    """The gradient of `loss` and what else it returns, summed over micro-batches of `parts`.
+
+    parts  arrays [P, ...], in a tuple that begins with one whose tokens say P
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if accumulation == 1:
+        (_, aux), gradient = value_and_grad(params, *parts)
+        return gradient, aux
+
+    def micro(total, part):
+        (_, aux), gradient = value_and_grad(params, *part)
+        return jax.tree.map(jnp.add, total, (gradient, aux)), None
+
+    parts = _split(parts, accumulation)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shape = jax.eval_shape(value_and_grad, params, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shape[1], shape[0][1]))
+    return jax.lax.scan(micro, zeros, parts)[0]
+
+
+def _split(tree: Any, n: int) -> Any:
+    """Arrays [P, G, ...] -> [n, ...]: whole groups if n divides P, else parts of groups.
+
+    Splitting a group forwards its prompt once a part. ValueError if neither divides.
+    """
+    P, G = tree[0].tokens.shape[:2]
+    if P % n == 0:
+        return jax.tree.map(lambda x: x.reshape(n, P // n, *x.shape[1:]), tree)
+    if n % P or G % (n // P):
+        raise ValueError(
+            f"optimizer.accumulation={n} must divide the minibatch's {P} prompts, or be a "
+            f"multiple of them that divides {P} x {G} completions"
+        )
+    parts = n // P
+
+    def grouped(x):  # [P, G, ...] -> [P * parts, 1, G / parts, ...]
+        return x.reshape(P * parts, 1, G // parts, *x.shape[2:])
+
+    def repeated(x):  # [P, S] -> [P * parts, 1, S]
+        return jnp.repeat(x, parts, axis=0)[:, None]
+
+    batch, *rest = tree
+    prompts = jax.tree.map(repeated, batch.prompts)
+    others = jax.tree.map(grouped, batch.replace(prompts=None))
+    return (others.replace(prompts=prompts), *jax.tree.map(grouped, rest))

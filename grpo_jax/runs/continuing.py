@@ -1,0 +1,63 @@
+"""Which fields of a run's config may differ when it is gone on with."""
+
+from typing import Any
+
+from grpo_jax.config.checks import config_diff, flatten, untupled
+
+# Fields, and groups of fields, that nothing which was computed depends on.
+FREE = (
+    *("reward_workers", "reward_timeout", "compilation_cache"),
+    *("eval", "log", "checkpoint", "mesh"),
+)
+Change = dict[str, Any]
+
+
+def compare(
+    old: dict[str, Any], new: dict[str, Any], position: dict[str, Any] | None
+) -> tuple[list[Change], list[str]]:
+    """The changes from the config `old` to `new` that a run may go on with, and the other ones.
+
+    old, new  resolved configs, nested
+    position  of the run's newest checkpoint, or None
+
+    A change is {"step", "field", "old", "new"}; what may not be is "field: old -> new", and why
+    not, where the field may be changed in other runs.
+    """
+    before, after = ({k: untupled(v) for k, v in flatten(c).items()} for c in (old, new))
+    done, changes, refused = (position or {}).get("step", 0), [], []
+    for told in config_diff(old, new):
+        field = told.split(": ", 1)[0]
+        two = {"old": before.get(field), "new": after.get(field)}
+        why = _refusal(field, before, two["new"], position or {})
+        if why is None:
+            changes.append({"step": done, "field": field, **two})
+        else:
+            refused.append(f"{told} ({why})" if why else told)
+    return changes, refused
+
+
+def _refusal(field: str, old: dict[str, Any], new: Any, position: dict[str, Any]) -> str | None:
+    """Why a field may not change, "" where it never may; None where it may."""
+    if field in FREE or field.split(".")[0] in FREE:
+        return None
+    if field == "steps" and position.get("stage") == "sft":  # whose steps are sft.steps
+        return None
+    if field == "steps":
+        return _steps_refusal(old, new, position.get("step", 0))
+    if field == "overlong_prompts":
+        dropped = position.get("dropped", 0)
+        return f"{dropped} prompts were dropped" if dropped else None
+    return ""
+
+
+def _steps_refusal(old: dict[str, Any], new: int, done: int) -> str | None:
+    schedule = old.get("optimizer.schedule")
+    if schedule is None:
+        return ""
+    if schedule != "constant":
+        return f"the {schedule} schedule of the learning rate depends on it"
+    if new < done:
+        return f"{done} are done"
+    if old.get("rollout.overlap") and done == old["steps"] > 0:
+        return "with rollout.overlap the last step sampled no further batch"
+    return None

@@ -1,0 +1,1 @@
+"""The programs' own work: loops, stages, evaluation."""

@@ -1,0 +1,214 @@
+"""Held-out evaluation: greedy accuracy, pass@k and maj@k, each with a 95% interval."""
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from grpo_jax.console.progress import doing
+from grpo_jax.engines.lockstep import sample
+from grpo_jax.hosts import fetch
+from grpo_jax.rewards.evaluate import Rewarder, Scores
+from grpo_jax.rewards.numbers import vote
+from grpo_jax.rollout.collect import encode_batch, texts
+from grpo_jax.sharding import put_batch
+from grpo_jax.statistics import maj_at_k, mean_interval, pass_at_k, wilson_interval
+from grpo_jax.tasks import Problem, Source
+from grpo_jax.tasks.mixture import KIND
+from grpo_jax.tokenizers import prefill
+from grpo_jax.training.experiment import Experiment
+
+ROWS = 512  # completions decoded together
+
+
+def evaluate(
+    ex: Experiment,
+    params: Any,
+    rewarder: Rewarder,
+    problems: int,
+    samples: int = 0,
+    told: dict[str, np.ndarray] | None = None,
+    asked: str = "eval.problems",
+) -> dict[str, float]:
+    """Score held-out problems with the task's own accuracy.
+
+    problems  how many, from the first; at most as many as are held out, over-long ones apart
+              where they are dropped
+    samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
+    asked     what says how many
+    told      a dict that takes of each problem bool "accuracy", whether its greedy completion is
+              right, and with samples f "pass@1", the share of them that is
+
+    accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
+    score 1, and <kind>/accuracy those of each kind of a mixture, both of the n problems on which
+    the task's accuracy does not abstain; pass@k (2107.03374) and maj@k are means over these with
+    Student's t intervals.
+    """
+    chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems, asked)
+    judge = partial(rewarder, names=("accuracy",))
+    greedy = attempts(ex, params, judge, chosen, 1, temperature=0.0)
+    judged = greedy.judged[:, 0]
+    singly = {"accuracy": greedy.right[judged, 0]}
+    result = greedy_metrics(chosen, greedy)
+    if samples and judged.any():
+        drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
+        sampled = attempts(ex, params, judge, chosen, samples, **drawn)
+        answers = [a for a, counts in zip(sampled.answers, judged, strict=True) if counts]
+        result |= sampled_metrics(answers, sampled.right[judged])
+        singly["pass@1"] = sampled.right[judged].mean(-1)
+    if told is not None:
+        told |= singly
+    return result
+
+
+def greedy_metrics(problems: Sequence[Problem], greedy: "Attempts") -> dict[str, float]:
+    """Accuracy, of each kind too, and lengths of one attempt at each problem (see `evaluate`)."""
+    judged = greedy.judged[:, 0]
+    n, hits = int(judged.sum()), int(greedy.right.sum())
+    low, high = wilson_interval(hits, n) if n else (math.nan, math.nan)
+    result = {
+        "accuracy": hits / n if n else math.nan,
+        "accuracy/low": float(low),
+        "accuracy/high": float(high),
+        "n": n,
+        "completions/mean_length": float(greedy.lengths.mean()),
+        "completions/finished": float(greedy.finished.mean()),
+    }
+    kinds = np.array([str(p.columns.get(KIND, "")) for p in problems])
+    for kind in sorted(set(kinds[judged]) - {""}):
+        result[f"{kind}/accuracy"] = float(greedy.right[judged & (kinds == kind)].mean())
+    return result
+
+
+def first_problems(
+    ex: Experiment,
+    source: Source,
+    order: Iterable[int],
+    n: int,
+    asked: str = "eval.problems",
+    helps: str = "",
+) -> list[Problem]:
+    """The first n problems of a source, in this order, whose prompts fit; ValueError for none.
+
+    Where there are fewer, those, and a warning once, which says what `asked` for n. `helps` as in
+    `experiment.too_long`.
+    """
+    fitting = filter(partial(ex.fits, helps=helps), map(source.__getitem__, order))
+    chosen = list(itertools.islice(fitting, n))
+    if not chosen:
+        raise ValueError(
+            f"config.prompt_length={ex.config.prompt_length} drops every problem of {len(source)}"
+        )
+    if len(chosen) < n:
+        _warn_of_fewer(
+            n, len(chosen), "held-out" if source is ex.task.heldout else "training", asked
+        )
+    return chosen
+
+
+@cache  # each is said once a process
+def _warn_of_fewer(n: int, there: int, kind: str, asked: str) -> None:
+    print(
+        f"warning: {n} {kind} problems are asked for ({asked}), but only {there} are there and "
+        f"fit; all {there} are taken",
+        file=sys.stderr,
+    )
+
+
+def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, float]:
+    """pass@k and maj@k for k = 1, 2, 4 .. of answers [P][n] marked right bool[P, n]."""
+    n = right.shape[1]
+    result: dict[str, float] = {}
+    for k in [2**i for i in range(n.bit_length())]:
+        measures = {"pass": pass_at_k(n, right.sum(1), k)}
+        if k > 2:  # the majority of two is either one
+            # A reward may judge more than the answer: one marked both ways counts as two.
+            marked = [list(zip(a, r, strict=True)) for a, r in zip(answers, right, strict=True)]
+            measures["maj"] = np.array(
+                [maj_at_k(m, r, k) for m, r in zip(marked, right, strict=True)]
+            )
+        for name, values in measures.items():
+            mean, low, high = mean_interval(values)
+            result |= {
+                f"{name}@{k}": mean,
+                f"{name}@{k}/low": max(low, 0.0),
+                f"{name}@{k}/high": min(high, 1.0),
+            }
+    return result
+
+
+class Attempts(NamedTuple):
+    """`group` attempts at each of n problems: completions and answers [n][G], the rest [n, G].
+
+    parts are the rewards by name, NaN where one abstains.
+    """
+
+    completions: list[list[str]]
+    answers: list[list[Any]]
+    parts: dict[str, np.ndarray]
+    lengths: np.ndarray
+    finished: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether an attempt scores 1 in accuracy, bool[n, G]."""
+        return self.parts["accuracy"] >= 1.0
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Whether the task's accuracy does not abstain, bool[n, G]."""
+        return ~np.isnan(self.parts["accuracy"])
+
+
+def attempts(
+    ex: Experiment,
+    params: Any,
+    rewarder: Callable[..., Scores],
+    problems: list[Problem],
+    group: int,
+    temperature: float,
+    top_p: float = 1.0,
+    first: int = 0,
+) -> Attempts:
+    """Sample and judge; `first` is the first problem's place in a longer list, for its noise."""
+    size = max(1, min(len(problems), ROWS // group))
+    rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
+    size = -(-size // rows) * rows
+    sampling = ex.sampling(temperature=temperature, top_k=0, top_p=top_p, min_p=0.0)
+    completions, lengths, finished = [], [], []
+    for start in range(0, len(problems), size):
+        part = problems[start : start + size]
+        # The last batch is filled up, so that it needs no program of its own.
+        filled = part + [part[0]] * (size - len(part))
+        c = ex.config
+        prompts = encode_batch(ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket)
+        key = jax.random.fold_in(jax.random.key((c.seed + 1) % 2**32), first + start)
+        place = put_batch(prompts, ex.mesh)
+        plain = len(part) == len(problems) and group == 1  # who asked for it has said so
+        what = _answering(start, len(part), len(problems), group)
+        options = {"sampling": sampling, "group": group, "stops": ex.stops}
+        with doing(what, log_after_s=5.0 if plain else None):
+            out = fetch(sample(ex.model, params, place, key, **options))
+        completions += texts(ex.tokenizer, out.tokens, out.mask, c.rollout.stop)[: len(part)]
+        lengths.append(out.mask.sum(-1)[: len(part)])
+        finished.append(out.finished[: len(part)])
+    with doing(f"judging {len(problems) * group} completions"):
+        parts = rewarder(problems, completions).parts
+    held = [prefill(ex.tokenizer, p.prompt) for p in problems]
+    answers = [
+        [vote(before + text) for text in group]
+        for before, group in zip(held, completions, strict=True)
+    ]
+    counted = map(np.concatenate, (lengths, finished))
+    return Attempts(completions, answers, parts, *counted)
+
+
+def _answering(start: int, n: int, of: int, group: int) -> str:
+    """What a batch of attempts is doing."""
+    which = f"{of} problems" if n == of else f"problems {start + 1} to {start + n} of {of}"
+    return f"answering {which}" + (f", {group} times each" if group > 1 else "")

@@ -1,0 +1,245 @@
+"""A resolved config made real: its task, tokenizer, model, algorithm and mesh."""
+
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from grpo_jax.algorithms import Algorithm, needs_steps
+from grpo_jax.console.progress import doing
+from grpo_jax.engines.filters import Sampling
+from grpo_jax.engines.speculative import check_drafts
+from grpo_jax.engines.stops import stop_table
+from grpo_jax.errors import UsageError, described, excerpt
+from grpo_jax.files import at_home, fingerprint
+from grpo_jax.models.config import ModelConfig, model_config
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.rewards.evaluate import Rewarder
+from grpo_jax.rewards.registry import resolve
+from grpo_jax.rewards.turn import remainder
+from grpo_jax.sharding import make_mesh
+from grpo_jax.tasks import JUDGED_STEPS, Problem, Task, make_task
+from grpo_jax.tokenizers import (
+    TextTokenizer,
+    char_tokenizer,
+    kept_tokenizer,
+    load_tokenizer,
+    prefill,
+    prompt_ids,
+)
+from grpo_jax.tokenizers.chat import unused
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What every program needs of a config; `config` is the resolved config."""
+
+    config: FrozenConfigDict
+    task: Task
+    tokenizer: TextTokenizer
+    model: Decoder
+    algorithm: Algorithm
+    mesh: Mesh
+
+    @property
+    def source(self) -> Path | None:
+        """The Hugging Face directory that the model comes from, if any."""
+        path = self.config.model.path
+        return at_home(path) if path else None
+
+    def fits(self, problem: Problem, helps: str = "") -> bool:
+        """Whether the prompt is to be used: over-long ones are not where they are dropped.
+
+        UsageError where one is refused instead (`helps` as `too_long` has it), and ValueError where
+        it cannot be encoded.
+        """
+        try:
+            tokens = len(prompt_ids(self.tokenizer, problem.prompt))
+        except ValueError as error:
+            raise ValueError(
+                f"{named(problem)}: prompt {excerpt(problem.prompt)}: {error}"
+            ) from error
+        if tokens <= self.config.prompt_length:
+            return True
+        if self.config.overlong_prompts == "refuse":
+            raise UsageError(too_long(self.config, problem, "prompt", tokens, helps=helps))
+        return False
+
+    def solution(self, problem: Problem) -> str:
+        """What a problem's prompt leaves to write of its worked solution (`turn.remainder`)."""
+        assert self.task.solve is not None
+        return remainder(prefill(self.tokenizer, problem.prompt), self.task.solve(problem))
+
+    def sources(self) -> dict[str, str]:
+        """The fingerprints of the files that the task was read from, by file."""
+        return {str(file): fingerprint(file) for file in self.task.files}
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """How training samples, with changes."""
+        r = self.config.rollout
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "speculative")
+        chosen = {k: getattr(r, k) for k in names}
+        return Sampling(stop=self.tokenizer.stop, **(chosen | changes))
+
+    @cached_property
+    def stops(self) -> jax.Array | None:
+        """The table of config.rollout.stop for the sampler; None without stop strings."""
+        if not self.config.rollout.stop:
+            return None
+        width = self.model.config.vocab_size
+        return jnp.asarray(stop_table(self.tokenizer, self.config.rollout.stop, width))
+
+    def rewarder(self, names: tuple[str, ...]) -> Rewarder:
+        """The rewards of these names, ready to score in parallel."""
+        functions = {name: resolve(name, self.task.accuracy) for name in names}
+        workers = self.config.reward_workers or os.cpu_count() or 1
+        with doing("starting the rewards' processes"):
+            return Rewarder(
+                functions,
+                workers=workers,
+                timeout_s=self.config.reward_timeout,
+                prefill=partial(prefill, self.tokenizer),
+            )
+
+
+def named(problem: Problem) -> str:
+    """A problem's file and record, or what to say of one that is not from a file."""
+    return problem.where or "a problem of the task"
+
+
+def too_long(
+    config: Any, problem: Problem, name: str, tokens: int, longest: int = 0, helps: str = ""
+) -> str:
+    """One line on a "prompt" or "worked solution" of too many tokens, and on what helps.
+
+    longest  tokens of the longest one that is known; 0 = this one's
+    helps    what does where the config is not the command line's to change; "" = its flags
+    """
+    prompt, longest = excerpt(problem.prompt), max(tokens, longest)
+    what, field, limit = f"{name} {prompt}", "prompt_length", config.prompt_length
+    if name != "prompt":
+        what, field = f"{name} of {prompt}", "rollout.max_tokens"
+        limit = config.rollout.max_tokens
+    flags = f"--config.{field}={longest}, or --config.overlong_prompts=drop to leave such"
+    helps = helps or f"{flags} problems out"
+    return f"{named(problem)}: the {what} has {tokens} tokens; valid: 1 to {limit}, {helps}"
+
+
+def build(
+    config: FrozenConfigDict, tokenizer: TextTokenizer | None = None, task: Task | None = None
+) -> Experiment:
+    """The experiment of a resolved config; ValueError, naming the field, where it cannot be.
+
+    tokenizer  None = that of the run in config.start, or as config.tokenizer says
+    task       None = as config.task says
+    """
+    if config.compilation_cache:
+        _keep_compiled(config.compilation_cache)
+    with doing(f"reading the task {config.task.name!r} and the tokenizer"):
+        task = task or read_task(config)
+        tokenizer = tokenizer or _tokenizer(config, task)
+    tokenizer = with_kwargs(tokenizer, config.chat_template_kwargs.to_dict())
+    model = _model(config, tokenizer)
+    chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
+    mesh = make_mesh(**config.mesh.to_dict())
+    if config.rollout.speculative:
+        check_drafts(Decoder(model))
+    algorithm = Algorithm(**chosen)
+    if needs_steps(algorithm) and task.steps is None:
+        raise UsageError(
+            f"config.algorithm.advantage={algorithm.advantage!r} needs a task that judges single "
+            f"steps, which {task.name!r} does not; valid: {', '.join(JUDGED_STEPS)}"
+        )
+    return Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh)
+
+
+def _keep_compiled(folder: str) -> None:
+    """Keep compiled programs in a folder, or warn: without it they are only compiled once more."""
+    try:
+        cache = at_home(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        told = (
+            f"config.compilation_cache={folder!r}: {error.strerror}; compiled programs are not kept"
+        )
+        print(f"warning: {told}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:
+    fields = config.model.to_dict()
+    del fields["path"]
+    fields["vocab_size"] = fields["vocab_size"] or tokenizer.vocab_size
+    if fields["vocab_size"] < tokenizer.vocab_size:
+        raise ValueError(
+            f"config.tokenizer={config.tokenizer!r} has {tokenizer.vocab_size} tokens, but the "
+            f"model {fields['vocab_size']}; valid: the model's own tokenizer"
+        )
+    return model_config(fields)
+
+
+def read_task(config: FrozenConfigDict) -> Task:
+    """The task of a resolved config; UsageError for a wrong option, or a file that is not there."""
+    try:
+        return make_task(**config.task.to_dict())
+    except OSError as error:
+        raise UsageError(f"config.task: {described(error)}") from error
+    except (TypeError, ImportError) as error:  # a wrong option, an extra
+        raise UsageError(f"config.task: {error}") from error
+
+
+def with_kwargs(
+    tokenizer: TextTokenizer, given: Mapping[str, Any], name: str = "config.chat_template_kwargs"
+) -> TextTokenizer:
+    """The tokenizer whose chat template is given these too; a note on stderr of those unread."""
+    template, notes = tokenizer.chat_template, []
+    if given:
+        notes = ["no chat template is there"] if template is None else unused(template, [*given])
+    for line in notes:
+        print(f"note: {name}: {line}", file=sys.stderr)
+    return dataclasses.replace(tokenizer, template_kwargs={**tokenizer.template_kwargs, **given})
+
+
+def _tokenizer(config: FrozenConfigDict, task: Task) -> TextTokenizer:
+    started = _started_tokenizer(config.start) if config.start else None
+    if config.tokenizer != "char":
+        try:
+            chosen = load_tokenizer(config.tokenizer)
+        except OSError as error:
+            raise UsageError(f"config.tokenizer: {described(error)}") from error
+        if started is not None and started.backend.get_vocab() != chosen.backend.get_vocab():
+            raise UsageError(
+                f"config.tokenizer={config.tokenizer!r} has another vocabulary than that of the "
+                f"run in config.start, {config.start}; valid: {config.start}/tokenizer"
+            )
+        return chosen
+    if started is not None:
+        return started
+    if task.symbols is None:
+        raise ValueError(
+            f"config.tokenizer='char' needs a task with known symbols, which {task.name!r} is not; "
+            "give a directory or file of a Hugging Face tokenizer"
+        )
+    return char_tokenizer(task.symbols)
+
+
+def _started_tokenizer(start: str) -> TextTokenizer:
+    """The tokenizer of the run in config.start, whose ids its model knows."""
+    folder = at_home(start)
+    for name in ("checkpoints", "tokenizer"):
+        if not (folder / name).is_dir():
+            raise UsageError(f"config.start: {folder} holds no run: there is no {name}/ in it")
+    return kept_tokenizer(folder / "tokenizer")
