@@ -259,7 +259,7 @@ MAY = [
     ("steps", 100, 200, {"optimizer.schedule": "cosine"}, None, "the cosine schedule"),
     ("steps", 100, 200, {"rollout.overlap": True}, POSITION, True),
     ("steps", 50, 200, {"rollout.overlap": True}, POSITION, "with rollout.overlap"),
-    ("steps", 3, 2, {}, {"step": 4, "ended": True}, True),  # of a cold start
+    ("steps", 3, 2, {}, {"step": 4, "stage": "sft"}, True),
     ("overlong_prompts", "refuse", "drop", {}, POSITION, True),
     ("overlong_prompts", "drop", "refuse", {}, POSITION, True),
     ("overlong_prompts", "drop", "refuse", {}, POSITION | {"dropped": 3}, "3 prompts were dropped"),
