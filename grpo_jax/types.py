@@ -8,6 +8,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 Params: TypeAlias = dict[str, Any]  # arrays of a model, or of a part of it, in nested dicts
+# One a token, or one a completion.
+Advantages: TypeAlias = Float[Array, "P G T"] | Float[Array, "P G 1"]
 
 
 class Prompts(struct.PyTreeNode, kw_only=True):
@@ -52,7 +54,6 @@ class Batch(struct.PyTreeNode, kw_only=True):
     """What updates learn from; every array leads with P, so that minibatches are slices.
 
     mask          True where the token is in the loss
-    advantages    one a token, or one a completion
     logp_rollout  nats; the sampler's log-probs
     logp_old      of the policy before the first update on this batch, or None when every batch is
                   used once: the learner's own log-probs, detached, serve
@@ -66,7 +67,7 @@ class Batch(struct.PyTreeNode, kw_only=True):
     prompts: Prompts
     tokens: Int[Array, "P G T"]
     mask: Bool[Array, "P G T"]
-    advantages: Float[Array, "P G T"] | Float[Array, "P G 1"]
+    advantages: Advantages
     logp_rollout: Float[Array, "P G T"]
     logp_old: Float[Array, "P G T"] | None = None
     logp_ref: Float[Array, "P G T"] | None = None

@@ -11,6 +11,9 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from grpo_jax.types import Advantages
 
 # Advantages that measure a completion against the others of its group; they need a group of 2.
 GROUP_RELATIVE = frozenset(
@@ -35,7 +38,9 @@ def check_group(name: str, group: int) -> None:
         )
 
 
-def spread_is_noise(x: jax.Array, where: jax.Array, axis: int | None = -1) -> jax.Array:
+def spread_is_noise(
+    x: Float[Array, "..."], where: Bool[Array, "..."], axis: int | None = -1
+) -> Bool[Array, "..."]:
     """Whether x varies by float rounding alone over axis (kept, size 1), where `where` holds.
 
     Dividing such a spread by a standard deviation of the same size would turn noise into signal.
@@ -46,8 +51,10 @@ def spread_is_noise(x: jax.Array, where: jax.Array, axis: int | None = -1) -> ja
     return high - low <= 8 * jnp.finfo(jnp.float32).eps * scale
 
 
-def group_norm(rewards: jax.Array, mask: jax.Array, *, std_ddof: int, std_eps: float) -> jax.Array:
-    """(r_i - mean) / (std + std_eps) over the group, [P, G, 1] (GRPO, 2402.03300).
+def group_norm(
+    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], *, std_ddof: int, std_eps: float
+) -> Float[Array, "P G 1"]:
+    """(r_i - mean) / (std + std_eps) over the group (GRPO, 2402.03300).
 
     A group without spread gives exactly 0.
     """
@@ -58,21 +65,25 @@ def group_norm(rewards: jax.Array, mask: jax.Array, *, std_ddof: int, std_eps: f
     return (centred / jnp.where(std > 0, std + std_eps, 1.0))[..., None]
 
 
-def group_mean(rewards: jax.Array, mask: jax.Array) -> jax.Array:
-    """r_i - mean over the group, [P, G, 1] (Dr. GRPO, 2503.20783)."""
+def group_mean(rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]) -> Float[Array, "P G 1"]:
+    """r_i - mean over the group (Dr. GRPO, 2503.20783)."""
     _check("group_mean", rewards, mask)
     return _centred(rewards)[0][..., None]
 
 
-def leave_one_out(rewards: jax.Array, mask: jax.Array) -> jax.Array:
-    """r_i - mean of the other G - 1 = (r_i - mean) G / (G - 1), [P, G, 1] (RLOO, 2402.14740)."""
+def leave_one_out(
+    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G 1"]:
+    """r_i - mean of the other G - 1 = (r_i - mean) G / (G - 1) (RLOO, 2402.14740)."""
     _check("leave_one_out", rewards, mask)
     centred, count = _centred(rewards)
     return (centred * count / jnp.maximum(count - 1, 1))[..., None]
 
 
-def batch_norm(rewards: jax.Array, mask: jax.Array, *, std_ddof: int, std_eps: float) -> jax.Array:
-    """(r_i - group mean) / (std over the batch's rewards + std_eps), [P, G, 1] (2508.08221)."""
+def batch_norm(
+    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], *, std_ddof: int, std_eps: float
+) -> Float[Array, "P G 1"]:
+    """(r_i - group mean) / (std over the batch's rewards + std_eps) (2508.08221)."""
     _check("batch_norm", rewards, mask)
     centred, _ = _centred(rewards)
     valid = ~jnp.isnan(rewards)
@@ -83,8 +94,10 @@ def batch_norm(rewards: jax.Array, mask: jax.Array, *, std_ddof: int, std_eps: f
     return (centred / jnp.where(std > 0, std + std_eps, 1.0))[..., None]
 
 
-def length_weighted(rewards: jax.Array, mask: jax.Array) -> jax.Array:
-    """r_i - sum_j len_j r_j / sum_j len_j over the group, [P, G, 1] (OPO, 2505.23585)."""
+def length_weighted(
+    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G 1"]:
+    """r_i - sum_j len_j r_j / sum_j len_j over the group (OPO, 2505.23585)."""
     _check("length_weighted", rewards, mask)
     valid, active, rewards = _active(rewards)
     length = jnp.where(valid, mask.sum(-1), 0)
@@ -94,11 +107,15 @@ def length_weighted(rewards: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def global_whiten(
-    rewards: jax.Array, mask: jax.Array, *, token_rewards: jax.Array, gamma: float
-) -> jax.Array:
-    """Return-to-go, whitened over the batch's tokens, [P, G, T] (REINFORCE++, 2501.03262).
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
+    *,
+    token_rewards: Float[Array, "P G T"],
+    gamma: float,
+) -> Float[Array, "P G T"]:
+    """Return-to-go, whitened over the batch's tokens (REINFORCE++, 2501.03262).
 
-    G_t = R_t + gamma G_{t+1}, over token_rewards f32[P, G, T]; masked tokens are skipped over.
+    G_t = R_t + gamma G_{t+1}, over token_rewards; masked tokens are skipped over.
     """
     _check("global_whiten", rewards, mask)
     chex.assert_equal_shape([token_rewards, mask])
@@ -106,35 +123,39 @@ def global_whiten(
     return whiten(returns, mask & ~jnp.isnan(rewards)[..., None])
 
 
-def global_whiten_baseline(rewards: jax.Array, mask: jax.Array) -> jax.Array:
-    """r_i - group mean, then whitened over the batch's tokens, [P, G, T] (2501.03262)."""
+def global_whiten_baseline(
+    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G T"]:
+    """r_i - group mean, then whitened over the batch's tokens (2501.03262)."""
     _check("global_whiten_baseline", rewards, mask)
     centred, count = _centred(rewards)
     valid = ~jnp.isnan(rewards) & (count > 1)
     return whiten(jnp.broadcast_to(centred[..., None], mask.shape), mask & valid[..., None])
 
 
-def accepted(rewards: jax.Array, mask: jax.Array, *, accept_reward: float) -> jax.Array:
-    """1 where r_i >= accept_reward, else 0, [P, G, 1]: online rejection sampling fine-tuning
+def accepted(
+    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], *, accept_reward: float
+) -> Float[Array, "P G 1"]:
+    """1 where r_i >= accept_reward, else 0: online rejection sampling fine-tuning
     (DeepSeekMath, 2402.03300, eq. 12)."""
     _check("accepted", rewards, mask)
     return (rewards >= accept_reward).astype(jnp.float32)[..., None]
 
 
 def process(
-    rewards: jax.Array,
-    mask: jax.Array,
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
     *,
-    step_rewards: jax.Array,
-    step_ends: jax.Array,
+    step_rewards: Float[Array, "P G K"],
+    step_ends: Int[Array, "P G K"],
     std_ddof: int,
     std_eps: float,
-) -> jax.Array:
-    """Process supervision, [P, G, T] (DeepSeekMath 4.1.3, 2402.03300).
+) -> Float[Array, "P G T"]:
+    """Process supervision (DeepSeekMath 4.1.3, 2402.03300).
 
-    step_rewards f32[P, G, K] are normalised by the mean and std of all step rewards of the group;
-    step_ends i32[P, G, K] is the token at which each step ends, -1 where there is no step. A_t is
-    the sum of the normalised rewards of the steps that end at or after t.
+    step_rewards are normalised by the mean and std of all step rewards of the group; step_ends is
+    the token at which each step ends, -1 where there is no step. A_t is the sum of the normalised
+    rewards of the steps that end at or after t.
     """
     _check("process", rewards, mask)
     chex.assert_equal_shape([step_rewards, step_ends])
@@ -151,17 +172,17 @@ def process(
 
 
 def gae(
-    rewards: jax.Array,
-    mask: jax.Array,
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
     *,
-    token_rewards: jax.Array,
-    values: jax.Array,
+    token_rewards: Float[Array, "P G T"],
+    values: Float[Array, "P G T"],
     gamma: float,
     lam: float,
-) -> jax.Array:
-    """Generalized advantage estimates, whitened over the batch's tokens, [P, G, T] (1707.06347).
+) -> Float[Array, "P G T"]:
+    """Generalized advantage estimates, whitened over the batch's tokens (1707.06347).
 
-    token_rewards, values f32[P, G, T]; `generalized_advantages` has the recursion.
+    `generalized_advantages` has the recursion.
     """
     _check("gae", rewards, mask)
     advantages, _ = generalized_advantages(token_rewards, values, mask, gamma=gamma, lam=lam)
@@ -169,9 +190,14 @@ def gae(
 
 
 def generalized_advantages(
-    token_rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, lam: float
-) -> tuple[jax.Array, jax.Array]:
-    """Advantages and the critic's returns, two f32[P, G, T], 0 where masked (GAE, 1506.02438).
+    token_rewards: Float[Array, "P G T"],
+    values: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    *,
+    gamma: float,
+    lam: float,
+) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"]]:
+    """Advantages and the critic's returns, both 0 where masked (GAE, 1506.02438).
 
     delta_t = R_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}; returns A_t + V_t. The
     next token is the next valid one: masked tokens (tool output) are skipped over.
@@ -197,14 +223,16 @@ def generalized_advantages(
     return advantages, advantages + values
 
 
-def discounted_sum(token_rewards: jax.Array, mask: jax.Array, gamma: float) -> jax.Array:
-    """G_t = R_t + gamma G_{t+1} over the valid tokens, f32[P, G, T]; 0 where masked."""
+def discounted_sum(
+    token_rewards: Float[Array, "P G T"], mask: Bool[Array, "P G T"], gamma: float
+) -> Float[Array, "P G T"]:
+    """G_t = R_t + gamma G_{t+1} over the valid tokens; 0 where masked."""
     nothing = jnp.zeros_like(token_rewards)
     return generalized_advantages(token_rewards, nothing, mask, gamma=gamma, lam=1.0)[0]
 
 
-def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """(x - mean) / sqrt(var + 1e-8) over all tokens where mask holds, both [P, G, T]; else 0.
+def whiten(x: Float[Array, "P G T"], mask: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
+    """(x - mean) / sqrt(var + 1e-8) over all tokens where mask holds, else 0.
 
     var has Bessel's correction; an x without spread gives exactly 0.
     """
@@ -216,21 +244,23 @@ def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(signal, centred / jnp.sqrt(variance + 1e-8), 0.0)
 
 
-def _check(name: str, rewards: jax.Array, mask: jax.Array) -> None:
+def _check(name: str, rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]) -> None:
     chex.assert_rank([rewards, mask], [2, 3])
     chex.assert_shape(rewards, mask.shape[:2])
     check_group(name, rewards.shape[1])
 
 
-def _active(rewards: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Valid rewards bool[P, G]; those in a group with spread, bool[P, G]; rewards with NaN as 0."""
+def _active(
+    rewards: Float[Array, "P G"],
+) -> tuple[Bool[Array, "P G"], Bool[Array, "P G"], Float[Array, "P G"]]:
+    """Which rewards are valid; which of them are in a group with spread; rewards with NaN as 0."""
     valid = ~jnp.isnan(rewards)
     rewards = jnp.where(valid, rewards, 0.0)
     return valid, valid & ~spread_is_noise(rewards, valid), rewards
 
 
-def _centred(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """r_i - mean over the group's valid rewards, [P, G], and their number, [P, 1].
+def _centred(rewards: Float[Array, "P G"]) -> tuple[Float[Array, "P G"], Int[Array, "P 1"]]:
+    """r_i - mean over the group's valid rewards, and their number.
 
     Exactly 0 for an abstained completion and in a group without spread, a lone one's included.
     """
@@ -240,7 +270,7 @@ def _centred(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(active, rewards - mean, 0.0), count
 
 
-ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
+ADVANTAGES: dict[str, Callable[..., Advantages]] = {
     f.__name__: f
     for f in (
         group_norm,

@@ -4,7 +4,9 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TypeVar
+
+from jaxtyping import Array
 
 from grpo_jax.algorithms.advantages import ADVANTAGES, check_group
 from grpo_jax.algorithms.aggregation import AGGREGATIONS
@@ -16,6 +18,8 @@ from grpo_jax.algorithms.shaping import COMBINATIONS
 from grpo_jax.algorithms.surrogates import SURROGATES
 from grpo_jax.algorithms.values import CRITICS
 from grpo_jax.errors import nearest
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +162,11 @@ def unclipped(algorithm: Algorithm) -> Algorithm:
 
 
 def call(
-    function: Callable[..., Any],
+    function: Callable[..., T],
     algorithm: Algorithm,
-    *args: Any,
-    arrays: Mapping[str, Any] | None = None,
-) -> Any:
+    *args: Array,
+    arrays: Mapping[str, Array | None] | None = None,
+) -> T:
     """Calls function(*args) with the keyword-only arguments that its signature names.
 
     Each comes from `arrays`, where it is given and not None, or else from the algorithm's fields.

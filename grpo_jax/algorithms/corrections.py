@@ -7,26 +7,37 @@ al., 2025).
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from grpo_jax.algorithms.ratios import token
 
 
 def truncate(
-    logp_old: jax.Array, logp_rollout: jax.Array, mask: jax.Array, *, tis_cap: float
-) -> jax.Array:
-    """Truncated importance sampling: min(exp(logp_old - logp_rollout), tis_cap), [P, G, T]."""
+    logp_old: Float[Array, "P G T"],
+    logp_rollout: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    *,
+    tis_cap: float,
+) -> Float[Array, "P G T"]:
+    """Truncated importance sampling: min(exp(logp_old - logp_rollout), tis_cap)."""
     return jnp.minimum(_weight(logp_old, logp_rollout, mask), tis_cap)
 
 
 def mask_out(
-    logp_old: jax.Array, logp_rollout: jax.Array, mask: jax.Array, *, tis_cap: float
-) -> jax.Array:
-    """Masked importance sampling: exp(logp_old - logp_rollout), or 0 above tis_cap, [P, G, T]."""
+    logp_old: Float[Array, "P G T"],
+    logp_rollout: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    *,
+    tis_cap: float,
+) -> Float[Array, "P G T"]:
+    """Masked importance sampling: exp(logp_old - logp_rollout), or 0 above tis_cap."""
     weight = _weight(logp_old, logp_rollout, mask)
     return jnp.where(weight > tis_cap, 0.0, weight)
 
 
-def _weight(logp_old: jax.Array, logp_rollout: jax.Array, mask: jax.Array) -> jax.Array:
+def _weight(
+    logp_old: Float[Array, "P G T"], logp_rollout: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G T"]:
     return jax.lax.stop_gradient(jnp.exp(token(logp_old, logp_rollout, mask)))
 
 

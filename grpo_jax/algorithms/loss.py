@@ -8,6 +8,7 @@ these: `policy_loss`, whose losses, gradients and metrics add up to those of the
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
 
 from grpo_jax.algorithms import shaping
 from grpo_jax.algorithms.advantages import ADVANTAGES, generalized_advantages
@@ -17,26 +18,27 @@ from grpo_jax.algorithms.kl import KLS, importance_weighted
 from grpo_jax.algorithms.ratios import RATIOS, masked_difference, token
 from grpo_jax.algorithms.selection import SELECTIONS
 from grpo_jax.algorithms.surrogates import SURROGATES, clipped_tokens
-from grpo_jax.types import StepRewards
+from grpo_jax.types import Advantages, StepRewards
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Float[Array, ""]]
 
 
 def compute_advantages(
     algorithm: Algorithm,
-    rewards: jax.Array,
-    mask: jax.Array,
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
     *,
-    kl: jax.Array | None = None,
-    values: jax.Array | None = None,
+    kl: Float[Array, "P G T"] | None = None,
+    values: Float[Array, "P G T"] | None = None,
     steps: StepRewards | None = None,
-) -> jax.Array:
-    """The algorithm's advantages, f32[P, G, 1] or f32[P, G, T], detached.
+) -> Advantages:
+    """The algorithm's advantages, detached.
 
-    rewards f32[P, G], NaN where abstained; mask bool[P, G, T]; kl f32[P, G, T] of the behaviour
-    policy to the reference, needed when kl_in is 'reward': token-level advantages see r_t - beta
-    kl_t, the others r - beta sum_t kl_t. values f32[P, G, T] for 'gae'; steps for 'process',
-    to which the outcome is added as the last one: `shaping.with_outcome`.
+    rewards  NaN where abstained
+    kl       of the behaviour policy to the reference, needed when kl_in is 'reward': token-level
+             advantages see r_t - beta kl_t, the others r - beta sum_t kl_t
+    values   for 'gae'
+    steps    for 'process'; the outcome is added as the last one: `shaping.with_outcome`
     """
     kl = _reward_kl(algorithm, kl)
     arrays = {
@@ -54,13 +56,13 @@ def compute_advantages(
 
 def compute_returns(
     algorithm: Algorithm,
-    rewards: jax.Array,
-    mask: jax.Array,
-    values: jax.Array,
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
+    values: Float[Array, "P G T"],
     *,
-    kl: jax.Array | None = None,
-) -> jax.Array:
-    """The critic's targets A_t + V_t before whitening, f32[P, G, T], detached (PPO, 1707.06347).
+    kl: Float[Array, "P G T"] | None = None,
+) -> Float[Array, "P G T"]:
+    """The critic's targets A_t + V_t before whitening, detached (PPO, 1707.06347).
 
     An abstained completion (NaN reward) has its own values for targets.
     """
@@ -74,16 +76,16 @@ def compute_returns(
 
 def select_tokens(
     algorithm: Algorithm,
-    mask: jax.Array,
+    mask: Bool[Array, "P G T"],
     *,
-    advantages: jax.Array | None = None,
-    logp_rollout: jax.Array | None = None,
-    entropy: jax.Array | None = None,
-    rng: jax.Array | None = None,
-) -> jax.Array | None:
-    """The algorithm's token selection on the WHOLE batch, f32[P, G, T], or None when it has none.
+    advantages: Advantages | None = None,
+    logp_rollout: Float[Array, "P G T"] | None = None,
+    entropy: Float[Array, "P G T"] | None = None,
+    rng: Key[Array, ""] | None = None,
+) -> Float[Array, "P G T"] | None:
+    """The algorithm's token selection on the WHOLE batch, or None when it has none.
 
-    From what the rollout left: logp_rollout and entropy, f32[P, G, T]; rng for 'clip_cov'.
+    From what the rollout left: logp_rollout and entropy; rng for 'clip_cov'.
     """
     if algorithm.token_selection == "none":
         return None
@@ -98,9 +100,12 @@ def select_tokens(
 
 
 def rollout_correction(
-    algorithm: Algorithm, logp_old: jax.Array, logp_rollout: jax.Array, mask: jax.Array
-) -> jax.Array | None:
-    """The algorithm's weight for the sampler's drift, f32[P, G, T], or None when it has none."""
+    algorithm: Algorithm,
+    logp_old: Float[Array, "P G T"],
+    logp_rollout: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+) -> Float[Array, "P G T"] | None:
+    """The algorithm's weight for the sampler's drift, or None when it has none."""
     if algorithm.tis_mode == "none":
         return None
     return call(CORRECTIONS[algorithm.tis_mode], algorithm, logp_old, logp_rollout, mask)
@@ -108,22 +113,22 @@ def rollout_correction(
 
 def policy_loss(
     algorithm: Algorithm,
-    logp: jax.Array,
+    logp: Float[Array, "P G T"],
     *,
-    mask: jax.Array,
-    advantages: jax.Array,
-    weights: jax.Array,
-    token_share: jax.Array,
-    logp_old: jax.Array | None = None,
-    logp_ref: jax.Array | None = None,
-    entropy: jax.Array | None = None,
-    correction: jax.Array | None = None,
-    selection: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    mask: Bool[Array, "P G T"],
+    advantages: Advantages,
+    weights: Float[Array, "P G T"],
+    token_share: Float[Array, "P G T"],
+    logp_old: Float[Array, "P G T"] | None = None,
+    logp_ref: Float[Array, "P G T"] | None = None,
+    entropy: Float[Array, "P G T"] | None = None,
+    correction: Float[Array, "P G T"] | None = None,
+    selection: Float[Array, "P G T"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """sum(weights * per-token loss), and metrics, both of which add over micro-batches.
 
     surrogate * correction * selection + beta kl - entropy_bonus * entropy, per token; the gradient
-    flows through logp and entropy alone. All arrays are [P, G, T], advantages may be [P, G, 1].
+    flows through logp and entropy only.
 
     weights      token_weights of the whole minibatch
     token_share  token_weights(mask, 'token_mean') of the whole minibatch: the metrics' mean
@@ -157,13 +162,13 @@ def policy_loss(
 
 def _apply_selection(
     algorithm: Algorithm,
-    loss: jax.Array,
-    drift: jax.Array,
-    selection: jax.Array | None,
-) -> jax.Array:
+    loss: Float[Array, "P G T"],
+    drift: Float[Array, "P G T"],
+    selection: Float[Array, "P G T"] | None,
+) -> Float[Array, "P G T"]:
     """KL-Cov penalises the selected tokens' drift; any other selection keeps only them.
 
-    drift  logp - logp_old, f32[P, G, T]
+    drift  logp - logp_old
     """
     if selection is None:
         raise ValueError(f"token_selection {algorithm.token_selection!r} needs selection")
@@ -177,12 +182,12 @@ def _apply_selection(
 
 def _penalties(
     algorithm: Algorithm,
-    logp: jax.Array,
-    mask: jax.Array,
-    token_log_ratio: jax.Array,
-    logp_ref: jax.Array | None,
-    entropy: jax.Array | None,
-) -> tuple[jax.Array, Metrics]:
+    logp: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    token_log_ratio: Float[Array, "P G T"],
+    logp_ref: Float[Array, "P G T"] | None,
+    entropy: Float[Array, "P G T"] | None,
+) -> tuple[Float[Array, "P G T"], dict[str, Array]]:
     """beta kl - entropy_bonus * entropy per token, and both for the metrics."""
     penalty = jnp.zeros_like(logp)
     metrics = {}
@@ -204,8 +209,11 @@ def _penalties(
 
 
 def _ratio_metrics(
-    algorithm: Algorithm, log_ratio: jax.Array, token_log_ratio: jax.Array, advantages: jax.Array
-) -> Metrics:
+    algorithm: Algorithm,
+    log_ratio: Float[Array, "P G T"],
+    token_log_ratio: Float[Array, "P G T"],
+    advantages: Advantages,
+) -> dict[str, Array]:
     """approx_kl is Schulman's unbiased estimate of KL(old || policy), w - 1 - log w."""
     low, high = clipped_tokens(
         log_ratio,
@@ -222,7 +230,9 @@ def _ratio_metrics(
     }
 
 
-def _reward_kl(algorithm: Algorithm, kl: jax.Array | None) -> jax.Array | None:
+def _reward_kl(
+    algorithm: Algorithm, kl: Float[Array, "P G T"] | None
+) -> Float[Array, "P G T"] | None:
     """The KL that the reward pays for, or None."""
     if algorithm.kl_in != "reward" or algorithm.beta == 0:
         return None

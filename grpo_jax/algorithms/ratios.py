@@ -8,13 +8,16 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
 
 # exp(20) = 4.9e8 keeps losses and gradients finite in float32; no healthy ratio comes near it.
 LOG_RATIO_MAX = 20.0
 
 
-def masked_difference(logp: jax.Array, other: jax.Array, mask: jax.Array) -> jax.Array:
-    """logp - other where mask holds, else 0; shapes [P, G, T].
+def masked_difference(
+    logp: Float[Array, "P G T"], other: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G T"]:
+    """logp - other where mask holds, else 0.
 
     The choice comes before any exponential, so that garbage at masked positions (infinities, NaN)
     reaches neither a value nor a gradient.
@@ -24,7 +27,7 @@ def masked_difference(logp: jax.Array, other: jax.Array, mask: jax.Array) -> jax
     return jnp.where(mask, logp - other, 0.0)
 
 
-def clamp(log_ratio: jax.Array) -> jax.Array:
+def clamp(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
     """Bounds log-ratios by LOG_RATIO_MAX, any shape, so that their exponential is finite.
 
     From above only: exp(-1000) is 0, which is right, and no value or gradient is lost there.
@@ -32,23 +35,27 @@ def clamp(log_ratio: jax.Array) -> jax.Array:
     return at_most(log_ratio, LOG_RATIO_MAX)
 
 
-def at_most(x: jax.Array, bound: ArrayLike) -> jax.Array:
+def at_most(x: Float[Array, "..."], bound: ArrayLike) -> Float[Array, "..."]:
     """min(x, bound), with the whole gradient of x at x = bound, where jnp.minimum gives half."""
     return jnp.where(x > bound, bound, x)
 
 
-def at_least(x: jax.Array, bound: ArrayLike) -> jax.Array:
+def at_least(x: Float[Array, "..."], bound: ArrayLike) -> Float[Array, "..."]:
     """max(x, bound), with the whole gradient of x at x = bound, where jnp.maximum gives half."""
     return jnp.where(x < bound, bound, x)
 
 
-def token(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array:
-    """One log-weight per token, [P, G, T]: log w_t = logp_t - logp_old_t (PPO, 1707.06347)."""
+def token(
+    logp: Float[Array, "P G T"], logp_old: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G T"]:
+    """One log-weight per token: log w_t = logp_t - logp_old_t (PPO, 1707.06347)."""
     return clamp(masked_difference(logp, logp_old, mask))
 
 
-def sequence(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array:
-    """One log-weight per completion, on all its tokens, [P, G, T] (GSPO, 2507.18071).
+def sequence(
+    logp: Float[Array, "P G T"], logp_old: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G T"]:
+    """One log-weight per completion, on all its tokens (GSPO, 2507.18071).
 
     log s_i = mean over valid t of (logp_t - logp_old_t).
     """
@@ -58,8 +65,10 @@ def sequence(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array
     return jnp.broadcast_to(clamp(mean), mask.shape)
 
 
-def gspo_token(logp: jax.Array, logp_old: jax.Array, mask: jax.Array) -> jax.Array:
-    """The sequence's value with each token's own gradient, [P, G, T] (GSPO-token, 2507.18071).
+def gspo_token(
+    logp: Float[Array, "P G T"], logp_old: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G T"]:
+    """The sequence's value with each token's own gradient (GSPO-token, 2507.18071).
 
     log s_it = stopgrad(log s_i) + logp_t - stopgrad(logp_t).
     """

@@ -4,9 +4,9 @@ NaN is a reward function's None: it abstains.
 """
 
 import chex
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.algorithms.advantages import group_norm, spread_is_noise
 from grpo_jax.types import StepRewards
@@ -15,14 +15,14 @@ COMBINATIONS = ("sum", "normalize_each")
 
 
 def combine_rewards(
-    parts: jax.Array,
+    parts: Float[Array, "N P G"],
     weights: ArrayLike,
     how: str = "sum",
     *,
     std_ddof: int = 1,
     std_eps: float = 1e-6,
-) -> jax.Array:
-    """One reward per completion, f32[P, G], from N functions' parts f32[N, P, G] and weights [N].
+) -> Float[Array, "P G"]:
+    """One reward per completion, from N functions' parts and their weights [N].
 
     'sum': sum_n w_n r_n. 'normalize_each' (GDPO, 2601.05242): each part is group-normalised, summed
     by weight, and the sum normalised over the batch; follow it with the advantage 'group_mean',
@@ -49,7 +49,7 @@ def combine_rewards(
     return jnp.where(abstained, jnp.nan, normalised)
 
 
-def soft_overlong(lengths: jax.Array, max_length: int, cache: float) -> jax.Array:
+def soft_overlong(lengths: Int[Array, "..."], max_length: int, cache: float) -> Float[Array, "..."]:
     """DAPO's length penalty, same shape as lengths (2503.14476): add it to the reward.
 
     0 up to max_length - cache, then linear down to -1 at max_length, and -1 beyond. `cache` is in
@@ -61,12 +61,14 @@ def soft_overlong(lengths: jax.Array, max_length: int, cache: float) -> jax.Arra
 
 
 def token_rewards(
-    rewards: jax.Array, mask: jax.Array, kl: jax.Array | None = None, beta: float = 0.0
-) -> jax.Array:
-    """R_t = -beta kl_t, plus the reward at the last valid token; f32[P, G, T] (PPO, 1707.06347).
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
+    kl: Float[Array, "P G T"] | None = None,
+    beta: float = 0.0,
+) -> Float[Array, "P G T"]:
+    """R_t = -beta kl_t, plus the reward at the last valid token (PPO, 1707.06347).
 
-    rewards f32[P, G] (NaN places nothing), mask bool[P, G, T], kl f32[P, G, T] or None; 0 where
-    masked.
+    A NaN reward places nothing; 0 where masked.
     """
     chex.assert_rank(mask, 3)
     chex.assert_shape(rewards, mask.shape[:2])
@@ -78,9 +80,11 @@ def token_rewards(
     return placed - beta * jnp.where(mask, kl, 0.0)
 
 
-def with_outcome(steps: StepRewards, rewards: jax.Array, mask: jax.Array) -> StepRewards:
-    """`steps` of [P, G, K] and one more, [P, G, K + 1]: the outcome, rewards f32[P, G], is a step
-    that ends with the completion's last valid token. mask bool[P, G, T]."""
+def with_outcome(
+    steps: StepRewards, rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]
+) -> StepRewards:
+    """`steps` of [P, G, K] and one more, [P, G, K + 1]: the outcome, the completion's reward, is
+    a step that ends with its last valid token."""
     chex.assert_equal_shape([steps.rewards, steps.ends])
     chex.assert_equal_shape_prefix([steps.rewards, rewards, mask], 2)
     return StepRewards(
@@ -89,6 +93,6 @@ def with_outcome(steps: StepRewards, rewards: jax.Array, mask: jax.Array) -> Ste
     )
 
 
-def _last(mask: jax.Array) -> jax.Array:
-    """The last valid token of mask bool[P, G, T], i32[P, G, 1]; -1 where there is none."""
+def _last(mask: Bool[Array, "P G T"]) -> Int[Array, "P G 1"]:
+    """The last valid token; -1 where there is none."""
     return jnp.where(mask, jnp.arange(mask.shape[-1]), -1).max(-1, keepdims=True)

@@ -8,22 +8,23 @@ unused.
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from grpo_jax.algorithms.ratios import at_least, at_most
 
 
 def clip(
-    log_ratio: jax.Array,
-    advantages: jax.Array,
-    logp: jax.Array,
-    mask: jax.Array,
+    log_ratio: Float[Array, "P G T"],
+    advantages: Float[Array, "P G T"],
+    logp: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
     *,
     clip_low: float,
     clip_high: float,
     ratio_cap: float | None,
     dual_clip: float | None,
-) -> jax.Array:
-    """Clipped surrogate, [P, G, T] (PPO, 1707.06347; asymmetric in DAPO, 2503.14476).
+) -> Float[Array, "P G T"]:
+    """Clipped surrogate (PPO, 1707.06347; asymmetric in DAPO, 2503.14476).
 
     -min(w A, clip(w, 1 - clip_low, 1 + clip_high) A). `ratio_cap` bounds w first (INTELLECT-2,
     2505.07291); `dual_clip` c bounds the loss of A < 0 by -c A (1912.09729). None is off.
@@ -40,15 +41,15 @@ def clip(
 
 
 def cispo(
-    log_ratio: jax.Array,
-    advantages: jax.Array,
-    logp: jax.Array,
-    mask: jax.Array,
+    log_ratio: Float[Array, "P G T"],
+    advantages: Float[Array, "P G T"],
+    logp: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
     *,
     clip_low: float,
     clip_high: float,
-) -> jax.Array:
-    """Policy gradient with a clipped, detached weight, [P, G, T] (CISPO, MiniMax-M1, 2506.13585).
+) -> Float[Array, "P G T"]:
+    """Policy gradient with a clipped, detached weight (CISPO, MiniMax-M1, 2506.13585).
 
     -stopgrad(clip(w, 1 - clip_low, 1 + clip_high)) A logp; clip_low >= 1 leaves the upper clip
     alone.
@@ -59,15 +60,15 @@ def cispo(
 
 
 def sapo(
-    log_ratio: jax.Array,
-    advantages: jax.Array,
-    logp: jax.Array,
-    mask: jax.Array,
+    log_ratio: Float[Array, "P G T"],
+    advantages: Float[Array, "P G T"],
+    logp: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
     *,
     sapo_tau_pos: float,
     sapo_tau_neg: float,
-) -> jax.Array:
-    """A soft gate in place of the clip, [P, G, T] (SAPO, 2511.20347).
+) -> Float[Array, "P G T"]:
+    """A soft gate in place of the clip (SAPO, 2511.20347).
 
     -(4 / tau) sigmoid(tau (w - 1)) A, with tau = sapo_tau_pos where A > 0, else sapo_tau_neg.
     """
@@ -77,15 +78,15 @@ def sapo(
 
 
 def gmpo(
-    log_ratio: jax.Array,
-    advantages: jax.Array,
-    logp: jax.Array,
-    mask: jax.Array,
+    log_ratio: Float[Array, "P G T"],
+    advantages: Float[Array, "P G T"],
+    logp: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
     *,
     clip_low: float,
     clip_high: float,
-) -> jax.Array:
-    """Geometric mean of a completion's weights, on all its tokens, [P, G, T] (GMPO, 2507.20673).
+) -> Float[Array, "P G T"]:
+    """Geometric mean of a completion's weights, on all its tokens (GMPO, 2507.20673).
 
     -A exp(mean_t c_t), where c_t is log w_t clipped to [-clip_low, clip_high] on the side that the
     sign of A makes greedy: above for A > 0, below for A < 0.
@@ -100,22 +101,25 @@ def gmpo(
 
 
 def reinforce(
-    log_ratio: jax.Array, advantages: jax.Array, logp: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """-A logp, [P, G, T]: the on-policy gradient, no weight (REINFORCE; RLOO, 2402.14740)."""
+    log_ratio: Float[Array, "P G T"],
+    advantages: Float[Array, "P G T"],
+    logp: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+) -> Float[Array, "P G T"]:
+    """-A logp: the on-policy gradient, no weight (REINFORCE; RLOO, 2402.14740)."""
     chex.assert_equal_shape([advantages, logp, mask])
     return -advantages * logp
 
 
 def clipped_tokens(
-    log_ratio: jax.Array,
-    advantages: jax.Array,
+    log_ratio: Float[Array, "P G T"],
+    advantages: Float[Array, "P G T"],
     *,
     surrogate: str,
     clip_low: float,
     clip_high: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Where the surrogate's low and high clips hold, two bool[P, G, T].
+) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G T"]]:
+    """Where the surrogate's low and high clips hold.
 
     CISPO truncates the weight whatever the sign of A; SAPO and REINFORCE never clip.
     """

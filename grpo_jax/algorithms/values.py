@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from grpo_jax.algorithms.ratios import at_least, at_most
 
@@ -10,20 +11,20 @@ CRITICS = ("network", "head")  # the kinds that models.critic builds
 
 
 def value_loss(
-    values: jax.Array,
-    values_old: jax.Array,
-    returns: jax.Array,
-    mask: jax.Array,
-    weights: jax.Array,
+    values: Float[Array, "P G T"],
+    values_old: Float[Array, "P G T"],
+    returns: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    weights: Float[Array, "P G T"],
     *,
     value_clip: float | None,
     value_coef: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Clipped value loss, a scalar that adds over micro-batches (PPO, 1707.06347).
 
-    value_coef sum weights / 2 max((V - R)^2, (clip(V, V_old +- value_clip) - R)^2), all arrays
-    [P, G, T]; `weights` from token_weights on the whole minibatch; value_clip None is off. The
-    gradient flows through `values` alone. The metric has the same weights.
+    value_coef sum weights / 2 max((V - R)^2, (clip(V, V_old +- value_clip) - R)^2);
+    `weights` from token_weights on the whole minibatch; value_clip None is off. The gradient flows
+    through `values` only. The metric has the same weights.
     """
     chex.assert_rank(mask, 3)
     chex.assert_equal_shape([values, values_old, returns, mask, weights])
