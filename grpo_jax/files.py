@@ -10,9 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
+
+Json: TypeAlias = dict[str, Any]  # a JSON object
 
 # What a run's folder holds; see `runs`. Nothing else may be written there under these names.
 RUN_NAMES = (
@@ -210,7 +212,7 @@ def _share(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> Json:
     """The JSON object in a file.
 
     ValueError names the file where it holds anything else, and OSError where it cannot be read.
@@ -224,7 +226,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")
 

@@ -2,11 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")  # a pytree
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -27,7 +29,7 @@ RULES = (
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """A mesh of data x fsdp x tensor devices, this process's by default; ValueError if there are
     fewer devices.
@@ -49,13 +51,13 @@ def using(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def unbox(tree: Any) -> Any:
+def unbox(tree: T) -> T:
     """The values in a pytree of Flax's boxes, which name logical axes, without placing them."""
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 
 
-def shardings(abstract: Any, mesh: Mesh) -> Any:
+def shardings(abstract: T, mesh: Mesh) -> T:
     """NamedShardings of a pytree of boxed shapes (`jax.eval_shape` of an init), unboxed.
 
     A dimension that its mesh axes do not divide is kept whole on every device.
@@ -79,7 +81,7 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
     return size
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_batch(batch: T, mesh: Mesh) -> T:
     """Put host arrays [P, ...] on the mesh, P split over data and fsdp where it divides."""
 
     def put(x):

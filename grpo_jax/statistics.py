@@ -2,10 +2,19 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
+
+
+class Interval(NamedTuple):
+    """A mean, and the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> np.ndarray:
@@ -77,8 +86,8 @@ def wilson_interval(
     return low, high
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Return (mean, low, high) of Student's t interval for a mean over problems.
+def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Return the mean, with the ends of Student's t interval for a mean over problems.
 
     values  [problems] or [problems, samples]; the samples of a problem are not independent, so
             each problem counts once, by its mean (a cluster; Miller 2024, arXiv 2411.00640)
@@ -91,9 +100,9 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float,
     means = values.reshape(len(values), -1).mean(1)
     mean, n = float(means.mean()), len(means)
     if n == 1:
-        return mean, np.nan, np.nan
+        return Interval(mean, np.nan, np.nan)
     half = special.stdtrit(n - 1, (1 + level) / 2) * means.std(ddof=1) / np.sqrt(n)
-    return mean, float(mean - half), float(mean + half)
+    return Interval(mean, float(mean - half), float(mean + half))
 
 
 def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> dict[str, float]:
@@ -142,8 +151,8 @@ def _t_test(values: np.ndarray) -> float:
     return float(2 * special.stdtr(n - 1, -t))
 
 
-def seed_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Return (mean, low, high) of Student's t interval over one value a seed, shape [seeds]."""
+def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Return the mean, with the ends of Student's t interval over one value a seed, [seeds]."""
     if np.ndim(values) != 1:
         raise ValueError(f"expected one value a seed, [seeds], got {np.shape(values)}")
     return mean_interval(values, level)

@@ -37,6 +37,8 @@ WITHOUT = {
     "grpo_jax.tasks": JAX,
     "grpo_jax.algorithms": ("grain",),
 }
+# Whose public functions are annotated, whole.
+ANNOTATED = ("algorithms", "console", "errors", "files", "hosts", "sharding", "statistics")
 
 
 def module_name(path: Path) -> str:
@@ -139,6 +141,57 @@ def test_no_function_is_longer_than_55_lines():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
     }
     assert not {name: n for name, n in lengths.items() if n > 55}
+
+
+def public_functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the functions of a module's body, and methods, whose name has no leading underscore."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from public_functions(node.body)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+            yield node
+
+
+def gaps(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """What a signature leaves open: parameters without an annotation, 'return', and 'Any'."""
+    a = function.args
+    given = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+    found = {x.arg: x.annotation for x in given if x.arg not in ("self", "cls")}
+    found["return"] = function.returns
+    names = {
+        getattr(x, "id", None) or getattr(x, "attr", None)
+        for annotation in found.values()
+        if annotation
+        for x in ast.walk(annotation)
+    }
+    return [name for name, x in found.items() if x is None] + ["Any"] * ("Any" in names)
+
+
+def test_public_functions_are_annotated_and_take_no_any():
+    files = [p for p in FILES if any(within(module_name(p), f"grpo_jax.{x}") for x in ANNOTATED)]
+    assert len(files) > len(ANNOTATED)
+    wrong = [
+        f"{path.relative_to(ROOT)}: {function.name}: {', '.join(gaps(function))}"
+        for path in files
+        for function in public_functions(ast.parse(path.read_text()).body)
+        if gaps(function)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "open_"),
+    [
+        ("def f(self, a: int, *, b: str) -> None: ...", []),
+        ("def f(a, /, b, *c, d, **e): ...", ["a", "b", "d", "c", "e", "return"]),
+        ("def f(a: dict[str, Any]) -> None: ...", ["Any"]),
+        ("class A:\n  async def f(self) -> typing.Any: ...", ["Any"]),
+        ("def _f(a): ...", None),
+    ],
+)
+def test_every_gap_of_a_signature_is_seen(code, open_):
+    functions = list(public_functions(ast.parse(code).body))
+    assert [gaps(function) for function in functions] == ([] if open_ is None else [open_])
 
 
 def test_no_module_is_called_utils():

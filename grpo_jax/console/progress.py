@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -45,7 +45,7 @@ class Screen:
         self.console = console
         self.live = console.is_terminal and not console.is_dumb_terminal
         self._lock = threading.RLock()
-        self._items: list[Any] = []
+        self._items: list[RenderableType] = []
         self._display: Live | None = None
 
     def say(self, text: str) -> None:
@@ -56,7 +56,7 @@ class Screen:
             print(text, file=self.console.file, flush=True)
 
     @contextlib.contextmanager
-    def showing(self, item: Any) -> Iterator[None]:
+    def showing(self, item: RenderableType) -> Iterator[None]:
         """Show a renderable below all lines; only on a terminal."""
         if not self.live:
             yield
@@ -67,7 +67,7 @@ class Screen:
         finally:
             self._hide(item)
 
-    def _show(self, item: Any) -> None:
+    def _show(self, item: RenderableType) -> None:
         with self._lock:
             self._items.append(item)
             if self._display is None:
@@ -77,7 +77,7 @@ class Screen:
                 self._display.start()
             self._display.refresh()
 
-    def _hide(self, item: Any) -> None:
+    def _hide(self, item: RenderableType) -> None:
         with self._lock:
             if self._display is not None and self._items == [item]:
                 self._display.stop()  # draws once more, and then clears
@@ -86,7 +86,7 @@ class Screen:
 
 
 @functools.lru_cache(maxsize=4)
-def _screen_on(file: Any) -> Screen:
+def _screen_on(file: TextIO) -> Screen:
     return Screen(Console(file=file, force_terminal=file.isatty()))  # whatever FORCE_COLOR says
 
 

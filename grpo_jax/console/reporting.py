@@ -10,10 +10,12 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 from grpo_jax.console import interrupts
 from grpo_jax.errors import UsageError, described
+
+T = TypeVar("T")
 
 _PACKAGE = Path(__file__).parents[1]
 _OURS = (_PACKAGE, _PACKAGE.parent / "experiments")
@@ -23,7 +25,7 @@ _LIMITS = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ENOMEM", "EMFILE", "ENF
 _EXHAUSTED = tuple(getattr(errno, name) for name in _LIMITS)
 
 
-def reporting(function: Callable, *args: Any) -> Any:
+def reporting(function: Callable[..., T], *args: object) -> T:
     """What `function` returns, its output flushed; or the process's end, by SystemExit.
 
     Bad input, and what the system refuses, end in one line 'error: ...' and status 2; Ctrl-C in
@@ -87,7 +89,7 @@ def _ours(error: BaseException) -> bool:
     return raised and any(Path(code.co_filename).is_relative_to(folder) for folder in _OURS)
 
 
-def _installed(filename: Any) -> bool:
+def _installed(filename: object) -> bool:
     """Whether a file is the package's own, or the environment's."""
     if not isinstance(filename, str | bytes):
         return False
