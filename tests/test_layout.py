@@ -38,7 +38,16 @@ WITHOUT = {
     "grpo_jax.algorithms": ("grain",),
 }
 # Whose public functions are annotated, whole.
-ANNOTATED = ("algorithms", "console", "errors", "files", "hosts", "sharding", "statistics")
+ANNOTATED = (
+    "algorithms",
+    "console",
+    "errors",
+    "files",
+    "hosts",
+    "models",
+    "sharding",
+    "statistics",
+)
 
 
 def module_name(path: Path) -> str:

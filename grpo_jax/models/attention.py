@@ -1,7 +1,7 @@
 """Attention in two parts: the group's one copy of the prompt, and each completion's own past.
 
-Letters: P prompts, G group, K key-value heads, R query heads per key-value head, T queries,
-U own keys, S prompt length, D head width (E of values), C hidden width.
+Letters: P prompts, G group, Q the same or 1, K key-value heads, R query heads per key-value head,
+T queries, U own keys, S prompt length, D head width (E of values), C hidden width.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.linear import Linear, RMSNorm
@@ -42,27 +43,24 @@ class Cache(struct.PyTreeNode):
 class Context(struct.PyTreeNode):
     """What a forward pass tells every layer.
 
-    positions         i32[P, G or 1, T]
-    turns             cos and sin, as `rope.turns` returns them, f32[kinds, P, G or 1, T, D/2]
-    own               bool, broadcastable to [P, K, G, T, U]; the own keys a query may see
-    distance          i32, broadcastable to the same; from a query back to an own key
-    prefix_mask       bool[P, S] or None
-    prefix_positions  i32[P, S] or None
-    index             i32[], or i32[P, G], entries in the cache; None without one
-    valid             bool[P, G, T] or None; the tokens that a router's load counts
+    turns     cos and sin, as `rope.turns` returns them
+    own       broadcastable to [P, K, G, T, U]; the own keys a query may see
+    distance  broadcastable to the same; from a query back to an own key
+    index     i32[], or i32[P, G], entries in the cache; None without one
+    valid     the tokens that a router's load counts, or None
     """
 
-    positions: jax.Array
-    turns: tuple[jax.Array, jax.Array]
-    own: jax.Array
-    distance: jax.Array
-    prefix_mask: jax.Array | None = None
-    prefix_positions: jax.Array | None = None
+    positions: Int[Array, "P Q T"]
+    turns: tuple[Float[Array, "kinds P Q T half"], Float[Array, "kinds P Q T half"]]
+    own: Bool[Array, "..."]
+    distance: Int[Array, "..."]
+    prefix_mask: Bool[Array, "P S"] | None = None
+    prefix_positions: Int[Array, "P S"] | None = None
     index: Any = None
-    valid: jax.Array | None = None
+    valid: Bool[Array, "P G T"] | None = None
 
-    def turn(self, local: "Local") -> tuple[jax.Array, jax.Array]:
-        """cos and sin of a layer's rotation, [P, G or 1, T, D/2]."""
+    def turn(self, local: "Local") -> tuple[Float[Array, "P Q T half"], Float[Array, "P Q T half"]]:
+        """cos and sin of a layer's rotation."""
         return jax.tree.map(lambda part: part[local.turn], self.turns)
 
 
@@ -90,7 +88,9 @@ def stacked_locals(c: ModelConfig, start: int, stop: int) -> Local:
     return jax.tree.map(lambda *x: jnp.stack(x), *layers)
 
 
-def visible(context: Context, window) -> tuple[jax.Array, jax.Array | None]:
+def visible(
+    context: Context, window: Int[Array, ""] | None
+) -> tuple[Bool[Array, "..."], Bool[Array, "..."] | None]:
     """Masks of own keys, [P, K, G, T, U], and of the prefix, [P, K, G, R, T, S], broadcastable."""
     own, prefix = context.own, context.prefix_mask
     if window is not None:
@@ -105,10 +105,15 @@ def visible(context: Context, window) -> tuple[jax.Array, jax.Array | None]:
     return own, prefix
 
 
-def extend(cache: Cache, new: Cache, index: jax.Array, place: Any) -> tuple[Cache, Cache]:
-    """Write `new` entries at `index`, i32[] or i32[P, G]: the cache, and what it has of one layer.
+def extend(
+    cache: Cache,
+    new: Cache,
+    index: Int[Array, ""] | Int[Array, "P G"],
+    place: Int[Array, ""] | None,
+) -> tuple[Cache, Cache]:
+    """Write `new` entries at `index`: the cache, and what it has of one layer.
 
-    With a `place`, i32[], the cache is of a stack of layers, [layers, ...], and only new entries
+    With a `place`, the cache is of a stack of layers, [layers, ...], and only new entries
     of that layer are written: XLA then updates it where it lies, step for step.
     """
 
@@ -124,14 +129,20 @@ def extend(cache: Cache, new: Cache, index: jax.Array, place: Any) -> tuple[Cach
     return cache, jax.tree.map(layer, cache)
 
 
-def append(cache: jax.Array, new: jax.Array, index: jax.Array, axis: int, place: Any) -> jax.Array:
-    """Write `new` [P, K, G, ...] into `cache`, which is like it, or [layers, P, K, G, ...] with a
-    place, at `index`, i32[] or i32[P, G], along `axis` of `new`."""
+def append(
+    cache: Float[Array, "..."],
+    new: Float[Array, "P K G ..."],
+    index: Int[Array, ""] | Int[Array, "P G"],
+    axis: int,
+    place: Int[Array, ""] | None,
+) -> Float[Array, "..."]:
+    """Write `new` into `cache`, which is like it, or [layers, P, K, G, ...] with a place, along
+    `axis` of `new` at `index`."""
     lead = int(place is not None)
     new = new[None] if lead else new
 
     def put(cache, new, index, axis):
-        start = [0] * cache.ndim
+        start: list[Any] = [0] * cache.ndim
         start[axis] = index
         if lead:
             start[0] = place
@@ -145,18 +156,18 @@ def append(cache: jax.Array, new: jax.Array, index: jax.Array, axis: int, place:
 
 
 def attend(
-    q: jax.Array,
+    q: Float[Array, "P K G R T D"],
     own: Cache,
-    own_mask: jax.Array,
+    own_mask: Bool[Array, "..."],
     prefix: Prefix | None = None,
-    prefix_mask: jax.Array | None = None,
+    prefix_mask: Bool[Array, "..."] | None = None,
     softcap: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, "P K G R T E"]:
     """One softmax over the shared prefix and the own past: softmax(q [K_p K_o]) [V_p V_o].
 
-    q [P, K, G, R, T, D], scaled; own k [P, K, G, D, U], v [P, K, G, U, E]; own_mask bool,
-    broadcastable to [P, K, G, T, U]; prefix k [P, K, D, S], v [P, K, S, E]; prefix_mask
-    bool, broadcastable to [P, K, G, R, T, S]. Returns [P, K, G, R, T, E].
+    q            scaled
+    own_mask     broadcastable to [P, K, G, T, U]
+    prefix_mask  broadcastable to [P, K, G, R, T, S]
 
     The prefix product folds G, R and T into the rows of one matrix, so the prompt's keys and
     values are read once per group. A query must see at least one key.
@@ -188,7 +199,7 @@ def attend(
     return (out / total[..., None]).astype(q.dtype)
 
 
-def _capped(logits: jax.Array, cap: float) -> jax.Array:
+def _capped(logits: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
     return cap * jnp.tanh(logits / cap) if cap else logits
 
 
@@ -198,8 +209,15 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, prefix, cache, local: Local, context: Context):
-        """x [N, C], N = P G T in that order -> ([N, C], keys and values or the cache with them)."""
+    def __call__(
+        self,
+        x: Float[Array, "N C"],
+        prefix: Prefix | None,
+        cache: Cache | None,
+        local: Local,
+        context: Context,
+    ) -> tuple[Float[Array, "N C"], Cache]:
+        """x, N = P G T in that order -> the same, and keys and values or the cache with them."""
         c = self.config
         P, T = context.positions.shape[0], context.positions.shape[2]
         G = x.shape[0] // (P * T)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
@@ -13,7 +14,7 @@ GROUP_SCORES = ("max", "top2")
 LORA_BASES = ("none", "int8", "int4", "nf4")
 
 
-def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise ValueError(f"{name}={value!r} is not one of {valid}")
 
@@ -304,9 +305,9 @@ PARTS: dict[str, Any] = {
 }
 
 
-def model_config(fields: dict[str, Any]) -> ModelConfig:
+def model_config(fields: Mapping[str, object]) -> ModelConfig:
     """A ModelConfig of plain nested fields; ValueError names the field that is wrong."""
-    made = {
+    made: dict[str, Any] = {
         k: PARTS[k](**v) if k in PARTS and isinstance(v, dict) else v for k, v in fields.items()
     }
     return ModelConfig(**made)

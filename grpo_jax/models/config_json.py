@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.files import read_object
+from grpo_jax.files import Json, read_object
 from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
-from grpo_jax.models.families import FAMILIES, Family, Json
+from grpo_jax.models.families import FAMILIES, Family
 from grpo_jax.models.files import INDEX, SINGLE, equal, tensor_files
 from grpo_jax.models.names import EMBEDDING, HEAD
 

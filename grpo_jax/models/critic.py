@@ -5,20 +5,20 @@ Its parameters are {"value": f32[C]}, a head on the policy's own hidden states, 
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.score import score
-from grpo_jax.types import Prompts, merged
+from grpo_jax.types import Params, Prompts, merged
 
 NOT_THE_BODYS = ("head", "mtp")  # what predicts tokens
 
 
-def init_critic(kind: str, config: ModelConfig, trained: Any) -> Any:
+def init_critic(kind: str, config: ModelConfig, trained: Params) -> Params:
     """A critic that expects 0; `trained` are the parameters that the policy learns.
 
     kind  network: a copy of the policy as it starts, so twice the memory and compute; head: a
@@ -32,15 +32,21 @@ def init_critic(kind: str, config: ModelConfig, trained: Any) -> Any:
 
 
 def critic_values(
-    model: Decoder, critic: Any, frozen: Any, prompts: Prompts, tokens: jax.Array, hidden: Any
-) -> jax.Array:
-    """V before each token of completions i32[P, G, T], in units of reward, f32[P, G, T].
+    model: Decoder,
+    critic: Params,
+    frozen: Params | None,
+    prompts: Prompts,
+    tokens: Int[Array, "P G T"],
+    hidden: Float[Array, "P G T C"] | None,
+) -> Float[Array, "P G T"]:
+    """V before each token of completions, in units of reward.
 
     frozen  the policy's parameters that nothing trains (under adapters, of experts), or None
-    hidden  [P, G, T, C], the policy's states that predict the tokens; a head's alone
+    hidden  the policy's states that predict the tokens; only a head needs them
     """
     if "body" in critic:
         body = Decoder(dataclasses.replace(model.config, tied=True, mtp=0))
         params = merged(frozen, critic["body"])
         hidden = score(body, params, prompts, tokens).hidden
+    assert hidden is not None, "a head reads the policy's states"
     return hidden.astype(jnp.float32) @ critic["value"]

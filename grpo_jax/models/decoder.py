@@ -4,16 +4,26 @@
     decode    tokens [P, G, 1], prefix, cache at index   -> hidden, the cache with one more entry
     score     tokens [P, G, T], prefix                   -> hidden, (own keys and values)
 
-Letters: P prompts, G group, S prompt length, T completion length, C hidden width, V vocabulary.
+Letters: P prompts, G group, Q the same or 1, S prompt length, T completion length, C hidden width,
+V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax.models.attention import Attention, Cache, Context, Prefix, locals_of, stacked_locals
+from grpo_jax.models.attention import (
+    Attention,
+    Cache,
+    Context,
+    Local,
+    Prefix,
+    locals_of,
+    stacked_locals,
+)
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.experts import ROUTING, MixtureOfExperts
 from grpo_jax.models.feed_forward import FeedForward
@@ -21,7 +31,7 @@ from grpo_jax.models.latent import LatentAttention
 from grpo_jax.models.linear import Linear, RMSNorm
 from grpo_jax.models.products import project
 from grpo_jax.models.rope import turns
-from grpo_jax.types import Prompts
+from grpo_jax.types import Params, Prompts
 
 CHECKPOINTS = {
     "full": None,
@@ -37,8 +47,15 @@ class Block(nn.Module):
     sparse: bool = False
 
     @nn.compact
-    def __call__(self, x, prefix, cache, local, context: Context):
-        """x [N, C] -> ([N, C], this layer's keys and values, or the cache with them)."""
+    def __call__(
+        self,
+        x: Float[Array, "N C"],
+        prefix: Prefix | None,
+        cache: Cache | None,
+        local: Local,
+        context: Context,
+    ) -> tuple[Float[Array, "N C"], Cache]:
+        """What the layer makes of x, and its keys and values or the cache with them."""
         c = self.config
         attention: Any = LatentAttention if c.latent.kv_rank else Attention
         norm = lambda name, x: RMSNorm(c, name=name)(x)  # noqa: E731
@@ -57,7 +74,13 @@ class Block(nn.Module):
             h = norm("ff_post_norm", h)
         return nn.with_logical_constraint(x + h, ("tokens", "hidden")), kv
 
-    def stacked(self, carry, prefix, local, context: Context):
+    def stacked(
+        self,
+        carry: tuple[Float[Array, "N C"], Cache | None],
+        prefix: Prefix | None,
+        local: Local,
+        context: Context,
+    ) -> tuple[tuple[Float[Array, "N C"], Cache | None], Cache | None]:
         """As one of a stack, to scan over: carry (x, cache or None) -> (the same, keys and values
         or None). The cache goes from layer to layer whole, for each to write its own entries:
         sliced and stacked again, it would be copied at every step."""
@@ -73,8 +96,18 @@ class NextToken(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, hidden, following, prefix, cache, context: Context):
-        """hidden, following (embeddings of the next tokens) [N, C] -> ([N, C], keys and values)."""
+    def __call__(
+        self,
+        hidden: Float[Array, "N C"],
+        following: Float[Array, "N C"],
+        prefix: Prefix | None,
+        cache: Cache | None,
+        context: Context,
+    ) -> tuple[Float[Array, "N C"], Cache]:
+        """Hidden states that predict the token after the next, and keys and values.
+
+        following  embeddings of the next tokens
+        """
         c = self.config
         both = [RMSNorm(c, name="embed_norm")(following), RMSNorm(c, name="hidden_norm")(hidden)]
         join = Linear(c, 2 * c.hidden, c.hidden, ("embed", None), name="join")
@@ -90,7 +123,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         """Declare the embedding, the layers, the last norm and the head."""
         c = self.config
         self.embed = nn.Embed(
@@ -135,27 +168,23 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        tokens,
-        positions,
-        mask=None,
-        prefix=None,
-        prefix_mask=None,
-        cache=None,
-        index=None,
-        valid=None,
-    ):
-        """Forward T tokens of every completion.
+        tokens: Int[Array, "P G T"],
+        positions: Int[Array, "P Q T"],
+        mask: Bool[Array, "P T"] | None = None,
+        prefix: tuple[Prefix, ...] | None = None,
+        prefix_mask: Bool[Array, "P S"] | None = None,
+        cache: tuple[Cache, ...] | None = None,
+        index: Int[Array, ""] | Int[Array, "P G"] | None = None,
+        valid: Bool[Array, "P G T"] | None = None,
+    ) -> tuple[Float[Array, "P G T C"], tuple[Cache, ...]]:
+        """Hidden states, ready for `logits`, and the layers' Caches, of T tokens a completion.
 
-        tokens       i32[P, G, T]
-        positions    i32[P, G or 1, T], rotary positions
-        mask         bool[P, T] or None, True on real tokens (left-padded prompts)
-        prefix       keys and values of the prompt, as `as_prefix` returns them, or None
-        prefix_mask  bool[P, S], with `prefix`
-        cache        keys and values of the own past, as `init_cache` returns them, or None
-        index        i32[] or i32[P, G], with `cache`: the number of entries it holds
-        valid        bool[P, G, T] or None, the tokens that the load of experts counts
-
-        Returns hidden [P, G, T, C], ready for `logits`, and the layers' Caches.
+        positions    rotary positions
+        mask         True on real tokens (left-padded prompts)
+        prefix       keys and values of the prompt, as `as_prefix` returns them
+        cache        keys and values of the own past, as `init_cache` returns them
+        index        with `cache`: the number of entries it holds
+        valid        the tokens that the load of experts counts
         """
         c = self.config
         context = _context(c, positions, mask, prefix_mask, cache, index, valid)
@@ -187,11 +216,19 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         return x * jnp.asarray(scale, x.dtype) if scale != 1 else x
 
-    def next_token(self, hidden, following, positions, prefix=None, cache=None, **context):
-        """Hidden states [P, G, T, C] that predict the token after the next, and their Cache.
+    def next_token(
+        self,
+        hidden: Float[Array, "P G T C"],
+        following: Int[Array, "P G T"],
+        positions: Int[Array, "P Q T"],
+        prefix: Prefix | None = None,
+        cache: Cache | None = None,
+        **context: Array | None,
+    ) -> tuple[Float[Array, "P G T C"], Cache]:
+        """Hidden states that predict the token after the next, and their Cache.
 
-        hidden [P, G, T, C] as `__call__` returns them; following i32[P, G, T], each token's next;
-        the rest as for `__call__`, prefix and cache of this one layer.
+        hidden as `__call__` returns them; following is each token's next; the rest as for
+        `__call__`, prefix and cache of this one layer.
         """
         names = ("mask", "prefix_mask", "index", "valid")
         chosen = {name: context.get(name) for name in names}
@@ -200,15 +237,15 @@ class Decoder(nn.Module):
         x, kv = self.mtp(flat, self._embed(following.reshape(-1)), prefix, cache, made)
         return x.reshape(hidden.shape), kv
 
-    def logits(self, hidden):
-        """hidden [..., C] -> f32 logits [..., V]."""
+    def logits(self, hidden: Float[Array, "... C"]) -> Float[Array, "... V"]:
+        """The logits of hidden states, in fp32."""
         c = self.config
         kernel = self.embed.embedding if c.tied else self.head
         out = project(hidden, kernel)
         return c.logit_softcap * jnp.tanh(out / c.logit_softcap) if c.logit_softcap else out
 
-    def initialise(self, tokens):
-        """Touch every parameter; for `init` alone. tokens i32[P, G, T]."""
+    def initialise(self, tokens: Int[Array, "P G T"]) -> Float[Array, "P G T V"]:
+        """Touch every parameter; for `init` only."""
         positions = jnp.arange(tokens.shape[-1])[None, None]
         hidden, _ = self(tokens, positions)
         if self.config.mtp:
@@ -235,11 +272,9 @@ def _context(c, positions, mask=None, prefix_mask=None, cache=None, index=None, 
     return Context(positions, angles, own, distance, prefix_mask, prefix_positions, index, valid)
 
 
-def as_prefix(kv):
-    """The Caches of a prefill (G = 1) as the Prefix of a group, layer by layer."""
-    is_cache = lambda x: isinstance(x, Cache)  # noqa: E731
-    squeeze = lambda x: None if x is None else jnp.squeeze(x, -3)  # noqa: E731
-    return jax.tree.map(lambda c: Prefix(squeeze(c.k), squeeze(c.v)), kv, is_leaf=is_cache)
+def as_prefix(cache: Cache) -> Prefix:
+    """A layer's Cache of a prefill (G = 1) as the Prefix of a group."""
+    return Prefix(*(None if x is None else jnp.squeeze(x, -3) for x in (cache.k, cache.v)))
 
 
 def layer_cache(c: ModelConfig, prompts: int, group: int, length: int, lead: tuple = ()) -> Cache:
@@ -252,7 +287,7 @@ def layer_cache(c: ModelConfig, prompts: int, group: int, length: int, lead: tup
     return Cache(zeros(K, group, D, length), zeros(K, group, length, D))
 
 
-def init_cache(c: ModelConfig, prompts: int, group: int, length: int):
+def init_cache(c: ModelConfig, prompts: int, group: int, length: int) -> tuple[Cache, ...]:
     """Empty Caches for `length` own tokens of every completion."""
     if c.scan_layers:
         leads: Any = [(s.stop - s.start,) for s in c.segments()]
@@ -261,10 +296,18 @@ def init_cache(c: ModelConfig, prompts: int, group: int, length: int):
     return tuple(layer_cache(c, prompts, group, length, lead) for lead in leads)
 
 
-def prefill(model: Decoder, params, prompts: Prompts):
-    """Forward every prompt once: hidden [P, 1, S, C], prefix, prompt lengths i32[P]."""
+class Prefilled(NamedTuple):
+    """Prompts forwarded: hidden states, every layer's Prefix, and the prompts' lengths."""
+
+    hidden: Float[Array, "P 1 S C"]
+    prefix: tuple[Prefix, ...]
+    lengths: Int[Array, " P"]
+
+
+def prefill(model: Decoder, params: Params, prompts: Prompts) -> Prefilled:
+    """Forward every prompt once."""
     positions = jnp.maximum(jnp.cumsum(prompts.mask, -1) - 1, 0)
     hidden, kv = model.apply(
         {"params": params}, prompts.tokens[:, None], positions[:, None], mask=prompts.mask
     )
-    return hidden, as_prefix(kv), prompts.mask.sum(-1)
+    return Prefilled(hidden, tuple(map(as_prefix, kv)), prompts.mask.sum(-1))

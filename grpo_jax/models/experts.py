@@ -3,12 +3,14 @@
 N tokens, E experts, A active experts a token, C hidden width, F an expert's width.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.models.config import Experts, ModelConfig
 from grpo_jax.models.feed_forward import FeedForward, activation
@@ -16,14 +18,18 @@ from grpo_jax.models.feed_forward import FeedForward, activation
 ROUTING = "routing"  # the collection that layers report their load to
 
 
-def route(
-    e: Experts, logits: jax.Array, bias: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which experts serve a token and with what weights: weights f32[N, A], ids i32[N, A].
+class Routes(NamedTuple):
+    """Which experts serve a token, and with what weights; scores are those of all experts."""
 
-    logits f32[N, E]; bias f32[E] shifts the choice but not the weights (2412.19437, eq. 16).
-    Also returns the scores f32[N, E].
-    """
+    weights: Float[Array, "N A"]
+    ids: Int[Array, "N A"]
+    scores: Float[Array, "N E"]
+
+
+def route(
+    e: Experts, logits: Float[Array, "N E"], bias: Float[Array, " E"] | None = None
+) -> Routes:
+    """The Routes of tokens; bias shifts the choice but not the weights (2412.19437, eq. 16)."""
     scores = jax.nn.sigmoid(logits) if e.score == "sigmoid" else jax.nn.softmax(logits)
     choice = scores if bias is None else scores + bias
     choice = jax.lax.stop_gradient(choice)
@@ -37,14 +43,18 @@ def route(
     weights = jnp.take_along_axis(scores, ids, -1)
     if e.normalise:
         weights /= weights.sum(-1, keepdims=True) + 1e-20
-    return weights * e.scale, ids, scores
+    return Routes(weights * e.scale, ids, scores)
 
 
-def balance_loss(e: Experts, ids: jax.Array, scores: jax.Array, valid: jax.Array) -> jax.Array:
-    """The sequence-wise balance loss without alpha, f32[P, G] (2412.19437, eq. 17 to 20).
+def balance_loss(
+    e: Experts,
+    ids: Int[Array, "P G T A"],
+    scores: Float[Array, "P G T E"],
+    valid: Bool[Array, "P G T"],
+) -> Float[Array, "P G"]:
+    """The sequence-wise balance loss without alpha (2412.19437, eq. 17 to 20).
 
-    ids i32[P, G, T, A]; scores f32[P, G, T, E]; valid bool[P, G, T]. A sequence without a valid
-    token has none.
+    A sequence without a valid token has none.
     """
     n = jnp.maximum(valid.sum(-1), 1)[..., None]
     hits = (ids[..., None] == jnp.arange(e.count)).any(-2) & valid[..., None]
@@ -53,12 +63,19 @@ def balance_loss(e: Experts, ids: jax.Array, scores: jax.Array, valid: jax.Array
     return (f * share.sum(-2) / n).sum(-1)
 
 
-def expert_outputs(x, weights, ids, gate, up, down, act) -> jax.Array:
-    """Sum over a token's experts of weight * down(act(gate x) * up x), [N, C].
+def expert_outputs(
+    x: Float[Array, "N C"],
+    weights: Float[Array, "N A"],
+    ids: Int[Array, "N A"],
+    gate: Float[Array, "E C F"],
+    up: Float[Array, "E C F"],
+    down: Float[Array, "E F C"],
+    act: Callable[[Array], Array],
+) -> Float[Array, "N C"]:
+    """Sum over a token's experts of weight * down(act(gate x) * up x).
 
-    x [N, C]; weights, ids [N, A]; gate, up [E, C, F]; down [E, F, C]. Rows are sorted by expert,
-    and the product is ragged: each row meets its own expert alone. (XLA for CPUs has no such
-    product, and computes every expert on every row.)
+    Rows are sorted by expert, and the product is ragged: each row meets its own expert only. (XLA
+    for CPUs has no such product, and computes every expert on every row.)
     """
     N, A = ids.shape
     order = jnp.argsort(ids.reshape(-1), stable=True)
@@ -78,8 +95,10 @@ class MixtureOfExperts(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, valid):
-        """x [N, C]; valid bool[P, G, T], N = P G T, or None, all -> [N, C].
+    def __call__(
+        self, x: Float[Array, "N C"], valid: Bool[Array, "P G T"] | None
+    ) -> Float[Array, "N C"]:
+        """What the experts make of x, N = P G T; valid None means all.
 
         Reports to the collection ROUTING, if asked: load f32[E], how many valid tokens each
         expert served, and balance f32[], the balance loss summed over sequences.
@@ -121,7 +140,9 @@ class MixtureOfExperts(nn.Module):
             out += FeedForward(c, e.shared, name="shared")(x)
         return out
 
-    def _report(self, ids, scores, valid):
+    def _report(
+        self, ids: Int[Array, "N A"], scores: Float[Array, "N E"], valid: Bool[Array, "P G T"]
+    ) -> None:
         e = self.config.experts
         split = lambda a: a.reshape(*valid.shape, -1)  # noqa: E731
         ids, scores = split(ids), split(scores)

@@ -5,11 +5,9 @@ What all families share is in `config_json`. No JAX.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
+from grpo_jax.files import Json
 from grpo_jax.models.config import ModelConfig
-
-Json = dict[str, Any]
 
 LATENT_FIELDS = {
     "kv_rank": "kv_lora_rank",

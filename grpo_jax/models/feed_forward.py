@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.linear import Linear
 
 
-def activation(c: ModelConfig) -> Callable[[jax.Array], jax.Array]:
+def activation(c: ModelConfig) -> Callable[[Array], Array]:
     """The config's activation: silu, or gelu in its tanh form."""
     return nn.silu if c.activation == "silu" else partial(nn.gelu, approximate=True)
 
@@ -22,8 +22,8 @@ class FeedForward(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x):
-        """x [N, C] -> [N, C]."""
+    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N C"]:
+        """What the layer makes of x."""
         c = self.config
         gate = Linear(c, c.hidden, self.width, ("mlp", "embed"), name="gate")(x)
         up = Linear(c, c.hidden, self.width, ("mlp", "embed"), name="up")(x)

@@ -1,7 +1,6 @@
 """The safetensors files of a Hugging Face directory. No JAX."""
 
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -35,7 +34,7 @@ def equal(directory: Path, files: dict[str, str], one: str, other: str) -> bool:
     return all(np.array_equal(a[part], b[part]) for part in parts)
 
 
-def opened(path: Path) -> Any:
+def opened(path: Path) -> safe_open:
     """A safetensors file; OSError where there is none or it cannot be read, ValueError where
     it is cut off."""
     if not path.is_file():

@@ -6,6 +6,7 @@ part of a head without positions, E of a head's values.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from grpo_jax.models.attention import Cache, Context, Local, Prefix, attend, extend, visible
 from grpo_jax.models.config import ModelConfig
@@ -23,7 +24,7 @@ class LatentAttention(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         """Declare the projections."""
         c, a = self.config, self.config.latent
         heads, q_width = c.heads, c.heads * (a.nope_dim + a.rope_dim)
@@ -39,8 +40,15 @@ class LatentAttention(nn.Module):
         self.kv_b = Linear(c, a.kv_rank, heads * (a.nope_dim + a.v_dim), ("heads", "latent"))
         self.o = Linear(c, heads * a.v_dim, c.hidden, ("embed", "heads"), c.out_bias)
 
-    def __call__(self, x, prefix, cache, local: Local, context: Context):
-        """x [N, C], N = P G T in that order -> ([N, C], latents, or the cache with them)."""
+    def __call__(
+        self,
+        x: Float[Array, "N C"],
+        prefix: Prefix | None,
+        cache: Cache | None,
+        local: Local,
+        context: Context,
+    ) -> tuple[Float[Array, "N C"], Cache]:
+        """x, N = P G T in that order -> the same, and latents or the cache with them."""
         c, a = self.config, self.config.latent
         P, T = context.positions.shape[0], context.positions.shape[2]
         G = x.shape[0] // (P * T)
@@ -59,14 +67,21 @@ class LatentAttention(nn.Module):
         out = form(q_nope, q_rope, own, prefix, visible(context, local.window))
         return self.o(out.reshape(P * G * T, -1)), kept
 
-    def _up(self):
-        """The up-projections of keys [H, N, L] and of values [H, E, L]."""
+    def _up(self) -> tuple[Float[Array, "H N L"], Float[Array, "H E L"]]:
+        """The up-projections of keys and of values."""
         a = self.config.latent
         weight = self.kv_b.weight().reshape(self.config.heads, -1, a.kv_rank)
         return weight[:, : a.nope_dim], weight[:, a.nope_dim :]
 
-    def _absorbed(self, q_nope, q_rope, own: Cache, prefix: Prefix | None, masks):
-        """Queries meet latents: q_nope (W_k c) = (q_nope W_k) c. Returns [P, G, T, H, E]."""
+    def _absorbed(
+        self,
+        q_nope: Float[Array, "P G T H N"],
+        q_rope: Float[Array, "P G T H Y"],
+        own: Cache,
+        prefix: Prefix | None,
+        masks: tuple[Bool[Array, "..."], Bool[Array, "..."] | None],
+    ) -> Float[Array, "P G T H E"]:
+        """Queries meet latents: q_nope (W_k c) = (q_nope W_k) c."""
         up_k, up_v = self._up()
         rank = self.config.latent.kv_rank
         q = jnp.einsum("pgthn,hnl->pgthl", q_nope, up_k)
@@ -78,8 +93,15 @@ class LatentAttention(nn.Module):
         out = attend(q, own, masks[0], prefix, masks[1])[:, 0]  # [P, G, H, T, L]
         return jnp.einsum("pghtl,hel->pgthe", out, up_v)
 
-    def _expanded(self, q_nope, q_rope, own: Cache, prefix: Prefix | None, masks):
-        """Every head's keys and values, projected up. Returns [P, G, T, H, E]."""
+    def _expanded(
+        self,
+        q_nope: Float[Array, "P G T H N"],
+        q_rope: Float[Array, "P G T H Y"],
+        own: Cache,
+        prefix: Prefix | None,
+        masks: tuple[Bool[Array, "..."], Bool[Array, "..."] | None],
+    ) -> Float[Array, "P G T H E"]:
+        """Every head's keys and values, projected up."""
         q = jnp.concatenate([q_nope, q_rope], -1).transpose(0, 3, 1, 2, 4)[:, :, :, None]
         own = Cache(*self._expand(own.k))
         if prefix is not None:
@@ -87,8 +109,10 @@ class LatentAttention(nn.Module):
         out = attend(q, own, masks[0], prefix, masks[1])[:, :, :, 0]  # [P, H, G, T, E]
         return out.transpose(0, 2, 3, 1, 4)
 
-    def _expand(self, k):
-        """Latents [P, 1, G, L + Y, U] -> keys [P, H, G, N + Y, U], values [P, H, G, U, E]."""
+    def _expand(
+        self, k: Float[Array, "P 1 G L+Y U"]
+    ) -> tuple[Float[Array, "P H G N+Y U"], Float[Array, "P H G U E"]]:
+        """Keys and values of latents."""
         rank, H = self.config.latent.kv_rank, self.config.heads
         up_k, up_v = self._up()
         latent, rope = k[:, 0, :, :rank], k[:, :, :, rank:]

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.products import project
@@ -26,7 +27,7 @@ class Linear(nn.Module):
     axes: tuple[str | None, str | None]
     bias: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         """Declare kernel, bias and adapters."""
         c, lora = self.config, self.config.lora
         init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -53,8 +54,8 @@ class Linear(nn.Module):
         value: Any = self.param(name, init, shape, kept)
         return dense(value)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., in] -> [..., width]."""
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... width"]:
+        """What the layer makes of x."""
         out = project(x, self.kernel)
         if self.adapted:
             low = project(x, self.lora_a).astype(x.dtype)
@@ -63,8 +64,8 @@ class Linear(nn.Module):
             out += self.offset
         return out.astype(self.config.dtype)
 
-    def weight(self) -> jax.Array:
-        """The kernel [width, in] with its adapters merged in."""
+    def weight(self) -> Float[Array, "width inputs"]:
+        """The kernel with its adapters merged in."""
         if not self.adapted:
             return self.kernel.astype(self.config.dtype)
         delta = jnp.matmul(self.lora_b, self.lora_a, preferred_element_type=jnp.float32)
@@ -77,8 +78,8 @@ class RMSNorm(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., D] -> [..., D]."""
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """x, normalised."""
         c = self.config
         start = nn.initializers.zeros if c.norm_offset else nn.initializers.ones
         init = nn.with_logical_partitioning(start, ("norm",))

@@ -4,19 +4,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.score import score
-from grpo_jax.types import Prompts
+from grpo_jax.types import Params, Prompts
 
 CHUNK_ELEMENTS = 2**22  # logits held at once, per device of the batch axis: 16 MiB in fp32
 
 
-def log_softmax_stats(logits: jax.Array, tokens: jax.Array, temperature: float):
-    """Log-prob of `tokens` and entropy, both f32[...] in nats, of softmax(logits / temperature).
-
-    logits [..., V]; tokens i32[...].
-    """
+def log_softmax_stats(
+    logits: Float[Array, "... V"], tokens: Int[Array, "..."], temperature: float
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Log-prob of `tokens` and entropy, both in nats, of softmax(logits / temperature)."""
     logits = logits / temperature
     shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weight = jnp.exp(shifted)
@@ -34,12 +34,16 @@ def chunk_length(prompts: int, group: int, length: int, vocab: int) -> int:
 
 
 def token_logps(
-    model: Decoder, params, hidden: jax.Array, tokens: jax.Array, temperature: float = 1.0
-):
-    """Log-prob and entropy of each token, f32[P, G, T] in nats, in chunks along T.
+    model: Decoder,
+    params: Params,
+    hidden: Float[Array, "P G T C"],
+    tokens: Int[Array, "P G T"],
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"]]:
+    """Log-prob and entropy of each token, in nats, in chunks along T.
 
-    hidden [P, G, T, C]; tokens i32[P, G, T]. The backward pass recomputes each chunk's logits.
-    The chunks run along T, so that P may be sharded.
+    The backward pass recomputes each chunk's logits. The chunks run along T, so that P may be
+    sharded.
     """
     P, G, T = tokens.shape
     n = chunk_length(P, G, T, model.config.vocab_size)
@@ -62,11 +66,15 @@ def token_logps(
 
 
 def completion_logps(
-    model: Decoder, params, prompts: Prompts, tokens: jax.Array, temperature: float = 1.0
-):
-    """Log-prob and entropy f32[P, G, T], nats, of completions at the sampling temperature.
+    model: Decoder,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "P G T"],
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"]]:
+    """Log-prob and entropy, in nats, of completions at the sampling temperature.
 
-    tokens i32[P, G, T], right-padded; values at padding are finite and meaningless.
+    Completions are right-padded; values at padding are finite and meaningless.
     """
     hidden = score(model, params, prompts, tokens).hidden
     return token_logps(model, params, hidden, tokens, temperature)

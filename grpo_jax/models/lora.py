@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import flax
 import jax.numpy as jnp
@@ -14,12 +13,13 @@ from grpo_jax.hosts import fetch
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.names import parts
 from grpo_jax.models.quantized import dense
+from grpo_jax.types import Params
 
 ADAPTERS = ("lora_a", "lora_b")
 PEFT_NAMES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
 
-def merge_adapters(c: ModelConfig, params: Any) -> Any:
+def merge_adapters(c: ModelConfig, params: Params) -> Params:
     """Parameters without adapters, none quantized: adapted kernels become W + alpha / rank B A."""
     flat = flax.traverse_util.flatten_dict(params)
     scale = c.lora.alpha / c.lora.rank if c.lora.rank else 0.0
@@ -35,7 +35,7 @@ def merge_adapters(c: ModelConfig, params: Any) -> Any:
     return flax.traverse_util.unflatten_dict(whole)
 
 
-def save_adapters(out: Path, c: ModelConfig, params: Any, base: str) -> None:
+def save_adapters(out: Path, c: ModelConfig, params: Params, base: str) -> None:
     """Write the adapters among `params` as PEFT's directory, whole or not at all.
 
     base  what PEFT is to call the model under them: its directory or name

@@ -7,14 +7,17 @@ times as slow, on a GPU most of all.
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
 
 # Up to this many rows (decoding), XLA for CPUs multiplies kernel @ x.T faster than its transpose.
 FEW_ROWS = 64
 
 
 @jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] times kernel [out, in], transposed -> f32 [..., out].
+def project(
+    x: Float[Array, "... inputs"], kernel: Float[Array, "outputs inputs"]
+) -> Float[Array, "... outputs"]:
+    """x times the kernel, transposed, in fp32.
 
     Multiplied in x's dtype, whatever the kernel is kept in, and the kernel's gradient is of the
     latter.
@@ -44,8 +47,8 @@ project.defvjp(_project_forward, _project_backward)
 
 
 @jax.custom_vjp
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a [..., M, N] times b [..., N, W], of one dtype -> f32 [..., M, W]."""
+def matmul(a: Float[Array, "... M N"], b: Float[Array, "... N W"]) -> Float[Array, "... M W"]:
+    """a times b, of one dtype, in fp32."""
     return _product(a, b)
 
 

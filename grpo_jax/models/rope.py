@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.config import ModelConfig, RopeScaling
 
@@ -75,8 +76,10 @@ def query_scale(c: ModelConfig) -> float:
     return scale
 
 
-def turns(c: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of positions i32[...] times the frequencies, f32[kinds, ..., D/2].
+def turns(
+    c: ModelConfig, positions: Int[Array, "..."]
+) -> tuple[Float[Array, "kinds ... half"], Float[Array, "kinds ... half"]]:
+    """cos and sin of positions times the frequencies; half is D/2.
 
     kinds: every layer's, and then that of layers with a window, where the config has a base for
     them. Once for all layers: XLA would compute the cosines anew for every head of each.
@@ -87,8 +90,12 @@ def turns(c: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.optimization_barrier((jnp.cos(angle) * factor, jnp.sin(angle) * factor))
 
 
-def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array], interleaved: bool = False) -> jax.Array:
-    """Turn each pair of x [P, G, T, N, D] by the angle with this cos and sin, [P, G or 1, T, D/2].
+def rotate(
+    x: Float[Array, "P G T N D"],
+    turn: tuple[Float[Array, "P Q T half"], Float[Array, "P Q T half"]],
+    interleaved: bool = False,
+) -> Float[Array, "P G T N D"]:
+    """Turn each pair of x by the angle with this cos and sin; half is D/2, Q is G or 1.
 
     A pair is (i, i + D/2), or neighbours where `interleaved`, which come out as halves.
     """

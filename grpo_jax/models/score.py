@@ -5,41 +5,47 @@ Letters: P prompts, G group, S prompt length, T completion length, C hidden widt
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
+from grpo_jax.models.attention import Prefix
 from grpo_jax.models.decoder import Decoder, as_prefix, prefill
 from grpo_jax.models.experts import ROUTING
-from grpo_jax.types import Prompts
+from grpo_jax.types import Params, Prompts
 
 
 class Routing(struct.PyTreeNode):
     """What the experts of a forward pass did.
 
     load     the parameters' tree of router biases, with f32[E] (or [layers, E]) valid tokens each
-    balance  f32[], the sequence-wise balance loss, summed over sequences and layers
+    balance  the sequence-wise balance loss, summed over sequences and layers
     """
 
-    load: Any
-    balance: jax.Array
+    load: Params
+    balance: Float[Array, ""]
 
 
 class Scored(NamedTuple):
-    """hidden [P, G, T, C] predicts each completion token; prompt [P, 1, S, C] is the prompt's."""
+    """hidden predicts each completion token; prompt holds the prompt's states."""
 
-    hidden: jax.Array
-    prompt: jax.Array
+    hidden: Float[Array, "P G T C"]
+    prompt: Float[Array, "P 1 S C"]
     routing: Routing | None
 
 
 def score(
-    model: Decoder, params, prompts: Prompts, tokens: jax.Array, mask: jax.Array | None = None
+    model: Decoder,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "P G T"],
+    mask: Bool[Array, "P G T"] | None = None,
 ) -> Scored:
     """Forward the prompt once and every completion; gradients flow through the prompt.
 
-    tokens i32[P, G, T], right-padded; mask bool[P, G, T], the tokens whose Routing is reported
-    (None without a mask, or of a model without experts).
+    tokens  right-padded
+    mask    the tokens whose Routing is reported (None without a mask, or of a model without
+            experts)
     """
     P, G, T = tokens.shape
     prompt, prefix, lengths = prefill(model, params, prompts)
@@ -51,9 +57,14 @@ def score(
 
 
 def draft_hidden(
-    model: Decoder, params, prompts: Prompts, scored: Scored, tokens: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, Routing | None]:
-    """Hidden states [P, G, T, C] of the multi-token prediction layer, and its Routing: state t has
+    model: Decoder,
+    params: Params,
+    prompts: Prompts,
+    scored: Scored,
+    tokens: Int[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+) -> tuple[Float[Array, "P G T C"], Routing | None]:
+    """Hidden states of the multi-token prediction layer, and its Routing: state t has
     seen completion token t, and predicts token t + 1."""
     T = tokens.shape[-1]
     prefix, prefix_mask = draft_prefix(model, params, prompts, scored.prompt)
@@ -65,17 +76,19 @@ def draft_hidden(
     return hidden, routing
 
 
-def draft_prefix(model: Decoder, params, prompts: Prompts, hidden: jax.Array):
-    """The prompt in the multi-token prediction layer: its Prefix, and mask bool[P, S - 1].
+def draft_prefix(
+    model: Decoder, params: Params, prompts: Prompts, hidden: Float[Array, "P 1 S C"]
+) -> tuple[Prefix, Bool[Array, "P S-1"]] | tuple[None, None]:
+    """The prompt in the multi-token prediction layer: its Prefix, and mask.
 
-    hidden [P, 1, S, C], the prompt's; entry i holds the state of token i and token i + 1. None
+    hidden is the prompt's; entry i holds the state of token i and token i + 1. None
     and None where S is 1.
     """
     if prompts.mask.shape[-1] == 1:
         return None, None
     mask = prompts.mask[:, :-1]
     positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)[:, None]
-    _, kv = model.apply(
+    out: Any = model.apply(
         {"params": params},
         hidden[:, :, :-1],
         prompts.tokens[:, None, 1:],
@@ -83,7 +96,7 @@ def draft_prefix(model: Decoder, params, prompts: Prompts, hidden: jax.Array):
         mask=mask,
         method=Decoder.next_token,
     )
-    return as_prefix(kv), mask
+    return as_prefix(out[1]), mask
 
 
 def _reported(model, params, method, mask, *args, **options):
@@ -97,7 +110,7 @@ def _reported(model, params, method, mask, *args, **options):
     return out, Routing(*_gathered(reports[ROUTING]))
 
 
-def _gathered(reports: Any) -> tuple[Any, jax.Array]:
+def _gathered(reports: Params) -> tuple[Params, Float[Array, ""]]:
     """The reports as a tree of loads, named as the biases are, and the summed balance loss."""
     if "load" in reports:
         return {"router_bias": reports["load"][0]}, reports["balance"][0].sum()

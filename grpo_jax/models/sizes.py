@@ -6,9 +6,9 @@ No JAX. `jax.eval_shape` of such a model's `init` counts its parameters and cost
 from typing import Any
 
 from grpo_jax.errors import nearest
+from grpo_jax.files import Json
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import read_config
-from grpo_jax.models.families import Json
 
 Rows = dict[str, tuple[int, ...]]
 WIDTHS = (

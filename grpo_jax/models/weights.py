@@ -13,14 +13,19 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jaxtyping import Array
+from numpy.typing import DTypeLike
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from grpo_jax.files import METADATA, TEXT_FILES, read_object, replacing
+from grpo_jax.files import METADATA, TEXT_FILES, Json, read_object, replacing
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import as_scoring, write_config
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
 from grpo_jax.models.names import EMBEDDING, HEAD, Part, copies, parts
+from grpo_jax.models.quantized import Quantized
 from grpo_jax.tokenizers import TextTokenizer, load_tokenizer, same_tokenizer, save_tokenizer
+from grpo_jax.types import Params
 
 SHARD_BYTES = 5 * 10**9
 POSITIONS = 32_768  # what a model of ours says it can read; nothing limits it
@@ -31,8 +36,11 @@ IGNORED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints hold
 
 
 def load_weights(
-    directory: Path, c: ModelConfig, abstract: Any, then: Callable[[Any, Any], Any] | None = None
-) -> Any:
+    directory: Path,
+    c: ModelConfig,
+    abstract: Params,
+    then: Callable[[tuple[str, ...], Array], Array | Quantized] | None = None,
+) -> Params:
     """The parameters in a Hugging Face directory, each put where `abstract` says, in its dtype.
 
     abstract  nested dict of ShapeDtypeStructs with shardings, without adapters
@@ -78,7 +86,7 @@ class _Reader:
 
     def __init__(self, directory: Path, files: dict[str, str]):
         self.directory, self.files = directory, files
-        self.open: dict[str, Any] = {}
+        self.open: dict[str, safe_open] = {}
         self.names: dict[str, set[str]] = {}
 
     def __enter__(self):
@@ -88,7 +96,7 @@ class _Reader:
         for file in self.open.values():
             file.__exit__(None, None, None)
 
-    def file(self, name: str) -> Any:
+    def file(self, name: str) -> safe_open:
         shard = self.files[name]
         if shard not in self.open:
             self.open[shard] = opened(self.directory / shard)
@@ -107,7 +115,7 @@ class _Reader:
                 f"expected {list(expected)}, found {list(found)}"
             )
 
-    def read(self, name: str, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
+    def read(self, name: str, index: tuple[slice, ...], dtype: DTypeLike) -> np.ndarray:
         """The part of a tensor at `index`, as dtype."""
         view = self.file(name).get_slice(name)
         if view.get_dtype() in FP8:
@@ -157,7 +165,7 @@ def _put(whole: jax.Array, part: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice(whole, part, start)
 
 
-def tensors(c: ModelConfig, params: Any) -> Iterator[tuple[str, Any]]:
+def tensors(c: ModelConfig, params: Params) -> Iterator[tuple[str, partial[np.ndarray]]]:
     """(name, a function that fetches it to the host) for every tensor of a checkpoint."""
     made = {}
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
@@ -175,7 +183,7 @@ def _fetch(leaf: jax.Array, part: Part) -> np.ndarray:
 def save_model(
     out: Path,
     c: ModelConfig,
-    params: Any,
+    params: Params,
     source: Path | None = None,
     tokenizer: TextTokenizer | None = None,
     shard: int = SHARD_BYTES,
@@ -219,14 +227,14 @@ def _makes(source: Path, tokenizer: TextTokenizer) -> bool:
         return False
 
 
-def _kept(hf: dict[str, Any]) -> dict[str, Any]:
+def _kept(hf: Json) -> Json:
     """The fields of a config.json that say nothing of how its weights are stored."""
     gone = ("quantization_config", "rope_scaling", "rope_theta", "rope_local_base_freq")
     return {k: v for k, v in hf.items() if k not in gone}
 
 
-def _save_tensors(folder: Path, c: ModelConfig, params: Any, limit: int) -> None:
-    groups: list[list[tuple[str, Any]]] = [[]]
+def _save_tensors(folder: Path, c: ModelConfig, params: Params, limit: int) -> None:
+    groups: list[list[tuple[str, partial[np.ndarray]]]] = [[]]
     size = total = 0
     for name, fetch in tensors(c, params):
         leaf, part = fetch.args
