@@ -19,13 +19,14 @@ from collections.abc import (
     Set,
 )
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
 import numpy as np
 
 from grpo_jax.errors import excerpt
-from grpo_jax.rewards.text import Reward
+from grpo_jax.rewards.text import Completion, Reward
+from grpo_jax.rewards.turn import Prompt
 
 LARGEST = 1e18  # of a reward: advantages are reckoned with its square, in float32
 LONGEST = 500  # characters of an exception's text in a message
@@ -38,6 +39,18 @@ class RewardError(ValueError):
     """A reward that raised, or returned something else than one number or None per completion."""
 
 
+class Record(Protocol):
+    """What a problem must offer here; `tasks.Problem` does."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """Text, or chat messages."""
+
+    @property
+    def columns(self) -> Mapping[str, object]:
+        """What the rewards get by name."""
+
+
 @dataclass(frozen=True)
 class Group:
     """A prompt, its completions in TRL's shape, and the columns they share.
@@ -45,10 +58,10 @@ class Group:
     extras holds what differs by completion: lists of one value each, such as completion_ids.
     """
 
-    prompt: Any
-    completions: Sequence[Any]
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    prompt: Prompt
+    completions: Sequence[Completion]
+    columns: Mapping[str, object] = field(default_factory=dict)
+    extras: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
     def single(self, index: int) -> "Group":
         """The group of that one completion."""
@@ -137,7 +150,7 @@ def _values(function: Reward, group: Group) -> list[float]:
     return [_value(value, index, size) for index, value in enumerate(values)]
 
 
-def accepted(function: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
+def accepted(function: Reward, arguments: dict[str, object]) -> dict[str, object]:
     """The arguments that a reward names, or all where it takes **columns.
 
     A missing one that has no default is an error that names the columns there are.
@@ -176,12 +189,12 @@ def _parameters(function: Reward) -> list[inspect.Parameter] | None:
         return None
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     dims = getattr(value, "ndim", 1)
     return type(value).__name__ + (f" of {dims} dimensions" if dims != 1 else "")
 
 
-def _value(value: Any, index: int, size: int) -> float:
+def _value(value: object, index: int, size: int) -> float:
     if value is None:
         return float("nan")
     number = _number(value)
@@ -194,7 +207,7 @@ def _value(value: Any, index: int, size: int) -> float:
     return number
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """The number that a scalar of any library is, or None: text, dates and the like are none."""
     kind = getattr(getattr(value, "dtype", None), "kind", "f")
     if getattr(value, "ndim", 0) or kind in "cMmSUO" or not hasattr(value, "__float__"):
@@ -257,7 +270,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def refuse_large(
-    problems: Sequence[Any], completions: Sequence[Sequence[str]], rewards: np.ndarray
+    problems: Sequence[Record], completions: Sequence[Sequence[str]], rewards: np.ndarray
 ) -> None:
     """RewardError where float32 holds no squares, and so no spread, of rewards f32[N, P, G]."""
     if (large := np.abs(rewards) > LARGEST).any():
@@ -338,7 +351,7 @@ def dump_group(name: str, group: Group) -> bytes:
         ) from error
 
 
-def dump_functions(functions: Mapping[str, Callable[..., Any]]) -> bytes:
+def dump_functions(functions: Mapping[str, Callable]) -> bytes:
     """The rewards as bytes; RewardError names one that cannot be shipped to a process."""
     for name, function in functions.items():
         try:

@@ -58,7 +58,7 @@ class Case:
                 raise ValueError(f"{name}: {error}; valid: what JSON has") from error
 
 
-def parse_cases(given: Any) -> list[Case]:
+def parse_cases(given: object) -> list[Case]:
     """The cases of a record: a list of Case's fields, or such a list as JSON.
 
     ValueError names the case by its number.
@@ -72,7 +72,7 @@ def parse_cases(given: Any) -> list[Case]:
     return [_case(record, number) for number, record in enumerate(records, 1)]
 
 
-def _case(record: Any, number: int) -> Case:
+def _case(record: object, number: int) -> Case:
     fields = Case.__dataclass_fields__
     try:
         if not isinstance(record, dict):

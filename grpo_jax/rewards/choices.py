@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from grpo_jax.rewards.answers import stated, statements, undecorated
 from grpo_jax.rewards.text import Completion
-from grpo_jax.rewards.turn import of_turn
+from grpo_jax.rewards.turn import Prompt, of_turn
 
 _ALONE = re.compile(r"[(\[]?([A-Z])[)\]]?[.:]?")
 _STYLED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)\s*\{([^{}]*)\}")
@@ -34,7 +33,10 @@ LONE = 4  # characters of a letter by itself, "(b)."; lower case is read there o
 
 @of_turn
 def choice(
-    prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    answer: Sequence[object],
+    **columns: object,
 ) -> list[float | None]:
     r"""1.0 where the letter that a completion chooses is the column `answer`, else 0.0.
 
@@ -50,7 +52,7 @@ def choice(
     ]
 
 
-def _letter(answer: Any) -> str:
+def _letter(answer: object) -> str:
     match = _ALONE.fullmatch(str(answer).strip().upper())
     if match is None:
         raise ValueError(f"column answer: {answer!r} is not a choice; valid: one letter, such as B")

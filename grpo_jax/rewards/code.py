@@ -15,14 +15,14 @@ import re
 import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from grpo_jax.errors import excerpt
 from grpo_jax.rewards.cases import Case, parse_cases
 from grpo_jax.rewards.fences import Program, extract_code
 from grpo_jax.rewards.sandbox import Limits, check, run
 from grpo_jax.rewards.text import Completion
-from grpo_jax.rewards.turn import of_turn
+from grpo_jax.rewards.turn import Prompt, of_turn
 
 __all__ = ["Case", "Limits", "Verdict", "code", "judge"]
 
@@ -138,7 +138,10 @@ def _failure(program: Program, case: Case, limits: Limits) -> str:
 
 @of_turn
 def code(
-    prompts: Sequence[Any], completions: Sequence[Completion], cases: Sequence[Any], **columns: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    cases: Sequence[object],
+    **columns: object,
 ) -> list[float | None]:
     """1.0 where a completion's program passes every case of the column `cases`, else 0.0.
 
@@ -153,7 +156,7 @@ def code(
         return list(threads.map(lambda record: _all_pass(*record[1:]), records))
 
 
-def _record(prompt: Any, given: Any) -> list[Case] | None:
+def _record(prompt: Prompt, given: object) -> list[Case] | None:
     try:
         return None if given is None else parse_cases(given)
     except ValueError as error:
@@ -208,7 +211,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: object, b: object) -> bool:
     """Whether two JSON values are one: floats to 1e-6; true is no number, NaN equals nothing."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b

@@ -11,7 +11,7 @@ from grpo_jax.rewards.text import Reward
 GIVEN = ("prompts", "completions", "prefill")
 
 
-def misread(reward: Reward, columns: Mapping[str, Any]) -> str:
+def misread(reward: Reward, columns: Mapping[str, object]) -> str:
     """What is wrong with the columns that a reward reads of a record; "" for nothing.
 
     That one is missing, or, of the rewards here, that it holds nothing they can judge by.
@@ -35,11 +35,11 @@ def path_of(reward: Reward) -> str:
     return ":".join(getattr(reward, name, "") for name in ("__module__", "__qualname__"))
 
 
-def _judge(reward: Reward, answer: Any) -> None:
+def _judge(reward: Reward, answer: object) -> None:
     reward([""], [""], answer=[answer])
 
 
-def _language(_: Reward, code: Any) -> None:
+def _language(_: Reward, code: str) -> None:
     from grpo_jax.rewards.language import iso_code  # of an extra, which the reward is in itself
 
     iso_code(code)

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
@@ -19,6 +19,7 @@ from grpo_jax.errors import excerpt
 from grpo_jax.rewards.batch import Batch, Call
 from grpo_jax.rewards.call import (
     Group,
+    Record,
     RewardError,
     call_in_worker,
     call_reward,
@@ -28,25 +29,14 @@ from grpo_jax.rewards.call import (
 )
 from grpo_jax.rewards.limits import Limits
 from grpo_jax.rewards.processes import CLEAN, context
-from grpo_jax.rewards.text import Reward
+from grpo_jax.rewards.text import Completion, Reward
+from grpo_jax.rewards.turn import Prompt
 
 __all__ = ["RewardError", "Rewarder", "Scores", "scored_by"]
 
 REWARDS = "rewards"  # the column that names the rewards that score a problem, where not all do
 POLL_S = 0.1  # between looks at what is overdue
 RESTARTS = 3  # of the processes, one after the other, without a call that returns
-
-
-class Record(Protocol):
-    """What a problem must offer here; `tasks.Problem` does."""
-
-    @property
-    def prompt(self) -> str | list[dict[str, str]]:
-        """Text, or chat messages."""
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """What the rewards get by name."""
 
 
 class Scores(NamedTuple):
@@ -107,7 +97,7 @@ class Rewarder:
         *,
         workers: int = 0,
         timeout_s: float = 10.0,
-        prefill: Callable[[Any], str] | None = None,
+        prefill: Callable[[Prompt], str] | None = None,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers={workers}: valid: 0 (in this process) or more")
@@ -343,7 +333,7 @@ def _groups(
     problems: Sequence[Record],
     completions: Sequence[Sequence[str]],
     completion_ids: Sequence[Sequence[Sequence[int]]] | None,
-    prefill: Callable[[Any], str] | None,
+    prefill: Callable[[Prompt], str] | None,
 ) -> list[Group]:
     if len(problems) != len(completions):
         raise ValueError(f"{len(problems)} problems but completions for {len(completions)}")
@@ -361,12 +351,12 @@ def _groups(
     ]
 
 
-def _columns(problem: Record) -> dict[str, Any]:
+def _columns(problem: Record) -> dict[str, object]:
     """What rewards get: all columns but the one that chooses among them."""
     return {name: value for name, value in problem.columns.items() if name != REWARDS}
 
 
-def _trl_completions(problem: Record, completions: Sequence[str]) -> Iterator[Any]:
+def _trl_completions(problem: Record, completions: Sequence[str]) -> Iterator[Completion]:
     """Text for a text prompt; for chat messages, a list with the assistant's message."""
     for text in completions:
         chat = [{"role": "assistant", "content": text}]

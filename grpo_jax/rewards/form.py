@@ -2,19 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from grpo_jax.rewards.text import TAGS, Completion, completion_text
-from grpo_jax.rewards.turn import prefills
+from grpo_jax.rewards.turn import Prompt, prefills
 
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 
 
 def format_tags(
-    prompts: Sequence[Any] | None,
+    prompts: Sequence[Prompt] | None,
     completions: Sequence[Completion],
     prefill: Sequence[str] | None = None,
-    **columns: Any,
+    **columns: object,
 ) -> list[float]:
     """1.0 where a turn is <think>…</think><answer>…</answer>, else 0.0 (DeepSeek-R1).
 

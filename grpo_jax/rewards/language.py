@@ -3,13 +3,12 @@
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 from lingua import IsoCode639_1, LanguageDetector, LanguageDetectorBuilder
 
 from grpo_jax.rewards.style import EAST_ASIAN
 from grpo_jax.rewards.text import Completion, completion_text
-from grpo_jax.rewards.turn import of_turn
+from grpo_jax.rewards.turn import Prompt, of_turn
 
 # What a word is told apart from, by ISO 639-1, beside the language that is asked for.
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "pt", "ru", "zh")
@@ -18,10 +17,10 @@ SCRIPTS = re.compile(f"[{EAST_ASIAN}]+|[^{EAST_ASIAN}]+")
 
 @of_turn
 def language(
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     language: Sequence[str | None] | None = None,
-    **columns: Any,
+    **columns: object,
 ) -> list[float | None]:
     """Words in the target language / words (R1, 2501.12948, 2.3.2), in [0, 1].
 

@@ -12,14 +12,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 SCRIPT = "/script.py"
 SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib64")  # the shell, mount, setpriv, Python's libraries
 LINKS = ("bin", "lib", "lib64")
 DEVICES = ("null", "urandom")
-Launcher = Callable[[Any, int, int], list[str]]  # of limits, script and seccomp rules: descriptors
 
 CORES = 4  # that a sandbox runs on
 RESERVED = 16  # times the limit on memory, of addresses: threads reserve what they never use
@@ -53,7 +52,41 @@ exec(load())
 """
 
 
-def bubblewrap(limits: Any, code: int, rules: int) -> list[str]:
+@dataclass(frozen=True)
+class Limits:
+    """What one run of a program may use: seconds, bytes and counts.
+
+    memory      of the whole sandbox: of all its processes together, with its files and what the
+                kernel keeps for it. Without a cgroup to hold it (`memory`), what is used beyond it
+                between two looks, 20 ms each, is not prevented; then the sandbox is ended
+    processes   with threads; a program that asks for the number of cores sees 4 at most, so that a
+                pool of its usual size fits
+    """
+
+    cpu_s: int = 2  # of each process
+    wall_s: float = 5.0
+    memory: int = 256 * 2**20
+    processes: int = 32
+    output: int = 2**20
+    file_size: int = 2**20
+    disk: int = 8 * 2**20
+    files: int = 64
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"Limits.{name}={value!r} must be above 0")
+        if self.disk >= self.memory:
+            raise ValueError(
+                f"Limits.disk={self.disk} must be below Limits.memory={self.memory}, which holds it"
+            )
+
+
+# Of limits, script and seccomp rules: descriptors.
+Launcher = Callable[[Limits, int, int], list[str]]
+
+
+def bubblewrap(limits: Limits, code: int, rules: int) -> list[str]:
     """Debian's bubblewrap around the shell."""
     root = os.geteuid() == 0
     capabilities = ["SYS_ADMIN", "SETPCAP", *["SETUID", "SETGID"] * root]  # gone before Python
@@ -74,7 +107,7 @@ def bubblewrap(limits: Any, code: int, rules: int) -> list[str]:
     ]
 
 
-def unshare(limits: Any, code: int, rules: int) -> list[str]:
+def unshare(limits: Limits, code: int, rules: int) -> list[str]:
     """util-linux's unshare, mount and pivot_root: the same without bubblewrap."""
     folders = [*_folders(), "/box", "/dev", "/old"]
     steps = (
@@ -120,7 +153,7 @@ def _below(path: str) -> str:
     return shlex.quote(f".{path}")
 
 
-def _limited(limits: Any) -> str:
+def _limited(limits: Limits) -> str:
     """The shell's part: mount the empty folder, set the limits, drop all privileges, be Python.
 
     The shell stays, to be the first process, for which the kernel has signals of its own.

@@ -12,7 +12,7 @@ from grpo_jax.rewards.answers import boxed_answer, is_expression, stated, undeco
 from grpo_jax.rewards.latex import PLAIN, is_list, same, shape, spelled
 from grpo_jax.rewards.numbers import without_reason
 from grpo_jax.rewards.text import Completion
-from grpo_jax.rewards.turn import of_turn
+from grpo_jax.rewards.turn import Prompt, of_turn
 
 # The library warns wherever its own time limits are off. They are: they work by SIGALRM, which a
 # long operation in C never notices and other threads than the main one must not set. The
@@ -33,7 +33,10 @@ _BASE = re.compile(r"\d\s*_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)")
 
 @of_turn
 def math_verify(
-    prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    answer: Sequence[object],
+    **columns: object,
 ) -> list[float | None]:
     r"""1.0 where a completion's answer equals the column `answer`, LaTeX or a number, else 0.0.
 

@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
 from grpo_jax.rewards.answers import Stated, is_expression, stated, undecorated
 from grpo_jax.rewards.text import Completion, Reward
-from grpo_jax.rewards.turn import of_turn
+from grpo_jax.rewards.turn import Prompt, of_turn
 
 _MINUS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"))
 _HALVES = {"\u00bd": " 1/2", "\u2153": " 1/3", "\u2154": " 2/3", "\u00bc": " 1/4", "\u00be": " 3/4"}
@@ -92,7 +91,10 @@ _ARGUMENT = re.compile(rf"{_OTHER}\s*(?:\[[^][]*\]\s*)?(?:\{{[^{{}}]*\}}\s*)+")
 
 @of_turn
 def last_number(
-    prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    answer: Sequence[object],
+    **columns: object,
 ) -> list[float | None]:
     r"""1.0 where the last number of a completion equals the column `answer`, else 0.0.
 
@@ -121,10 +123,10 @@ def numeric_answer(tolerance: float = 1e-6) -> Reward:
 
     @of_turn
     def numeric(
-        prompts: Sequence[Any],
+        prompts: Sequence[Prompt],
         completions: Sequence[Completion],
-        answer: Sequence[Any],
-        **columns: Any,
+        answer: Sequence[object],
+        **columns: object,
     ) -> list[float | None]:
         return [
             None if a is None else _close(_whole(stated(c)), _expected(a), tolerance)
@@ -218,7 +220,7 @@ def _told(completion: Completion) -> Fraction | None:
     return _value(chunks[-1])
 
 
-def _expected(answer: Any) -> Fraction:
+def _expected(answer: object) -> Fraction:
     value = whole_number(str(answer))
     if value is None:
         raise ValueError(f"column answer: {answer!r} is not a number; valid: 1234, -5, 0.5")

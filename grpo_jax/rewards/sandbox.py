@@ -16,12 +16,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from grpo_jax.rewards import memory
-from grpo_jax.rewards.launchers import LAUNCHERS, Launcher
+from grpo_jax.rewards.launchers import LAUNCHERS, Launcher, Limits
 from grpo_jax.rewards.syscalls import filter_program
 
 LOOK_S = 0.02  # between looks at a sandbox's memory
@@ -29,36 +28,6 @@ INSTALL = (
     "programs are run in a sandbox alone, and there is none here: {}; install bubblewrap (Debian: "
     "apt install bubblewrap) and pip install 'grpo_jax[code]', on a Linux that allows namespaces"
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one run of a program may use: seconds, bytes and counts.
-
-    memory      of the whole sandbox: of all its processes together, with its files and what the
-                kernel keeps for it. Without a cgroup to hold it (`memory`), what is used beyond it
-                between two looks, 20 ms each, is not prevented; then the sandbox is ended
-    processes   with threads; a program that asks for the number of cores sees 4 at most, so that a
-                pool of its usual size fits
-    """
-
-    cpu_s: int = 2  # of each process
-    wall_s: float = 5.0
-    memory: int = 256 * 2**20
-    processes: int = 32
-    output: int = 2**20
-    file_size: int = 2**20
-    disk: int = 8 * 2**20
-    files: int = 64
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"Limits.{name}={value!r} must be above 0")
-        if self.disk >= self.memory:
-            raise ValueError(
-                f"Limits.disk={self.disk} must be below Limits.memory={self.memory}, which holds it"
-            )
 
 
 class Run(NamedTuple):

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from grpo_jax.rewards.text import Completion, Reward, completion_text
+from grpo_jax.rewards.turn import Prompt
 
 EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Han, Hangul
 _WORD = re.compile(f"[{EAST_ASIAN}]|[^\\W{EAST_ASIAN}]+")
@@ -18,7 +18,7 @@ def repetition(n: int = 4) -> Reward:
     """
 
     def repeated(
-        prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+        prompts: Sequence[Prompt], completions: Sequence[Completion], **columns: object
     ) -> list[float]:
         return [-_share(_WORD.findall(completion_text(c).lower()), n) for c in completions]
 
@@ -26,7 +26,7 @@ def repetition(n: int = 4) -> Reward:
 
 
 def length(
-    prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    prompts: Sequence[Prompt], completions: Sequence[Completion], **columns: object
 ) -> list[float]:
     """A penalty in [-1, 0] of one prompt's completions: 0 for the shortest, -1 for the longest.
 

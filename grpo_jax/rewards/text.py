@@ -6,9 +6,8 @@ messages where the prompt is.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from grpo_jax.rewards.turn import of_turn
+from grpo_jax.rewards.turn import Prompt, of_turn
 
 Reward = Callable[..., Sequence[float | None]]
 Completion = str | list[dict[str, str]]
@@ -50,7 +49,10 @@ def _held(text: str) -> str | None:
 
 @of_turn
 def exact_answer(
-    prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    answer: Sequence[object],
+    **columns: object,
 ) -> list[float | None]:
     """1.0 where the extracted answer is the column `answer`, character by character, else 0.0.
 

@@ -8,7 +8,10 @@ whole turn: prefill + completion.
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+Prompt: TypeAlias = str | list[dict[str, Any]]  # text, or chat messages
+R = TypeVar("R")
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -22,7 +25,7 @@ _ENDING = re.compile(
 )
 
 
-def written(prompt: Any) -> str:
+def written(prompt: Prompt) -> str:
     """The prefill that a prompt itself shows, whatever a chat template adds; "" for none.
 
     Of chat messages, the content of a last one that is the assistant's. Of text, what it ends in:
@@ -41,7 +44,7 @@ def from_thought(text: str) -> str:
     return text[max(text.rfind(OPEN), 0) :]
 
 
-def of_turn(reward: Callable[..., Any]) -> Callable[..., Any]:
+def of_turn(reward: Callable[..., R]) -> Callable[..., R]:
     """The reward, given whole turns for completions.
 
     The column `prefill` has what each prompt holds of them; without it, `written` says so.
@@ -49,12 +52,12 @@ def of_turn(reward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(reward)
     def whole(
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        *rest: Any,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Prompt],
+        *rest: object,
         prefill: Sequence[str] | None = None,
-        **columns: Any,
-    ) -> Any:
+        **columns: object,
+    ) -> R:
         held = prefills(prompts, completions, prefill)
         turns = [_joined(a, b) for a, b in zip(held, completions, strict=True)]
         return reward(prompts, turns, *rest, **columns)
@@ -63,15 +66,15 @@ def of_turn(reward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prefills(
-    prompts: Sequence[Any] | None, completions: Sequence[Any], prefill: Sequence[str] | None
+    prompts: Sequence[Prompt] | None, completions: Sequence[Prompt], prefill: Sequence[str] | None
 ) -> Sequence[str]:
     """The column `prefill`, or else of each prompt what is `written`."""
     if prefill is not None:
         return prefill
-    return [written(prompt) for prompt in prompts or [None] * len(completions)]
+    return [written(prompt) for prompt in prompts or [""] * len(completions)]
 
 
-def _joined(prefill: str, completion: Any) -> Any:
+def _joined(prefill: str, completion: Prompt) -> Prompt:
     if not prefill:
         return completion
     if isinstance(completion, str):
