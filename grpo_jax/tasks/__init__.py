@@ -6,7 +6,6 @@ import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from grpo_jax.errors import unknown
 from grpo_jax.tasks.addition import addition
@@ -57,7 +56,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 JUDGED_STEPS = ("addition", "countdown", "gsm8k", "mixture")
 
 
-def make_task(name: str | None = None, **options: Any) -> Task:
+def make_task(name: str | None = None, **options: object) -> Task:
     """The task registered under `name`, made with its options.
 
     ValueError for an unknown name and TypeError for an unknown option name the nearest valid one;
@@ -87,7 +86,7 @@ def task_options(name: str) -> list[str] | None:
     return None if free else list(parameters)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     """Whether a value is of the annotated type; what is no plain type is the task's to judge."""
     if isinstance(hint, types.UnionType):
         return any(_fits(value, one) for one in typing.get_args(hint))

@@ -6,7 +6,6 @@ where it states one as a sentence that is over.
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 # Forms in which nothing but a final answer stands.
 _MARKED = re.compile(r"</answer>|\\boxed\s*\{[^{}]+\}|####\s*\S")
@@ -31,7 +30,7 @@ _OPEN_THOUGHT = re.compile(r"<think>(?!.*</think>)", re.DOTALL)
 LONG = 20  # characters of a text that says more than a name or a number
 
 
-def is_answer(content: str, answers: Iterable[Any] = ()) -> bool:
+def is_answer(content: str, answers: Iterable[object] = ()) -> bool:
     """Whether the content of a message is an answer, given what the record's answers are.
 
     It is where it has a box, <answer>…</answer> or "#### 18", where it states "the answer is 18.",

@@ -6,10 +6,10 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from grpo_jax.rewards.text import TAGS, Completion, extract_answer
-from grpo_jax.rewards.turn import of_turn
+from grpo_jax.rewards.turn import Prompt, of_turn
 from grpo_jax.tasks.problem import Problem, Steps, Task, split
 from grpo_jax.tasks.steps import scratchpad
 
@@ -96,11 +96,11 @@ def _problem(puzzle: Puzzle) -> Problem:
 
 @of_turn
 def accuracy(
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     numbers: Sequence[Sequence[int]],
     target: Sequence[int],
-    **columns: Any,
+    **columns: object,
 ) -> list[float]:
     """1.0 where the extracted answer follows the rule (see `countdown`), else 0.0."""
     return [

@@ -1,10 +1,10 @@
 """Another task with its prompts in a template: for a model that expects a chat, or to be told."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
-from grpo_jax.tasks.problem import Problem, Source, Task, listed
+from grpo_jax.tasks.problem import Options, Problem, Source, Task, listed
 from grpo_jax.tasks.templates import make_template
 
 BARE = "bare_prompt"  # the column with the prompt as the task had it
@@ -29,7 +29,7 @@ class Framed:
 
 
 def framed(
-    of: Mapping[str, Any], template: str = "chat", says: str = "{prompt}", system: str | None = None
+    of: Options, template: str = "chat", says: str = "{prompt}", system: str | None = None
 ) -> Task:
     """The task with the options `of`, its prompts put into `says` and then into a template.
 

@@ -3,7 +3,6 @@
 import functools
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from grpo_jax.errors import unknown
 from grpo_jax.files import at_home
@@ -13,7 +12,7 @@ from grpo_jax.rewards.registry import EXTRAS, REWARDS, resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.conversations import is_answer
 from grpo_jax.tasks.file_task import file_task, key
-from grpo_jax.tasks.problem import Problem, Task, is_heldout
+from grpo_jax.tasks.problem import Problem, Prompt, Task, is_heldout
 from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, is_blank, read_table, shown
 from grpo_jax.tasks.templates import make_template
 
@@ -160,8 +159,8 @@ def _check_answer(record: Record, answer: str) -> None:
 
 
 def checked_prompt(
-    column: str, value: Any, text_only: bool, answers: Iterable[Any] = ()
-) -> str | list[dict[str, Any]]:
+    column: str, value: object, text_only: bool, answers: Iterable[object] = ()
+) -> Prompt:
     """A prompt, text or chat messages (not where text_only); ValueError where it is neither.
 
     Chat messages end in the question, or in an assistant's message to continue. ValueError too
@@ -169,24 +168,25 @@ def checked_prompt(
     column is one of CONVERSATIONS, which hold whole ones. "prefix": true in the message says that
     it is to be continued all the same.
     """
-    chat = isinstance(value, list) and value != [] and all(map(_is_message, value))
-    if chat and text_only:
-        raise ValueError(
-            f"column {column!r} holds chat messages; valid: text, or the option template='none'"
-        )
-    if not chat and not (isinstance(value, str) and value != ""):
+    if isinstance(value, str) and value != "":
+        return value
+    if not (isinstance(value, list) and value != [] and all(map(_is_message, value))):
         raise ValueError(
             f"column {column!r} is {shown(value)}; valid: text that is not empty, or a "
             'list of messages {"role": text, "content": text}' + _which(value)
         )
-    if chat and {message["role"] for message in value} <= {"system", "developer"}:
+    if text_only:
+        raise ValueError(
+            f"column {column!r} holds chat messages; valid: text, or the option template='none'"
+        )
+    if {message["role"] for message in value} <= {"system", "developer"}:
         raise ValueError(f"column {column!r} asks nothing; valid: a message of the user's too")
-    if chat and value[-1]["role"] == "assistant" and value[-1].get("prefix") is not True:
+    if value[-1]["role"] == "assistant" and value[-1].get("prefix") is not True:
         _check_open(column, value[-1]["content"], answers)
     return value
 
 
-def _check_open(column: str, content: str, answers: Iterable[Any]) -> None:
+def _check_open(column: str, content: str, answers: Iterable[object]) -> None:
     """ValueError where an assistant's last message is no beginning but an answer."""
     if column in CONVERSATIONS or is_answer(content, answers):
         raise ValueError(
@@ -195,7 +195,7 @@ def _check_open(column: str, content: str, answers: Iterable[Any]) -> None:
         )
 
 
-def _which(value: Any) -> str:
+def _which(value: object) -> str:
     """What is wrong with the first message of a list that is none; "" where it is no list."""
     messages = value if isinstance(value, list) else []
     bad = [(i, m) for i, m in enumerate(messages, 1) if not _is_message(m)]
@@ -210,7 +210,7 @@ def _which(value: Any) -> str:
     return f"; the {name} of message {place} is {shown(message[name])}"
 
 
-def _is_message(value: Any) -> bool:
+def _is_message(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(value.get(name), str) for name in ("role", "content")
     )

@@ -5,11 +5,14 @@ Kept apart from the tasks because grain imports JAX, and reward workers must sta
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grain
 
+from grpo_jax.files import Json
 from grpo_jax.tasks.problem import Problem, Source
+
+Position: TypeAlias = Mapping[str, Any]  # in a stream of problems, JSON-able
 
 GIVE_UP = 100_000
 
@@ -50,7 +53,7 @@ class Stream:
         """Begin; problems that `keep` turns down are left out, and counted. As `batches`."""
         self.dropped, self._keep = 0, keep
         self._data = batches(source, size, seed, self._kept)
-        self._peeked: tuple[list[Problem], dict[str, Any]] | None = None
+        self._peeked: tuple[list[Problem], Json] | None = None
 
     def _kept(self, problem: Problem) -> bool:
         kept = self._keep(problem)
@@ -68,14 +71,14 @@ class Stream:
             self._peeked = next(self._data), before
         return self._peeked[0]
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Json:
         """The position, JSON-able."""
         return self._peeked[1] if self._peeked else self._position()
 
-    def _position(self) -> dict[str, Any]:
+    def _position(self) -> Json:
         return {"dropped": self.dropped, "data": self._data.get_state()}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Position) -> None:
         """Go on from a position."""
         self.dropped, self._peeked = state["dropped"], None
         self._data.set_state(state["data"])

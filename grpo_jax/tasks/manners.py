@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from grpo_jax.rewards.text import TAGS, Completion
 from grpo_jax.tasks.problem import Problem, Prompt, Task, split
@@ -135,6 +134,6 @@ def _problem(errand: tuple[str, str, str]) -> Problem:
 
 
 def _abstain(
-    prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    prompts: Sequence[Prompt], completions: Sequence[Completion], **columns: object
 ) -> list[float | None]:
     return [None] * len(completions)

@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 from grpo_jax.rewards.call import AT_START, accepted
 from grpo_jax.rewards.evaluate import REWARDS, are_names
 from grpo_jax.rewards.text import Completion, Reward
-from grpo_jax.tasks.problem import Problem, Source, Task, listed
+from grpo_jax.tasks.problem import Options, Problem, Prompt, Source, Task, listed
+
+T = TypeVar("T")
 
 MOST = 10_000  # problems of a part in one round
 KIND = "kind"  # the column that says which part a problem is of
@@ -27,7 +29,7 @@ class Mixed:
         self,
         sources: Mapping[str, Source],
         shares: Mapping[str, int],
-        marks: Mapping[str, Mapping[str, Any]] | None = None,
+        marks: Mapping[str, Mapping[str, object]] | None = None,
     ):
         """Take the sources of parts by name, how many problems of each one round has, and the
         columns to add to them: their `kind` by default.
@@ -56,7 +58,7 @@ class Mixed:
                 yield from (_marked(problem, self.marks[kind]) for problem in listed(source))
 
 
-def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
+def mixture(parts: Mapping[str, Options]) -> Task:
     """The problems of several tasks in turn, each with its part's name in the column `kind`.
 
     parts  by name, the options of each: its task's `name` (else the part's own name is meant),
@@ -85,10 +87,10 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
     tasks = {kind: make_task(**own) for kind, own in options.items()}
 
     def accuracy(
-        prompts: Sequence[Any],
+        prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         kind: Sequence[str],
-        **columns: Any,
+        **columns: object,
     ) -> Sequence[float | None]:
         (one,) = set(kind)  # a reward is asked about one problem at a time
         given = {"prompts": prompts, "completions": completions, **columns}
@@ -111,7 +113,7 @@ def mixture(parts: Mapping[str, Mapping[str, Any]]) -> Task:
     )
 
 
-def _mark(kind: str, own: dict[str, Any]) -> dict[str, Any]:
+def _mark(kind: str, own: dict[str, object]) -> dict[str, object]:
     """The columns of a part's problems; takes the part's `rewards` out of its options."""
     if REWARDS not in own:
         return {KIND: kind}
@@ -120,7 +122,7 @@ def _mark(kind: str, own: dict[str, Any]) -> dict[str, Any]:
     return {KIND: kind, REWARDS: list(names)}
 
 
-def _in_turn(tasks: Mapping[str, Task], marks: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+def _in_turn(tasks: Mapping[str, Task], marks: Mapping[str, Mapping[str, object]]) -> list[Problem]:
     """The held-out problems of all parts, in turn."""
     heldout = [
         [_marked(task.heldout[i], marks[kind]) for i in range(len(task.heldout))]
@@ -129,7 +131,7 @@ def _in_turn(tasks: Mapping[str, Task], marks: Mapping[str, Mapping[str, Any]]) 
     return [p for row in itertools.zip_longest(*heldout) for p in row if p is not None]
 
 
-def _each(functions: Mapping[str, Callable[..., Any] | None]) -> Callable[..., Any] | None:
+def _each(functions: Mapping[str, Callable[..., T] | None]) -> Callable[..., T] | None:
     """The function of the part that a problem is of; None where a part has none."""
     own = {kind: function for kind, function in functions.items() if function is not None}
     if len(own) < len(functions):
@@ -143,5 +145,5 @@ def _all_symbols(tasks: Iterable[Task]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(itertools.chain(*known))) if len(known) == len(symbols) else None
 
 
-def _marked(problem: Problem, columns: Mapping[str, Any]) -> Problem:
+def _marked(problem: Problem, columns: Mapping[str, object]) -> Problem:
     return dataclasses.replace(problem, columns={**problem.columns, **columns})

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 from grpo_jax.errors import unknown
 from grpo_jax.files import at_home
@@ -12,7 +11,7 @@ from grpo_jax.rewards.text import Completion, completion_text, final_answer
 from grpo_jax.tasks.file_task import file_task, key
 from grpo_jax.tasks.jsonl import checked_prompt
 from grpo_jax.tasks.mixture import Mixed
-from grpo_jax.tasks.problem import Problem, Source, Task, is_heldout
+from grpo_jax.tasks.problem import Problem, Prompt, Source, Task, is_heldout
 from grpo_jax.tasks.records import Dropped, NoAnswer, Record, dropping, read_table, text
 from grpo_jax.tasks.templates import make_template
 
@@ -122,6 +121,9 @@ def _pair(record: Record, names: dict[str, str], chat: bool) -> Problem:
 
 
 def _as_chosen(
-    prompts: Sequence[Any], completions: Sequence[Completion], chosen: Sequence[str], **columns: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    chosen: Sequence[str],
+    **columns: object,
 ) -> list[float]:
     return [float(completion_text(c) == text) for c, text in zip(completions, chosen, strict=True)]

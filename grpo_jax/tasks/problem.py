@@ -2,14 +2,15 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 from grpo_jax.rewards.text import Reward
+from grpo_jax.rewards.turn import Prompt
 
-Prompt = str | list[dict[str, Any]]
+Options: TypeAlias = Mapping[str, Any]  # of a task, by name
 # A completion's steps: after how many characters of its text each ends, and its reward.
 Steps = Sequence[tuple[int, float]]
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class Task:
 def unread(name: str = "unread") -> Task:
     """A task whose problems are not read: for a model that is only sampled, or written."""
 
-    def absent(*_: Any, **__: Any) -> Any:
+    def absent(*_: object, **__: object) -> NoReturn:
         raise ValueError(f"the problems of the task {name!r} were not read")
 
     return Task(name, (), (), absent, steps=absent)

@@ -2,11 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import TAGS, Completion
-from grpo_jax.tasks.problem import Problem, Task, split
+from grpo_jax.tasks.problem import Problem, Prompt, Task, split
 
 SIGNS = {"plus": "+", "minus": "-", "times": "*"}
 # A thought in each language: how it begins, and what each step adds.
@@ -86,6 +85,9 @@ def _value(steps: tuple[Step, ...], x: int) -> int:
 
 
 def _accuracy(
-    prompts: Sequence[Any], completions: Sequence[Completion], cases: Sequence[Any], **columns: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    cases: Sequence[object],
+    **columns: object,
 ) -> Sequence[float | None]:
     return resolve("code")(prompts, completions, cases=cases)

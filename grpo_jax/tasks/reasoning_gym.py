@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.errors import unknown
+from grpo_jax.files import Json
 from grpo_jax.rewards.text import TAGS, Completion, extract_answer
-from grpo_jax.tasks.problem import Problem, Task, is_heldout
+from grpo_jax.tasks.problem import Problem, Prompt, Task, is_heldout
 
 HELDOUT = 0.125  # fraction of the questions
 CACHED = 2048  # items kept: some generators take seconds for each
@@ -32,7 +33,7 @@ class Questions:
     is on this side; where step is the size, no two indices share an item.
     """
 
-    item: Callable[[int], dict[str, Any]]
+    item: Callable[[int], Json]
     items: int
     size: int
     step: int
@@ -61,7 +62,7 @@ def reasoning_gym(
     heldout_size: int = 128,
     train_size: int = 100_000,
     seed: int = 0,
-    **config: Any,
+    **config: object,
 ) -> Task:
     """The questions of `dataset`, unchanged; `config` holds the fields of its own configuration.
 
@@ -92,7 +93,7 @@ def solve(problem: Problem) -> str:
     return answer
 
 
-def _create(dataset: str, config: dict[str, Any]) -> Any:
+def _create(dataset: str, config: Json) -> Any:
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ModuleNotFoundError as error:
@@ -115,19 +116,17 @@ def _create(dataset: str, config: dict[str, Any]) -> Any:
 
 
 def _accuracy(
-    score: Callable[[str, dict[str, Any]], float],
-    prompts: Sequence[Any],
+    score: Callable[[str, Json], float],
+    prompts: Sequence[Prompt],
     completions: Sequence[Completion],
-    entry: Sequence[dict[str, Any]],
-    **columns: Any,
+    entry: Sequence[Json],
+    **columns: object,
 ) -> list[float]:
     """The library's own score of each extracted answer."""
     return [_score(score, extract_answer(c), e) for c, e in zip(completions, entry, strict=True)]
 
 
-def _score(
-    score: Callable[[str, dict[str, Any]], float], answer: str, entry: dict[str, Any]
-) -> float:
+def _score(score: Callable[[str, Json], float], answer: str, entry: Json) -> float:
     try:
         return float(score(answer, entry))
     except Exception as error:  # several of the library's scorers raise on text they cannot parse

@@ -99,7 +99,7 @@ def text(record: Record, column: str, is_answer: bool = False) -> str:
     return value
 
 
-def is_blank(value: Any) -> bool:
+def is_blank(value: object) -> bool:
     """Whether a value is null, not a number, an empty list or object, or text with nothing to see:
     spaces, or marks such as U+200B and U+FEFF."""
     if isinstance(value, str):
@@ -107,7 +107,7 @@ def is_blank(value: Any) -> bool:
     return value is None or value != value or value in ([], {})
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as JSON, cut for an error message."""
     return str(json.dumps(value, default=str))[:60]
 
@@ -150,7 +150,7 @@ def _numbered(
     return _made(path, named, make, dropped)
 
 
-def _json(content: bytes) -> Any:
+def _json(content: bytes) -> object:
     try:
         return json.loads(content.decode("utf-8-sig"))  # files of Windows begin with a mark
     except UnicodeDecodeError as error:
@@ -160,7 +160,7 @@ def _json(content: bytes) -> Any:
         raise ValueError(f"not JSON: {error.msg} at {where}column {error.colno}") from error
 
 
-def _object(value: Any) -> Record:
+def _object(value: object) -> Record:
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}; valid: an object with named columns")
     for column, item in value.items() if _half(value) else ():
@@ -172,7 +172,7 @@ def _object(value: Any) -> Record:
     return value
 
 
-def _half(value: Any) -> re.Match[str] | None:
+def _half(value: object) -> re.Match[str] | None:
     """Half of a character, which JSON may write as an escape, but no tokenizer or file takes."""
     return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
 

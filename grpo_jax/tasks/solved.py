@@ -1,17 +1,15 @@
 """Another task with worked solutions from a file: what a policy, or a teacher, got right."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from grpo_jax.files import at_home
 from grpo_jax.tasks.file_task import key, warn_of_unread
 from grpo_jax.tasks.jsonl import checked_prompt
-from grpo_jax.tasks.problem import Problem, Task
+from grpo_jax.tasks.problem import Options, Problem, Task
 from grpo_jax.tasks.records import Record, dropping, read_table, text, warn_of_dropped
 
 
-def solved(path: str, of: Mapping[str, Any], unanswered: str = "drop") -> Task:
+def solved(path: str, of: Options, unanswered: str = "drop") -> Task:
     """The task with the options `of`, trained on the records of `path` instead of its problems.
 
     A record has the columns prompt and solution, and what the task's own problems have: so does
