@@ -45,8 +45,11 @@ ANNOTATED = (
     "files",
     "hosts",
     "models",
+    "rewards",
     "sharding",
     "statistics",
+    "tasks",
+    "tokenizers",
 )
 
 

@@ -7,13 +7,13 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from grpo_jax.errors import excerpt
-from grpo_jax.files import appearing, at_home, read_object
+from grpo_jax.files import Json, appearing, at_home, read_object
 from grpo_jax.rewards.turn import written
 from grpo_jax.tokenizers.chat import Messages, chat_prefill, render_chat
 from grpo_jax.tokenizers.vocabulary import first_unknown, is_half, known_ids, known_ids_of
@@ -48,7 +48,7 @@ class TextTokenizer:
     stop: tuple[int, ...]
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    template_kwargs: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -114,7 +114,7 @@ def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     """Write a tokenizer into a directory as Transformers reads it, and `load_tokenizer` the same
     tokenizer: no token is named that was not, for a template may print what has a name."""
     stop, pad = list(tokenizer.stop), tokenizer.pad
-    settings: dict[str, Any] = {
+    settings: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **tokenizer.special_tokens,
@@ -176,11 +176,11 @@ def _backend(file: Path) -> Tokenizer:
     return backend
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def _settings(file: Path) -> Json:
     return read_object(file) if file.is_file() else {}
 
 
-def _special_tokens(settings: dict[str, Any], backend: Tokenizer, folder: Path) -> dict[str, str]:
+def _special_tokens(settings: Json, backend: Tokenizer, folder: Path) -> dict[str, str]:
     """The special tokens that are named and in the vocabulary, made special where they are not."""
     special = {}
     for name in NAMED:
@@ -211,7 +211,7 @@ def _ids(name: str, special: dict[str, str], backend: Tokenizer, folder: Path) -
     return tuple(dict.fromkeys(known))
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+def _chat_template(folder: Path, settings: Json) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
@@ -301,7 +301,9 @@ def prefill(tokenizer: TextTokenizer, prompt: str | Messages) -> str:
     return chat_prefill(*_template(tokenizer, prompt))
 
 
-def _template(tokenizer: TextTokenizer, messages: Messages) -> tuple[str, Messages, dict[str, Any]]:
+def _template(
+    tokenizer: TextTokenizer, messages: Messages
+) -> tuple[str, Messages, dict[str, object]]:
     if tokenizer.chat_template is None:
         raise ValueError("chat messages need a tokenizer with a chat template; valid: text")
     known = {**tokenizer.special_tokens, **tokenizer.template_kwargs}

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from grpo_jax.errors import nearest
 from grpo_jax.rewards.turn import CLOSE, OPEN, from_thought
@@ -14,7 +14,7 @@ RENDERED = (
     *("continue_final_message", "return_assistant_tokens_mask"),
 )
 
-Messages = list[dict[str, Any]]
+Messages: TypeAlias = list[dict[str, Any]]
 
 _HELPERS = ("raise_exception", "strftime_now")  # functions that Transformers gives a template
 # A thought that a template has opened, or closed at once, at the end of a text.
@@ -22,7 +22,7 @@ _OPENED = re.compile(rf"(?:{OPEN}|(?:{OPEN}\s*)?{CLOSE})\s*\Z")
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # Transformers' own statement
 
 
-def render_chat(template: str, messages: Messages, known: Mapping[str, Any]) -> str:
+def render_chat(template: str, messages: Messages, known: Mapping[str, object]) -> str:
     """The messages in the template's layout, with the assistant's turn opened.
 
     A last message of the assistant's is its turn begun, which the model continues: the text ends
@@ -60,7 +60,7 @@ def _begun(messages: Messages) -> tuple[Messages, str]:
     return messages[:-1], messages[-1]["content"].strip()
 
 
-def _rendered(template: str, messages: Messages, known: Mapping[str, Any], **how: bool) -> str:
+def _rendered(template: str, messages: Messages, known: Mapping[str, object], **how: bool) -> str:
     try:  # text alone needs neither, and the import takes a second
         import jinja2  # noqa: F401
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -90,7 +90,7 @@ def _keeps(text: str, said: str, opened: str, before: Messages) -> bool:
     return all(c in text for c in shown if isinstance(c, str) and c in opened)
 
 
-def chat_prefill(template: str, messages: Messages, known: Mapping[str, Any]) -> str:
+def chat_prefill(template: str, messages: Messages, known: Mapping[str, object]) -> str:
     """What the rendered messages hold of the assistant's turn (`rewards.turn`); "" for nothing.
 
     That is the content of an assistant's message to continue, and a <think> that the template

@@ -8,9 +8,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 NO_CHARACTER = "\U0010fffe"  # which no vocabulary has
@@ -37,7 +36,7 @@ def known_ids_of(
     return [_whole(backend, *pair) for pair in zip(texts, encodings, strict=True)]
 
 
-def _whole(backend: Tokenizer, text: str, encoding: Any) -> list[int] | None:
+def _whole(backend: Tokenizer, text: str, encoding: Encoding) -> list[int] | None:
     """The ids of an encoding, or None where it lacks a character of the text."""
     ids, unknown = encoding.ids, _unknown_id(backend)
     if unknown in ids:  # but a template's own special token may be that one
