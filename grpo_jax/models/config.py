@@ -265,7 +265,7 @@ class ModelConfig:
         if self.experts.count and outside:
             raise ValueError(f"model.experts.dense has {outside[0]}, of {self.layers} layers")
 
-    def _check_heads(self):
+    def _check_heads(self) -> None:
         if self.head_dim == 0:
             if self.hidden % self.heads:
                 raise ValueError(

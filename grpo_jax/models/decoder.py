@@ -24,7 +24,7 @@ from grpo_jax.models.attention import (
     locals_of,
     stacked_locals,
 )
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config import ModelConfig, Segment
 from grpo_jax.models.experts import ROUTING, MixtureOfExperts
 from grpo_jax.models.feed_forward import FeedForward
 from grpo_jax.models.latent import LatentAttention
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
                 c.param_dtype,
             )
 
-    def _stack(self, block, segment):
+    def _stack(self, block: type[Block], segment: Segment) -> Block:
         return nn.scan(
             block,
             variable_axes={"params": 0, ROUTING: 0},
@@ -200,8 +200,16 @@ class Decoder(nn.Module):
             kv.append(new)
         return self.norm(x).reshape(*tokens.shape, -1), tuple(kv)
 
-    def _run(self, i, part, x, prefix, cache, context):
-        """Part i, a layer or a stack of them: x [N, C], and keys and values or the cache."""
+    def _run(
+        self,
+        i: int,
+        part: Any,
+        x: Float[Array, "N C"],
+        prefix: Prefix | None,
+        cache: Cache | None,
+        context: Context,
+    ) -> tuple[Float[Array, "N C"], Cache]:
+        """Part i, a layer or a stack of them: x, and keys and values or the cache."""
         c = self.config
         if not c.scan_layers:
             (local,) = locals_of(c, i, i + 1)
@@ -211,7 +219,7 @@ class Decoder(nn.Module):
         (x, cache), kv = part.stacked((x, cache), prefix, local, context)
         return x, kv if cache is None else cache
 
-    def _embed(self, tokens):
+    def _embed(self, tokens: Int[Array, " N"]) -> Float[Array, "N C"]:
         scale = self.config.hidden**0.5 if self.config.scale_embedding else 1.0
         x = self.embed(tokens)
         return x * jnp.asarray(scale, x.dtype) if scale != 1 else x
@@ -253,7 +261,15 @@ class Decoder(nn.Module):
         return self.logits(hidden)
 
 
-def _context(c, positions, mask=None, prefix_mask=None, cache=None, index=None, valid=None):
+def _context(
+    c: ModelConfig,
+    positions: Int[Array, "P Q T"],
+    mask: Bool[Array, "P T"] | None,
+    prefix_mask: Bool[Array, "P S"] | None,
+    cache: Cache | tuple[Cache, ...] | None,
+    index: Int[Array, ""] | Int[Array, "P G"] | None,
+    valid: Bool[Array, "P G T"] | None,
+) -> Context:
     """What every layer is told: who sees whom, and where."""
     size = length = positions.shape[-1]
     entries = jnp.arange(length)

@@ -1,6 +1,7 @@
 """The linear layer, its adapters, and the norm; kernels [out, in], as checkpoints keep them."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -49,9 +50,15 @@ class Linear(nn.Module):
             self.lora_b = self._param("lora_b", zeros, b, (self.axes[0], None), "float32")
         self.scale = c.lora.alpha / c.lora.rank if c.lora.rank else 0.0
 
-    def _param(self, name, init, shape, axes, kept):
-        init = nn.with_logical_partitioning(init, axes)
-        value: Any = self.param(name, init, shape, kept)
+    def _param(
+        self,
+        name: str,
+        init: Callable[..., Array],
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        kept: str,
+    ) -> Array:
+        value: Any = self.param(name, nn.with_logical_partitioning(init, axes), shape, kept)
         return dense(value)
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... width"]:

@@ -31,11 +31,11 @@ def project(
     )
 
 
-def _project_forward(x, kernel):
+def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return project(x, kernel), (x, kernel)
 
 
-def _project_backward(saved, slope):
+def _project_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     x, kernel = saved
     slope = slope.astype(x.dtype)
     dx = _product(slope, kernel.astype(x.dtype)).astype(x.dtype)
@@ -52,11 +52,11 @@ def matmul(a: Float[Array, "... M N"], b: Float[Array, "... N W"]) -> Float[Arra
     return _product(a, b)
 
 
-def _matmul_forward(a, b):
+def _matmul_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
     return matmul(a, b), (a, b)
 
 
-def _matmul_backward(saved, slope):
+def _matmul_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     a, b = saved
     slope = slope.astype(a.dtype)
     da, db = _product(slope, b.swapaxes(-1, -2)), _product(a.swapaxes(-1, -2), slope)
@@ -66,15 +66,15 @@ def _matmul_backward(saved, slope):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _product(a, b):
+def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _rows(x):
+def _rows(x: Float[Array, "... W"]) -> Float[Array, "N W"]:
     return x.reshape(-1, x.shape[-1])
 
 
-def _turn(x):
+def _turn(x: Float[Array, "N W"]) -> Float[Array, "W N"]:
     # Copied first: XLA for CPUs multiplies a transposed left side at half the speed (bf16).
     turned = with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
     return jax.lax.optimization_barrier(turned)

@@ -3,6 +3,7 @@
 Letters: P prompts, G group, S prompt length, T completion length, C hidden width.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -99,7 +100,14 @@ def draft_prefix(
     return as_prefix(out[1]), mask
 
 
-def _reported(model, params, method, mask, *args, **options):
+def _reported(
+    model: Decoder,
+    params: Params,
+    method: Callable | None,
+    mask: Bool[Array, "P G T"] | None,
+    *args: Array,
+    **options: Any,
+) -> tuple[Any, Routing | None]:
     """model.apply, and the Routing of the tokens in `mask`."""
     variables = {"params": params}
     if mask is None or not model.config.experts.count:

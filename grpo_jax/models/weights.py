@@ -89,10 +89,10 @@ class _Reader:
         self.open: dict[str, safe_open] = {}
         self.names: dict[str, set[str]] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "_Reader":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for file in self.open.values():
             file.__exit__(None, None, None)
 
@@ -141,7 +141,7 @@ class _Reader:
         return raw[index].astype(np.float32) * scales[rows // FP8_BLOCK][:, columns // FP8_BLOCK]
 
 
-def _load(reader: _Reader, ps: list[Part], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _load(reader: _Reader, ps: list[Part], leaf: jax.ShapeDtypeStruct) -> Array:
     lead = len(ps[0].at)
     for part in ps:
         shape = leaf.shape[lead:]
@@ -159,7 +159,7 @@ def _load(reader: _Reader, ps: list[Part], leaf: jax.ShapeDtypeStruct) -> jax.Ar
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(whole: jax.Array, part: jax.Array, index: jax.Array) -> jax.Array:
+def _put(whole: Array, part: Array, index: Array) -> Array:
     part = part.reshape((1,) * len(index) + part.shape)
     start = [*index, *[0] * (whole.ndim - len(index))]
     return jax.lax.dynamic_update_slice(whole, part, start)
@@ -175,7 +175,7 @@ def tensors(c: ModelConfig, params: Params) -> Iterator[tuple[str, partial[np.nd
     yield from ((name, made[original]) for name, original in copies(c).items())
 
 
-def _fetch(leaf: jax.Array, part: Part) -> np.ndarray:
+def _fetch(leaf: Array, part: Part) -> np.ndarray:
     tensor = np.asarray(leaf[part.at] if part.at else leaf)
     return np.ascontiguousarray(tensor.T if part.transposed else tensor)
 

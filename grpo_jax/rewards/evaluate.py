@@ -273,7 +273,9 @@ def ending(
     """
     bad: dict[str, set[int]] = {}
 
-    def watched(problems, completions) -> Callable[[], Scores]:
+    def watched(
+        problems: Sequence[Record], completions: Sequence[Sequence[str]]
+    ) -> Callable[[], Scores]:
         wait = submit(problems, completions)
 
         def result() -> Scores:

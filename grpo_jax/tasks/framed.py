@@ -1,20 +1,21 @@
 """Another task with its prompts in a template: for a model that expects a chat, or to be told."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeVar
 
 from grpo_jax.tasks.problem import Options, Problem, Source, Task, listed
 from grpo_jax.tasks.templates import make_template
 
+T = TypeVar("T")
 BARE = "bare_prompt"  # the column with the prompt as the task had it
 
 
 class Framed:
     """The problems of a source, each with its prompt filled in as it is asked for."""
 
-    def __init__(self, source: Source, fill):
-        """Take a source and a function of a problem to a problem."""
+    def __init__(self, source: Source, fill: Callable[[Problem], Problem]):
+        """Take a source, and what fills in a problem."""
         self.source, self.fill = source, fill
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ def framed(
         columns = {**problem.columns, BARE: problem.prompt}
         return dataclasses.replace(problem, prompt=asked, columns=columns)
 
-    def bare(function):
+    def bare(function: Callable[..., T] | None) -> Callable[..., T] | None:
         """`function` of a problem of the task, as one of a framed problem."""
         return function and (
             lambda problem, *rest: function(
