@@ -5,12 +5,12 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
@@ -70,10 +70,11 @@ def scored_by(problem: Record, reward: str) -> bool:
     return reward in names
 
 
-def are_names(value: Any) -> bool:
+def are_names(value: object) -> TypeGuard[Collection[str]]:
     """Whether a value is a list, or the like, of texts: no mapping, and no one text."""
-    listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-    return listed and all(isinstance(name, str) for name in value)
+    if not isinstance(value, Collection) or isinstance(value, str | bytes | Mapping):
+        return False
+    return all(isinstance(name, str) for name in value)
 
 
 class Rewarder:
