@@ -266,9 +266,9 @@ def test_the_flags_of_xla_that_are_given_stand(given, wanted):
 
 
 def test_help_is_quick_and_names_the_flags():
-    code = "import sys; from grpo_jax import command_line; sys.exit('jax' in sys.modules)"
+    code = "import sys; from grpo_jax.config import command_line; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = "from grpo_jax import command_line; command_line.run_main(print)"
+    code = "from grpo_jax.config import command_line; command_line.run_main(print)"
     command = [sys.executable, "-c", code, "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--config:" in shown and "--workdir:" in shown
