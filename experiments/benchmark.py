@@ -198,9 +198,10 @@ def make_learner(a):
 
 def generate(a, model, state, tokens, number, mesh):
     """Rollouts on the host, of prompts i32[P, S], as the trainer samples them."""
-    import jax
     import jax.numpy as jnp
+    import numpy as np
 
+    from grpo_jax.engines.base import completion_keys
     from grpo_jax.engines.filters import Sampling
     from grpo_jax.engines.lockstep import sample
     from grpo_jax.hosts import fetch
@@ -210,9 +211,8 @@ def generate(a, model, state, tokens, number, mesh):
     # No token has the id of the stop token, so that every completion has T tokens.
     sampling = Sampling(max_tokens=a.completion_len, stop=(a.vocab,))
     prompts = put_batch(Prompts(tokens=tokens, mask=jnp.ones(tokens.shape, bool)), mesh)
-    key = jax.random.fold_in(state.rng, number)
-    rollouts = sample(model, state.policy.trained, prompts, key, sampling=sampling, group=a.group)
-    rollouts = fetch(rollouts)
+    keys = completion_keys(state.rng, number, np.arange(len(tokens)), a.group)
+    rollouts = fetch(sample(model, state.policy.trained, prompts, keys, sampling=sampling))
     assert rollouts.mask.all() and not rollouts.finished.any()
     return rollouts
 

@@ -32,9 +32,9 @@ AGAINST = flags.DEFINE_list("against", [], "runs or Hugging Face directories to 
 def main():
     result_on_stdout()
     with importing():  # JAX, which --help and bad flags need not
-        from experiments.checkpoint import asked_the_same, check_model
         from grpo_jax.sharding import using
         from grpo_jax.training.evaluation import evaluate
+        from grpo_jax.training.loading import asked_the_same, check_model
 
     ex, params, step = _examined()
     for other in AGAINST.value:
@@ -76,11 +76,11 @@ def _json(value):
 
 def _examined():
     """(experiment, params, step): the run's own, with the problems of --config if there is one."""
-    from experiments.checkpoint import asked_the_same, load
     from grpo_jax.config import resolve
     from grpo_jax.config.fields import FrozenFields
     from grpo_jax.errors import UsageError
     from grpo_jax.training.experiment import build
+    from grpo_jax.training.loading import asked_the_same, load
     from grpo_jax.training.pretrained import pretrained
 
     config = flags.FLAGS.config and resolve(flags.FLAGS.config).to_dict()

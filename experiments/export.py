@@ -18,12 +18,12 @@ ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT'
 
 def main(workdir):
     with importing():  # JAX, which --help and bad flags need not
-        from experiments.checkpoint import load_trained
         from grpo_jax.errors import UsageError
         from grpo_jax.files import check_replaceable
         from grpo_jax.models.lora import merge_adapters, save_adapters
         from grpo_jax.models.weights import save_model
-        from grpo_jax.training.judges import scoring_params
+        from grpo_jax.training.load_reward_model import scoring_params
+        from grpo_jax.training.loading import load_trained
 
     out = Path(OUT.value)
     check_replaceable(out)  # before the minutes that a large model takes

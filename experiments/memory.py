@@ -39,8 +39,8 @@ def main():
     with importing():
         import jax
 
-        from experiments.costs import analysis, size_table, tree_bytes
         from grpo_jax.models.decoder import Decoder
+        from grpo_jax.training.costs import analysis, size_table, tree_bytes
 
     c = _config()
     model = Decoder(c)
@@ -145,9 +145,9 @@ def _compiled(model, mesh):
         base = jax.eval_shape(quantize, state.policy.base)
         state = state.replace(policy=state.policy.replace(base=base))
     sampling = Sampling(T, stop=(0,))
-    sampled = sample.lower(
-        model, state.policy.full, prompts, state.rng, sampling=sampling, group=G
-    ).compile()
+    keys = jax.eval_shape(lambda rng: jax.random.split(rng, (P, G)), state.rng)
+    keys = keys.update(sharding=whole)
+    sampled = sample.lower(model, state.policy.full, prompts, keys, sampling=sampling).compile()
     updated = update.lower(
         state,
         batch,

@@ -11,37 +11,31 @@ After each stage that trains a policy, its greedy completions of the same held-o
 judged: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/report.html tells all.
 """
 
-from pathlib import Path
-from typing import Any
-
 from absl import flags
 
 from experiments import seeds, stages
 from grpo_jax.config.command_line import load_module, run_main
-from grpo_jax.console.progress import doing, importing, say
+from grpo_jax.console.progress import importing
 
 flags.adopt_module_key_flags(stages)
 flags.adopt_module_key_flags(seeds)
 WITHOUT = flags.DEFINE_list("without", [], "stages to leave out")
 
-NEEDED = ("STAGES", "STARTS", "JUDGES", "MEASURED_ON", "REJECTION", "prepare", "get_config")
 WRITTEN = ("results.jsonl", "samples.jsonl", "report.html", "results.md")  # in --workdir
-SHOWN = 2  # completions of each kind that are kept of each stage
 
 
 def main():
     path, folder = stages.config_and_folder()
+    with importing():
+        from grpo_jax.runs.run import read_lines, write_atomically
+        from grpo_jax.training.r1 import pipeline, stages_to_run, start_of
+        from grpo_jax.training.r1_report import over_seeds
+
     file = load_module(path)
-    names = stages_to_run(file, WITHOUT.value)
+    names = stages_to_run(path, file, WITHOUT.value)
     folders = {seed: folder / f"seed{seed}" for seed in range(seeds.SEEDS.value or 0)}
     runs = [each / name for each in folders.values() or [folder] for name in names]
     stages.check_free(folder, WRITTEN, runs)
-    with importing():
-        from experiments.r1_report import over_seeds
-        from grpo_jax.runs.run import read_lines, write_atomically
-        from grpo_jax.training import reward_model  # noqa: F401, the longest to import
-        from grpo_jax.training import rl as trainer  # noqa: F401, the longest to import
-
     if not seeds.SEEDS.value:
         pipeline(file, names, folder, None)
         return
@@ -51,175 +45,6 @@ def main():
     text = over_seeds([read_lines(own / "results.jsonl") for own in folders.values()], starts)
     print(text)
     write_atomically(folder / "results.md", (text + "\n").encode())
-
-
-def pipeline(file: Any, names: list[str], folder: Path, seed: int | None) -> None:
-    """All stages, and what there is to tell of them."""
-    from experiments.r1_report import print_table, write_report
-    from grpo_jax.runs.run import read_lines
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with doing("preparing what the stages read"):
-        file.prepare(folder)
-    for number, stage in enumerate(names, 1):
-        print(f"\n--- stage {number} of {len(names)}: {stage}", flush=True)
-        run_stage(file, stage, names, folder, seed)
-        if set(file.JUDGES) <= set(names[:number]):
-            tell(file, [s for s in names[:number] if s not in (*file.JUDGES, "rejection")], folder)
-    rows = read_lines(folder / "results.jsonl")
-    with doing("writing report.html"):
-        write_report(folder, rows, read_lines(folder / "samples.jsonl"))
-    print_table(rows)
-    say(f"{folder / 'report.html'} shows the stages, their curves and configs")
-
-
-def stages_to_run(file: Any, without: list[str]) -> list[str]:
-    """The file's STAGES but those left out; UsageError for an unknown one, or where the file lacks
-    what a pipeline needs."""
-    from grpo_jax.errors import UsageError, nearest
-
-    for needed in NEEDED:
-        if not hasattr(file, needed):
-            raise UsageError(f"config file {stages.CONFIG.value}: it must have {', '.join(NEEDED)}")
-    names = list(file.STAGES)
-    for name in without:
-        if name not in names:
-            near = nearest(name, names)
-            raise UsageError(f"--without={name}: no such stage; the closest is {near!r}")
-    return [name for name in names if name not in without]
-
-
-def start_of(stage: str, starts: dict[str, str], names: list[str]) -> str | None:
-    """The stage whose model `stage` starts from: of those before it, the nearest that is run."""
-    found = starts.get(stage)
-    while found is not None and found not in names:
-        found = starts.get(found)
-    return found
-
-
-def run_stage(file: Any, stage: str, names: list[str], folder: Path, seed: int | None) -> None:
-    """One stage to its end, or nothing where it is there. seed  None = the config's own"""
-    from experiments.checkpoint import asked_the_same
-    from grpo_jax.config import resolve
-    from grpo_jax.training import reward_model
-    from grpo_jax.training import rl as trainer
-
-    config, start = file.get_config(stage, str(folder)), start_of(stage, file.STARTS, names)
-    if seed is not None:
-        config.seed = seed
-    if start is not None:
-        config.start = str(folder / start)
-    config = resolve(config)
-    if stage == "rejection":
-        rejection(file, asked_the_same(folder / str(start), config), folder / stage)
-    else:
-        train = reward_model.train if stage in file.JUDGES else trainer.train
-        train(config, folder / stage)
-
-
-def tell(file: Any, policies: list[str], folder: Path) -> None:
-    """Judge what has been trained and not been judged: lines of results and of samples."""
-    from experiments.checkpoint import asked_the_same
-    from grpo_jax.config import resolve
-    from grpo_jax.runs.run import append_line, read_lines, write_lines
-
-    asked = resolve(file.get_config(file.MEASURED_ON, str(folder)))
-    told = {row["stage"] for row in read_lines(folder / "results.jsonl")}
-    for stage in policies:
-        if stage in told:
-            continue
-        with doing(f"judging {stage} on held-out problems"):
-            row, samples = judged(*asked_the_same(folder / stage, asked)[:2])
-        runs = (folder / stage / "cold_start", folder / stage)
-        steps = [record for run in runs for record in read_lines(run / "metrics.jsonl")]
-        row["time/seconds"] = sum(record["time/step"] for record in steps)
-        kept = [s for s in read_lines(folder / "samples.jsonl") if s["stage"] != stage]
-        lines = [*kept, *({"stage": stage, **sample} for sample in samples)]
-        write_lines(folder / "samples.jsonl", lines)
-        append_line(folder / "results.jsonl", {"stage": stage, **row})
-
-
-def rejection(file: Any, loaded: tuple[Any, Any, int], out: Path) -> None:
-    """Sample a policy on its config's problems, and keep by the file's REJECTION."""
-    from grpo_jax.sharding import using
-    from grpo_jax.training.rejection import Rule, reject
-
-    ex, params, step = loaded
-    rule = Rule(**file.REJECTION)
-    rule = rule._replace(judges=tuple(str(out.parent / name) for name in rule.judges))
-    with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh):
-        counts = reject(ex, params, rewarder, rule, out, f"step {step}")
-    print(", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
-
-
-def judged(ex: Any, params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What R1 looked at, of greedy completions of the held-out problems; and some of them.
-
-    accuracy    share that is right, with its 95% interval; <kind>/accuracy of each kind
-    format      share of completions in R1's format
-    language    mean share of the thought's words that are in the target language
-    preference  of problems without a right answer: the reward models' mean probability that a
-                completion is preferred to the worked solution (Bradley-Terry)
-    """
-    from grpo_jax.sharding import using
-    from grpo_jax.training.evaluation import attempts, first_problems, greedy_metrics
-    from grpo_jax.training.judges import PREFIX, load_judge
-
-    source = ex.task.heldout
-    problems = first_problems(ex, source, range(len(source)), ex.config.eval.problems)
-    names = ("accuracy", "format", "language")
-    with ex.rewarder(names) as rewarder, using(ex.mesh):
-        greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
-        folders = [name.removeprefix(PREFIX) for name in ex.config.rewards if PREFIX in name]
-        judges = {Path(f).name: load_judge(Path(f), ex) for f in folders}
-        general = [i for i, counts in enumerate(greedy.judged[:, 0]) if not counts]
-        liked = preference(ex.task, judges, problems, greedy.completions, general)
-    row: dict[str, Any] = {**greedy_metrics(problems, greedy)}
-    row["mean_length"] = row.pop("completions/mean_length")
-    row |= {name: mean(greedy.parts[name], problems, name) for name in names[1:]} | liked
-    return row, shown(problems, greedy)
-
-
-def mean(values: Any, problems: list[Any], reward: str) -> float | None:
-    """The mean over the problems that a reward is to score; None where it says nothing of any."""
-    import numpy as np
-
-    from grpo_jax.rewards.evaluate import scored_by
-
-    asked = values[[scored_by(problem, reward) for problem in problems]]
-    told = asked[~np.isnan(asked)]
-    return float(told.mean()) if told.size else None
-
-
-def preference(task, judges, problems, completions, general) -> dict[str, float | None]:
-    """The probability that completions of the problems `general` beat their worked solutions."""
-    import jax
-    import numpy as np
-
-    if not (judges and general):
-        return {"preference": None}
-    asked = [problems[i] for i in general]
-    pairs = [[completions[i][0], task.solve(problems[i])] for i in general]
-    found = {}
-    for name, judge in judges.items():
-        rewards = judge(asked, pairs)
-        found[f"preference/{name}"] = float(jax.nn.sigmoid(rewards[:, 0] - rewards[:, 1]).mean())
-    return {"preference": float(np.mean(list(found.values()))), **found}
-
-
-def shown(problems, greedy) -> list[dict[str, Any]]:
-    """The first completions of each kind, for people to read."""
-    from grpo_jax.tasks.mixture import KIND
-
-    found: dict[str, list[dict[str, Any]]] = {}
-    for problem, group, right, counts in zip(
-        problems, greedy.completions, greedy.right[:, 0], greedy.judged[:, 0], strict=True
-    ):
-        kind = str(problem.columns.get(KIND, ""))
-        mark = bool(right) if counts else None
-        sample = {"kind": kind, "prompt": str(problem.prompt), "completion": group[0]}
-        found.setdefault(kind, []).append({**sample, "right": mark})
-    return [sample for samples in found.values() for sample in samples[:SHOWN]]
 
 
 if __name__ == "__main__":

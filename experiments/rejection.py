@@ -27,8 +27,8 @@ LANGUAGE = flags.DEFINE_string("language", "", "keep thoughts in this language a
 
 def main(workdir):
     with importing():  # JAX, which --help and bad flags need not
-        from experiments.checkpoint import load
         from grpo_jax.sharding import using
+        from grpo_jax.training.loading import load
         from grpo_jax.training.rejection import Rule, reject
 
     ex, params, step = load(workdir)

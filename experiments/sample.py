@@ -43,41 +43,47 @@ def main():
     result_on_stdout()
     with importing():  # JAX, which --help and bad flags need not
         import jax
+        import jax.numpy as jnp
+        import numpy as np
 
-        from experiments.checkpoint import load_model
         from grpo_jax.config.checks import check_stop
+        from grpo_jax.engines import completion_keys, make_engine
         from grpo_jax.engines.filters import Sampling
-        from grpo_jax.engines.lockstep import sample
         from grpo_jax.engines.stops import stop_table
-        from grpo_jax.hosts import fetch
-        from grpo_jax.rollout.collect import encode_batch, texts
+        from grpo_jax.rollout.play import Player, play
+        from grpo_jax.sharding import make_mesh
         from grpo_jax.tasks import Problem
         from grpo_jax.tokenizers import prompt_ids
         from grpo_jax.training.experiment import with_kwargs
+        from grpo_jax.training.loading import load_model
 
     m = load_model(Path(_folder()))
     prompt = [{"role": "user", "content": PROMPT.value}] if CHAT.value else PROMPT.value
     tokenizer = with_kwargs(m.tokenizer, _given(), "--chat_template_kwargs")
     longest = len(prompt_ids(tokenizer, prompt)) + BUCKET
-    prompts = encode_batch(tokenizer, [Problem(prompt)], longest, BUCKET)
     limit = MAX_TOKENS.value or m.max_tokens or DEFAULT_TOKENS
     sampling = Sampling(limit, tokenizer.stop, TEMPERATURE.value)
     strings = m.stop if STOP.value is None else tuple(STOP.value)
     name = "config.rollout.stop" if STOP.value is None else "--stop"
     check_stop(strings, name)
     width = m.model.config.vocab_size
-    stops = stop_table(tokenizer, strings, width, name) if strings else None
+    stops = jnp.asarray(stop_table(tokenizer, strings, width, name)) if strings else None
     checked()
     say(m.origin)
-    key = jax.random.key(SEED.value)
-    options = {"sampling": sampling, "group": N.value, "stops": stops}
+    player = Player(
+        engine=make_engine("lockstep", m.model, stops),
+        tokenizer=tokenizer,
+        mesh=make_mesh(),
+        prompt_length=longest,
+        prompt_bucket=BUCKET,
+        stop=strings,
+    )
+    keys = completion_keys(jax.random.key(SEED.value), 0, np.arange(1), N.value)
     with doing("sampling"):
-        out = sample(m.model, m.params, prompts, key, **options)
-        tokens, mask = fetch((out.tokens, out.mask))
-    written = texts(tokenizer, tokens, mask, strings)[0]
-    for number, text in enumerate(written):
+        played = play(player, m.params, [Problem(prompt)], keys, sampling)
+    for number, text in enumerate(played.completions[0]):
         print(text)
-        if not out.finished[0, number]:
+        if not played.rollouts.finished[0, number]:
             print(f"completion {number + 1} was cut at {limit}", file=sys.stderr)
 
 

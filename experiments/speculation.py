@@ -6,6 +6,7 @@ speculative decoding, in turns. Prints one JSON line for each number of completi
 were accepted, tokens a completion gained by a pass of the decoder, and tokens a second.
 """
 
+import dataclasses
 import json
 import statistics
 import time
@@ -89,34 +90,32 @@ def fine_tune(ex):
 def measure(ex, params, rows):
     """Acceptance, and the median tokens a second of both ways, which take turns."""
     import jax
+    import numpy as np
 
-    from grpo_jax.engines.lockstep import sample
+    from grpo_jax.engines import completion_keys, make_engine
     from grpo_jax.engines.speculative import speculation_metrics
-    from grpo_jax.hosts import fetch
-    from grpo_jax.rollout.collect import encode_batch
-    from grpo_jax.sharding import put_batch
+    from grpo_jax.rollout.play import encode, generate
 
-    c = ex.config
     problems = [ex.task.heldout[i] for i in range(rows // GROUP)]
-    prompts = encode_batch(ex.tokenizer, problems, c.prompt_length, c.rollout.prompt_bucket)
-    prompts = put_batch(prompts, ex.mesh)
-    rates: dict[bool, list[float]] = {False: [], True: []}
-    out: dict[bool, Any] = {}
+    prompts = encode(ex.player, problems)
+    sampling = ex.sampling(temperature=TEMPERATURE.value)
+    rates: dict[str, list[float]] = {"lockstep": [], "speculative": []}
+    out: dict[str, Any] = {}
     for number in range(REPEATS.value + 1):
-        key = jax.random.key(number)
-        for way in rates:
-            sampling = ex.sampling(temperature=TEMPERATURE.value, speculative=way)
+        keys = completion_keys(jax.random.key(number), 0, np.arange(len(problems)), GROUP)
+        for name in rates:
+            player = dataclasses.replace(ex.player, engine=make_engine(name, ex.model))
             began = time.perf_counter()
-            drawn = sample(ex.model, params, prompts, key, sampling=sampling, group=GROUP)
-            out[way] = fetch(drawn)
-            rate = int(out[way].mask.sum()) / (time.perf_counter() - began)
+            out[name] = generate(player, params, prompts, keys, sampling)
+            rate = int(out[name].mask.sum()) / (time.perf_counter() - began)
             if number:  # the first compiles
-                rates[way].append(rate)
-    plain, speculative = (statistics.median(rates[way]) for way in rates)
+                rates[name].append(rate)
+    plain, speculative = (statistics.median(rates[name]) for name in rates)
+    drafted = out["speculative"]
     return {
         "rows": rows,
-        "mean_length": round(float(out[True].mask.sum(-1).mean()), 1),
-        **{name: round(value, 3) for name, value in speculation_metrics(out[True]).items()},
+        "mean_length": round(float(drafted.mask.sum(-1).mean()), 1),
+        **{name: round(value, 3) for name, value in speculation_metrics(drafted).items()},
         "plain_tokens_per_second": round(plain),
         "speculative_tokens_per_second": round(speculative),
         "speedup": round(speculative / plain, 3),

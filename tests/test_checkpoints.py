@@ -58,7 +58,7 @@ def test_a_restored_state_is_the_same_to_the_bit_and_placed_as_asked(tmp_path, r
     state = train_state(3, jax.random.PRNGKey(7) if rng == "raw" else rng)
     position = {"epoch": 1, "order": [2, 0, 1], "rng": None}
     checkpoints.save(tmp_path, 3, state, position)
-    restored, where = checkpoints.restore_latest(tmp_path, abstract(state))
+    restored, where, _ = checkpoints.restore_latest(tmp_path, abstract(state))
     assert bits(restored) == bits(state)
     assert where == position
     wanted = abstract(state).policy.trained["norm"].sharding
@@ -111,7 +111,7 @@ def test_damage_to_any_file_is_reported_and_the_checkpoint_before_is_used(
         assert checkpoints.damage(directory / "2"), what
         if tried % 8:  # every file's damage is found; restoring after it is tried on some
             continue
-        state, position = checkpoints.restore_latest(directory, like)
+        state, position, _ = checkpoints.restore_latest(directory, like)
         assert bits(state) == expected and position == {"taken": 1}, what
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and f"{directory}/2 is damaged" in told, what
@@ -194,7 +194,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         saver.kill()
         done = int((saver.stdout.read().split() or [done])[-1])
         saver.wait()
-        state, position = checkpoints.restore_latest(tmp_path, like)
+        state, position, _ = checkpoints.restore_latest(tmp_path, like)
         assert position["step"] in (done, done + 1)
         assert state.policy.trained.tolist() == [position["step"]] * 3
         kept = checkpoints.steps(tmp_path)

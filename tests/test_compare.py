@@ -15,8 +15,9 @@ from scipy import stats
 from tiny import compile_fast, tiny_config  # noqa: F401
 
 from experiments import compare, stages
-from experiments.costs import learner_cost
 from grpo_jax.errors import UsageError
+from grpo_jax.training import comparison
+from grpo_jax.training.costs import learner_cost
 
 VARIANTS = """
 from grpo_jax.config import defaults
@@ -101,7 +102,7 @@ def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch, 
         return {"accuracy": 0.5, "pass@1": found, "pass@1/low": 0.0, "n": 3}
 
     monkeypatch.setattr(compare.stages, "run", train)
-    monkeypatch.setattr(compare, "sampled", evaluate)
+    monkeypatch.setattr(comparison, "sampled", evaluate)
     with flagsaver.flagsaver(variants=["ppo", "grpo"], pass_at=4):
         assert compare.main() == 0
     half = 12.706205 * 0.1  # Student's t, 1 degree of freedom
@@ -163,8 +164,8 @@ def test_a_task_without_right_answers_and_seeds_of_other_steps_are_told_of(
     assert "| grpo |  |  |  | 2.00 [2.00, 2.00] | never |" in table
     assert "| ppo | 0.100 [0.100, 0.100] | 0.300 [0.300, 0.300] |  | 2.00" in table
     assert "NaN" not in (tmp_path / "runs/comparison.json").read_text()
-    runs = [compare.curve(tmp_path / f"runs/ppo/seed{s}") for s in (0, 1)]
-    assert [list(axis) for axis in compare.mean_curve(runs, "step")] == [[0, 4], [0.1, 0.3]]
+    runs = [comparison.curve(tmp_path / f"runs/ppo/seed{s}") for s in (0, 1)]
+    assert [list(axis) for axis in comparison.mean_curve(runs, "step")] == [[0, 4], [0.1, 0.3]]
 
 
 def test_what_cannot_be_compared_or_is_not_ours_is_refused_before_the_first_run(

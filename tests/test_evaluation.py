@@ -9,6 +9,7 @@ from scipy import stats
 from tiny import compile_fast, tiny_config  # noqa: F401
 
 from grpo_jax.rewards import Rewarder
+from grpo_jax.rollout import play
 from grpo_jax.tasks import Problem
 from grpo_jax.tokenizers import encode
 from grpo_jax.training import evaluation
@@ -62,7 +63,8 @@ class Stub:
         self.ex, self.knows, self.seen, self.calls = ex, knows, 0, []
         self.answers = {p.prompt: p.columns["answer"] for p in ex.task.heldout}
 
-    def __call__(self, model, params, prompts, key, *, sampling, group, stops):
+    def __call__(self, player, params, prompts, keys, sampling):
+        group = keys.shape[1]
         self.calls.append((len(prompts.tokens), group, sampling.temperature))
         tokens, mask = np.zeros((2, len(prompts.tokens), group, sampling.max_tokens), int)
         for p, row in enumerate(prompts.tokens):
@@ -87,7 +89,7 @@ def test_every_held_out_problem_counts_once(ex, monkeypatch):
     prompts = [p.prompt for p in ex.task.heldout]
     assert len(prompts) == 8
     stub = Stub(ex, lambda text, g: prompts.index(text) % 4 != 0 and g < 2)
-    monkeypatch.setattr(evaluation, "sample", stub)
+    monkeypatch.setattr(play, "generate", stub)
     monkeypatch.setattr(evaluation, "ROWS", 12)  # batches of 3: the last has one too many
     with ex.rewarder(("accuracy",)) as rewarder:
         result = evaluation.evaluate(ex, None, rewarder, problems=7, samples=4)
@@ -121,7 +123,7 @@ def test_problems_on_which_accuracy_abstains_do_not_count(ex, monkeypatch):
         for p, a in zip(ex.task.heldout, answers, strict=True)
     ]
     first = heldout[1].prompt
-    monkeypatch.setattr(evaluation, "sample", Stub(ex, lambda text, g: text == first))
+    monkeypatch.setattr(play, "generate", Stub(ex, lambda text, g: text == first))
 
     def told(problems):
         some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=problems))
@@ -143,7 +145,7 @@ def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch)
     long = Problem("1" * 9 + "=", {"answer": "1"})
     heldout = [long, *ex.task.heldout]
     longer = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=heldout))
-    monkeypatch.setattr(evaluation, "sample", Stub(ex, lambda text, g: True))
+    monkeypatch.setattr(play, "generate", Stub(ex, lambda text, g: True))
     with ex.rewarder(("accuracy",)) as rewarder:
         result = evaluation.evaluate(longer, None, rewarder, problems=4)
         assert (result["n"], result["accuracy"]) == (4, 1.0)
@@ -166,7 +168,7 @@ def test_every_problem_is_asked_about_its_accuracy_and_nothing_else(ex, monkeypa
         )
     ]
     some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=heldout))
-    monkeypatch.setattr(evaluation, "sample", Stub(ex, lambda text, g: True))
+    monkeypatch.setattr(play, "generate", Stub(ex, lambda text, g: True))
     rewarder = Rewarder({"accuracy": accuracy, "never": never})
     result = evaluation.evaluate(some, None, rewarder, problems=3, samples=2)
     assert (result["n"], result["accuracy"], result["pass@2"]) == (3, 1.0, 1.0)

@@ -45,14 +45,15 @@ import json, os, signal, sys
 from experiments import train
 from grpo_jax.runs import checkpoints
 from grpo_jax.runs import metrics
+from grpo_jax.rollout import sources
 from grpo_jax.training import sft
 from grpo_jax.training import rl as trainer
 from grpo_jax.config.command_line import run_main
 
 PLACES = {
     "cold update": (sft, "update"),
-    "sample": (trainer, "sample"),
-    "score": (trainer, "_scored"),
+    "sample": (sources, "generate"),
+    "score": (sources, "_graded"),
     "update": (trainer, "update"),
     "orbax": (checkpoints.ocp.StandardCheckpointer, "save"),
     "checkpoint": (checkpoints, "_save_arrays"),

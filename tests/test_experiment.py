@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from grpo_jax.config import defaults, resolve
 from grpo_jax.errors import UsageError
-from grpo_jax.rollout.collect import encode_batch
+from grpo_jax.rollout.play import encode_batch
 from grpo_jax.tokenizers import decode
 from grpo_jax.training.experiment import build
 from grpo_jax.training.sft import solution_ids
@@ -82,7 +82,7 @@ def test_a_template_that_opens_the_thought_opens_it_for_all(config):
 
 
 def test_stop_strings_are_the_samplers_table(config):
-    assert build(resolve(config)).stops is None
+    assert build(resolve(config)).player.engine.stops is None
     config.rollout.stop = ("</answer>",)
     ex = build(resolve(config))
-    assert ex.stops.shape == (len("</answer>") + 2, ex.model.config.vocab_size)
+    assert ex.player.engine.stops.shape == (len("</answer>") + 2, ex.model.config.vocab_size)

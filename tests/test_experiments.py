@@ -17,7 +17,6 @@ import pytest
 from absl import flags
 
 from experiments import benchmark
-from experiments.costs import size_table
 from grpo_jax import algorithms, tasks
 from grpo_jax.config import command_line, defaults, resolve
 from grpo_jax.config.checks import flatten
@@ -29,6 +28,7 @@ from grpo_jax.rewards import Rewarder
 from grpo_jax.rewards import resolve as resolve_reward
 from grpo_jax.sharding import make_mesh, using
 from grpo_jax.tokenizers import encode
+from grpo_jax.training.costs import size_table
 from grpo_jax.training.experiment import build
 from grpo_jax.training.rl import train
 from grpo_jax.types import Batch, Prompts
@@ -79,7 +79,7 @@ def program(name: str, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def forked():
     """A function like `program` that waits for no import: forks of one process have them."""
-    modules = "jax,experiments.checkpoint,experiments.costs,experiments.r1_report"
+    modules = "jax,grpo_jax.training.loading,grpo_jax.training.costs,grpo_jax.training.r1_report"
     command = [sys.executable, "-W", "ignore", "tests/forked.py", modules]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe) as server:

@@ -13,7 +13,6 @@ import pytest
 from safetensors.numpy import save_file
 from tiny import tiny_config
 
-from experiments.checkpoint import holds_run, run_and_step
 from grpo_jax.console.reporting import reporting
 from grpo_jax.errors import UsageError
 from grpo_jax.files import METADATA, read_object, replacing, system_errors
@@ -26,6 +25,7 @@ from grpo_jax.runs import run as runs
 from grpo_jax.tasks.records import read_folder, read_table
 from grpo_jax.tokenizers import char_tokenizer, load_tokenizer, save_tokenizer
 from grpo_jax.training import experiment, starting
+from grpo_jax.training.loading import holds_run, run_and_step
 
 PASS_OVER_MODES = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, linux/capability.h
 

@@ -11,7 +11,6 @@ from absl.testing import flagsaver
 from tiny import compile_fast  # noqa: F401
 
 from experiments import iterate
-from experiments.checkpoint import load
 from grpo_jax.config import resolve
 from grpo_jax.config.command_line import define_flags, parse_flags
 from grpo_jax.runs.checkpoints import restore_params
@@ -19,6 +18,7 @@ from grpo_jax.runs.run import load_config
 from grpo_jax.sharding import using
 from grpo_jax.training import reward_model
 from grpo_jax.training import rl as trainer
+from grpo_jax.training.loading import load
 from grpo_jax.training.rejection import Rule, reject
 
 CONFIG = """

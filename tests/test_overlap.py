@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import compile_fast, sevens, tiny_config  # noqa: F401
+from tiny import compile_fast, graded_by, sevens, tiny_config  # noqa: F401
 
+from grpo_jax.engines.base import completion_keys
 from grpo_jax.engines.lockstep import sample
 from grpo_jax.learning.optimizer import make_optimizer
 from grpo_jax.learning.prepare import prepare
 from grpo_jax.learning.state import init_state
 from grpo_jax.learning.update import update
-from grpo_jax.rewards import Rewarder, RewardError, Scores
-from grpo_jax.rollout.collect import encode_batch, texts
+from grpo_jax.rewards import Rewarder, RewardError
+from grpo_jax.rollout import sources
+from grpo_jax.rollout.play import encode_batch, texts
 from grpo_jax.runs import checkpoints, metrics
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks import Problem
@@ -27,7 +29,7 @@ from grpo_jax.training.experiment import build
 
 STEPS = 5
 OPTIONS = {
-    **{"rollout.overlap": True, "algorithm.tis_mode": "truncate", "algorithm.beta": 0.0},
+    **{"rollout.source": "overlapped", "algorithm.tis_mode": "truncate", "algorithm.beta": 0.0},
     **{"steps": STEPS, "rewards": {"tiny:sevens": 1.0}, "optimizer.learning_rate": 3e-2},
     # Some prompts are dropped, so that a position is more than a step.
     **{"task": {"name": "countdown"}, "prompt_length": 9, "overlong_prompts": "drop"},
@@ -50,38 +52,40 @@ def straight(tmp_path_factory):
         return told
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((trainer, "sample"), (trainer, "update"), (Rewarder, "submit")):
+        for owner, name in ((sources, "generate"), (trainer, "update"), (Rewarder, "submit")):
             patch.setattr(owner, name, telling(name, getattr(owner, name)))
         trainer.train(OVERLAP, folder)
     return folder, events
 
 
 def test_a_batch_is_sampled_while_the_one_before_is_scored(straight):
-    _shapes, *events = straight[1]  # the first call of `sample` is not run
-    step = ["submit", "sample", "wait", "update"]
-    assert events == ["sample", *step * (STEPS - 1), "submit", "wait", "update"]
+    step = ["submit", "generate", "wait", "update"]
+    assert straight[1] == ["generate", *step * (STEPS - 1), "submit", "wait", "update"]
 
 
 def by_hand(ex, late):
     """The parameters and mean rewards of a loop on batches that are `late` updates old."""
     optimizer = make_optimizer(ex.config.optimizer, STEPS)
     state = init_state(ex.model, optimizer, jax.random.key(0), ex.mesh, reference=False)
-    data, policies, means = batches(ex.task.train, 4, 0, ex.fits), [], []
+    data = batches(ex.task.train, 4, 0, ex.fits)
+    policies, means, drifted = [], [], []
     options = {"model": ex.model, "algorithm": ex.algorithm, "temperature": 1.0}
     for n in range(STEPS):
         policies.append(jax.tree.map(jnp.copy, state.policy.full))
         prompts = put_batch(encode_batch(ex.tokenizer, next(data), 9, 8), ex.mesh)
-        key = jax.random.fold_in(jax.random.fold_in(state.rng, n + 1), 0)
+        keys = completion_keys(state.rng, n + 1, np.arange(4), 4)
         sampler = policies[max(n - late, 0)]
-        rollouts = sample(ex.model, sampler, prompts, key, sampling=ex.sampling(), group=4)
+        rollouts = sample(ex.model, sampler, prompts, keys, sampling=ex.sampling())
         written = texts(ex.tokenizer, *jax.device_get((rollouts.tokens, rollouts.mask)))
         rewards = np.array([sevens(None, group) for group in written], np.float32)
         means.append(rewards.mean())
         batch = prepare(state, rollouts, put_batch(rewards, ex.mesh), **options)
         drift = np.exp(np.where(rollouts.mask, batch.logp_old - rollouts.logp, 0.0))
         np.testing.assert_allclose(batch.correction, np.minimum(drift, 2.0), rtol=1e-5)
-        assert (np.abs(drift - 1).max() > 1e-3) == (late > 0 and n > 0)
+        drifted.append(np.abs(drift - 1).max() > 1e-3)
+        assert (late and n) or not drifted[-1]
         state, _ = update(state, batch, optimizer=optimizer, mesh=ex.mesh, **options)
+    assert any(drifted) == (late > 0)
     return jax.device_get(state.policy.trained), means
 
 
@@ -101,14 +105,14 @@ class Killed(BaseException):
 
 
 PLACES = {
-    "sample": (trainer, "sample"),
-    "reward": (trainer, "_scored"),
+    "sample": (sources, "generate"),
+    "reward": (sources, "_graded"),
     "update": (trainer, "update"),
     "line": (metrics, "append_line"),
 }
 # Where a start of the same command ends, and the newest step that is saved then.
 STARTS = [
-    (("sample", 3, Killed), None),  # while the first batch is scored
+    (("sample", 2, Killed), None),  # while the first batch is scored
     (("update", 1, signal.SIGTERM), 1),
     (("line", 6, Killed), 2),  # the first of step 3: a step's four samples are lines too
     (("reward", 1, signal.SIGINT), 3),
@@ -189,7 +193,6 @@ def test_a_completion_that_lost_one_of_its_rewards_abstains():
     parts = {"accuracy": np.ones((1, 3)), "format": np.array([[nan, nan, 1]])}
     lost = np.array([[True, False, False]])
     problems = [Problem("1+1=", {"answer": "2"})]
-    scores = Scores(parts, 1, lost)
-    rewards, told, timeouts, steps = trainer._scored(ex, problems, [[""] * 3], scores)
-    np.testing.assert_array_equal(rewards, [[nan, 1, 3]])
-    assert told is parts and timeouts == 1 and steps is None
+    graded = graded_by(ex, problems, [[""] * 3], parts, timeouts=1, lost=lost)
+    np.testing.assert_array_equal(graded.rewards, [[nan, 1, 3]])
+    assert graded.parts == parts and graded.timeouts == 1 and graded.steps is None

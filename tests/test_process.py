@@ -14,8 +14,10 @@ from grpo_jax.errors import UsageError
 from grpo_jax.learning.policy import Policy
 from grpo_jax.learning.state import TrainState
 from grpo_jax.rewards.evaluate import Rewarder
-from grpo_jax.rollout.collect import Collected
-from grpo_jax.rollout.steps import grade_steps, step_rewards
+from grpo_jax.rollout import sources
+from grpo_jax.rollout.grade import Graded, step_rewards
+from grpo_jax.rollout.play import Episodes
+from grpo_jax.rollout.steps import grade_steps
 from grpo_jax.runs import checkpoints
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tokenizers import encode, load_tokenizer
@@ -65,30 +67,23 @@ def numpy_advantages(group, lengths):
     ]
 
 
-class Same:
-    """One sum over and over."""
-
-    dropped = 0
-
-    def __next__(self):
-        return [Problem("47+85=", {"answer": "132"})] * len(GROUPS)
-
-
 def test_the_trainers_advantages_are_those_of_the_paper_in_float64(monkeypatch):
     changes = {"rewards": {"accuracy": 1.0}, "rollout.prompts": len(GROUPS), "task.digits": 2}
     ex = build(tiny_config(**PROCESS, **changes))
     drawn = rollouts(ex.tokenizer, [[text for text, *_ in group] for group in GROUPS])
     batches = []
 
-    def learn(ex, optimizer, critic, state, batch, number):
+    def learn(learner, state, batch, number):
         batches.append(batch)
         return state, {}
 
-    monkeypatch.setattr(trainer, "_sample", lambda *_: drawn)
-    monkeypatch.setattr(trainer, "_learn", learn)
-    rewarder = Rewarder({"accuracy": ex.task.accuracy})
+    monkeypatch.setattr(sources, "generate", lambda *_: drawn)
+    monkeypatch.setattr(trainer, "learn", learn)
+    same = Problem("47+85=", {"answer": "132"})  # one sum over and over
+    ex = dataclasses.replace(ex, task=dataclasses.replace(ex.task, train=[same]))
+    stage = trainer.reinforcement(ex, Rewarder({"accuracy": ex.task.accuracy}), None)
     state = TrainState(step=np.zeros(()), policy=Policy(trained={}), opt_state=None, rng=None)
-    step = trainer.iteration(ex, None, None, rewarder.submit, Same(), state, 1)
+    step = stage.step(state, 1)
     lengths = drawn.mask.sum(-1)
     want = [numpy_advantages(*group) for group in zip(GROUPS, lengths, strict=True)]
     np.testing.assert_allclose(batches[0].advantages, want, atol=1e-5)
@@ -123,7 +118,9 @@ def test_a_step_ends_with_the_token_of_its_last_character(tmp_path):
         entropy=mask * 0.0,
         finished=mask.any(-1),
     )
-    found = step_rewards(tokenizer, Collected([], drawn, [], mask, {}, 0, 0, steps))
+    episodes = Episodes(problems=[], rollouts=drawn, completions=[])
+    graded = Graded(episodes=episodes, rewards=mask, parts={}, timeouts=0, steps=steps)
+    found = step_rewards(tokenizer, graded)
     # " the" is one token, and the step ends with its second character.
     assert end - start == 4 and place > 2
     assert found.ends[0, 0, :3].tolist() == [place, place + 1, -1]

@@ -18,6 +18,7 @@ from grpo_jax.errors import UsageError
 from grpo_jax.models.sizes import size
 from grpo_jax.runs.run import append_line, load_config
 from grpo_jax.tasks import make_task
+from grpo_jax.training.r1 import stages_to_run, start_of
 
 pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
 
@@ -72,7 +73,7 @@ def test_every_stage_is_told_of_and_a_stopped_pipeline_goes_on(set_flags, monkey
         raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(r1, "rejection", stop)
+        patch.setattr("grpo_jax.training.r1.rejection", stop)
         with pytest.raises(InterruptedError):
             r1.main()
     before = rows(folder)
@@ -137,7 +138,7 @@ def test_every_seed_has_its_own_pipeline_and_a_part_of_the_table(set_flags, monk
             for stage in ("zero", "reasoning_rl"):
                 append_line(folder / "results.jsonl", {"stage": stage, "accuracy": 0.5})
 
-    monkeypatch.setattr(r1, "pipeline", pipeline)
+    monkeypatch.setattr("grpo_jax.training.r1.pipeline", pipeline)
     with flagsaver.flagsaver(seeds=3):
         r1.main()
     assert ran == [("seed0", 0), ("seed1", 1), ("seed2", 2)]
@@ -167,15 +168,15 @@ def test_pages_of_other_makers_are_left_as_they_are(set_flags):
 
 
 def test_a_stage_that_is_left_out_hands_its_start_on():
-    stages = r1.stages_to_run(r1_tiny, ["cold_start"])
+    stages = stages_to_run("r1_tiny", r1_tiny, ["cold_start"])
     assert "cold_start" not in stages and len(stages) == len(r1_tiny.STAGES) - 1
-    assert r1.start_of("reasoning_rl", r1_tiny.STARTS, stages) == "base"
-    assert r1.start_of("reasoning_rl", r1_tiny.STARTS, list(r1_tiny.STAGES)) == "cold_start"
-    assert r1.start_of("base", r1_tiny.STARTS, stages) is None
+    assert start_of("reasoning_rl", r1_tiny.STARTS, stages) == "base"
+    assert start_of("reasoning_rl", r1_tiny.STARTS, list(r1_tiny.STAGES)) == "cold_start"
+    assert start_of("base", r1_tiny.STARTS, stages) is None
     with pytest.raises(
         UsageError, match="--without=cold: no such stage; the closest is 'cold_start'"
     ):
-        r1.stages_to_run(r1_tiny, ["cold"])
+        stages_to_run("r1_tiny", r1_tiny, ["cold"])
 
 
 MODELS = [

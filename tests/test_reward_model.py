@@ -13,21 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from documented import undocumented
 from tiny import compile_fast, reference, tiny_config  # noqa: F401
 
-from experiments.checkpoint import load
 from grpo_jax.errors import UsageError
 from grpo_jax.learning.microbatches import micro_batched
 from grpo_jax.models.critic import init_critic
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.weights import save_model
 from grpo_jax.rewards import RewardError
+from grpo_jax.rollout import reward_models
 from grpo_jax.runs.checkpoints import restore_params
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tokenizers import encode
-from grpo_jax.training import judges, reward_model
+from grpo_jax.training import load_reward_model as judges
+from grpo_jax.training import reward_model
 from grpo_jax.training import rl as trainer
 from grpo_jax.training.experiment import build
+from grpo_jax.training.loading import load
 
 C = dataclasses.replace(reference.TINY, layers=1)
 P, S, T = 3, 5, 4
@@ -100,6 +103,7 @@ def test_a_reward_model_learns_to_order_pairs_and_goes_on_exactly(pairs, tmp_pat
     config = config_of(pairs)
     reward_model.train(config, tmp_path / "whole")
     evals = [json.loads(line) for line in (tmp_path / "whole/eval.jsonl").open()]
+    assert not undocumented(tmp_path / "whole/metrics.jsonl", tmp_path / "whole/eval.jsonl")
     assert evals[0]["accuracy"] == 0 and evals[-1]["accuracy"] > 0.8  # at first all are equal
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     shutil.rmtree(tmp_path / "again/checkpoints/30")
@@ -189,8 +193,8 @@ def test_what_has_nothing_to_judge_is_below_all_that_has():
     rewards = np.array([[3, -2, 9], [5, 5, 5], [7, 8, 0]], np.float32)
     judged = np.array([[True, True, False], [False] * 3, [True, True, False]])
     want = [[3, -2, -3], [-3, -3, -3], [7, 8, 6]]
-    np.testing.assert_array_equal(judges.lowest(rewards, judged), want)
-    assert np.isnan(judges.lowest(rewards, np.zeros((3, 3), bool))).all()
+    np.testing.assert_array_equal(reward_models.lowest(rewards, judged), want)
+    assert np.isnan(reward_models.lowest(rewards, np.zeros((3, 3), bool))).all()
 
 
 def test_a_judge_sees_what_asks_for_it_in_batches_of_few_sizes():
@@ -211,7 +215,7 @@ def test_a_judge_sees_what_asks_for_it_in_batches_of_few_sizes():
         ("111111", "123456"),
     ):
         mask = [one == "1" for one in asked]
-        found = judges.only(judge, ex, mask)(problems, texts)
+        found = reward_models.only(judge, ex.mesh, mask)(problems, texts)
         want = np.where(mask, np.arange(1.0, 7.0), np.nan)
         np.testing.assert_array_equal(found, np.repeat(want[:, None], 2, 1))
         assert ("".join(seen.pop()) if seen else None) == wanted
@@ -219,8 +223,12 @@ def test_a_judge_sees_what_asks_for_it_in_batches_of_few_sizes():
 
 def test_a_judge_without_finite_scores_is_named(monkeypatch, tmp_path):
     ex = build(tiny_config())
-    monkeypatch.setattr(judges, "_of_run", lambda folder, asked: (ex, None))
-    monkeypatch.setattr(judges, "rewards", lambda *_: np.array([[1.0, np.nan]]))
+    reader = judges.reader_of(ex)
+    model = reward_models.RewardModel(
+        name=f"{judges.PREFIX}x", model=ex.model, params={}, reader=reader
+    )
+    monkeypatch.setattr(judges, "_of_run", lambda folder, asked: model)
+    monkeypatch.setattr(reward_models, "rewards", lambda *_: np.array([[1.0, np.nan]]))
     told = r"reward 'reward_model:.*' gives nan; prompt: '1='; completion: '7'; va"
     with pytest.raises(RewardError, match=told):
         judges.load_judge(tmp_path, ex)([Problem("1=")], [["6", "7"]])
@@ -243,8 +251,8 @@ def test_transformers_scores_as_we_do_and_its_files_come_back(name, pads, tmp_pa
     assert judges.is_scoring(tmp_path)
 
     problems, texts = [Problem("12+3="), Problem("7+9=")], [["15", "7"], ["<think>1", ""]]
-    batch = judges.completions_batch(ex, problems, texts)
-    ours = np.asarray(judges.rewards(ex.model, params, *batch))
+    batch = reward_models.encode_pairs(judges.reader_of(ex), problems, texts)
+    ours = np.asarray(reward_models.rewards(ex.model, params, *batch))
     again = judges.load_judge(tmp_path, ex)(problems, texts)
     np.testing.assert_allclose(again, ours, atol=1e-5)
 

@@ -89,7 +89,8 @@ def test_a_step_of_grpo_then_transformers(name, folder, tmp_path):
         tokens=rng.integers(3, 20, (2, 8)).astype(np.int32), mask=np.ones((2, 8), bool)
     )
     sampling = ex.sampling()
-    rollouts = sample(ex.model, state.policy.full, prompts, key, sampling=sampling, group=4)
+    keys = jax.random.split(key, (2, 4))
+    rollouts = sample(ex.model, state.policy.full, prompts, keys, sampling=sampling)
     rewards = jnp.array(rng.normal(size=(2, 4)).astype(np.float32))
     options = {"model": ex.model, "algorithm": GRPO, "temperature": 1.0}
     batch = prepare(state, rollouts, rewards, **options)

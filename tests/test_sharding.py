@@ -49,10 +49,9 @@ def run(shape):
         q = state.policy.trained["layer_0"]["attention"]["q"]["kernel"]
         embedding = state.policy.trained["embed"]["embedding"]
         prompts = put_batch(Prompts(tokens=tokens * mask, mask=mask), mesh)
+        keys = put_batch(jax.random.split(jax.random.key(1), (len(tokens), 3)), mesh)
         sampling = Sampling(max_tokens=3, stop=(1,))
-        rollouts = sample(
-            MODEL, state.policy.trained, prompts, jax.random.key(1), sampling=sampling, group=3
-        )
+        rollouts = sample(MODEL, state.policy.trained, prompts, keys, sampling=sampling)
         told = {
             "q": [list(q.sharding.spec), list(q.addressable_shards[0].data.shape)],
             "embedding": list(embedding.addressable_shards[0].data.shape),

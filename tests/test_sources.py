@@ -9,7 +9,7 @@ from tiny import tiny_config
 from grpo_jax.errors import UsageError
 from grpo_jax.files import fingerprint
 from grpo_jax.runs.run import check_run, load_config, load_record, open_run
-from grpo_jax.training.judges import judge_sources
+from grpo_jax.training.load_reward_model import judge_sources
 from grpo_jax.training.pretrained import base_sources
 
 

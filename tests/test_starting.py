@@ -10,7 +10,6 @@ import pytest
 from chat_tokenizer import save
 from tiny import compile_fast  # noqa: F401
 
-from experiments.checkpoint import load, load_model, load_trained
 from grpo_jax.config import defaults, resolve
 from grpo_jax.errors import UsageError
 from grpo_jax.models.config import ModelConfig
@@ -29,6 +28,7 @@ from grpo_jax.tokenizers import (
 )
 from grpo_jax.training import rl as trainer
 from grpo_jax.training.experiment import build
+from grpo_jax.training.loading import load, load_model, load_trained
 from grpo_jax.training.pretrained import abstract_params
 from grpo_jax.training.starting import begin_run, check_whole, holding, reopen, start_run
 
@@ -257,8 +257,8 @@ MAY = [
     ("steps", 100, 49, {}, POSITION, "50 are done"),
     ("steps", 100, 200, {"optimizer.schedule": "linear"}, POSITION, "the linear schedule"),
     ("steps", 100, 200, {"optimizer.schedule": "cosine"}, None, "the cosine schedule"),
-    ("steps", 100, 200, {"rollout.overlap": True}, POSITION, True),
-    ("steps", 50, 200, {"rollout.overlap": True}, POSITION, "with rollout.overlap"),
+    ("steps", 100, 200, {"rollout.source": "overlapped"}, POSITION, True),
+    ("steps", 50, 200, {"rollout.source": "overlapped"}, POSITION, "with rollout.source"),
     ("steps", 3, 2, {}, {"step": 4, "stage": "sft"}, True),
     ("overlong_prompts", "refuse", "drop", {}, POSITION, True),
     ("overlong_prompts", "drop", "refuse", {}, POSITION, True),

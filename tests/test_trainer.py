@@ -1,6 +1,5 @@
 """The whole loop on a reward that anything learns, and its parts on stubs."""
 
-import dataclasses
 import json
 import os
 import re
@@ -12,19 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import compile_fast, tiny_config  # noqa: F401
+from tiny import compile_fast, graded_by, tiny_config  # noqa: F401
 
 from grpo_jax.console import progress
 from grpo_jax.errors import UsageError
 from grpo_jax.learning.optimizer import make_optimizer
 from grpo_jax.learning.policy import Policy
 from grpo_jax.learning.state import TrainState, abstract_state
-from grpo_jax.rewards.evaluate import RewardError, Scores
-from grpo_jax.rollout.collect import Collected
+from grpo_jax.rewards.evaluate import RewardError
+from grpo_jax.rollout.grade import Graded
+from grpo_jax.rollout.play import Episodes
 from grpo_jax.runs import checkpoints
 from grpo_jax.runs.checkpoints import restore_params
 from grpo_jax.runs.run import open_run
 from grpo_jax.tasks import Problem
+from grpo_jax.tasks.loader import Stream
 from grpo_jax.training import loop
 from grpo_jax.training import rl as trainer
 from grpo_jax.training.experiment import build
@@ -69,7 +70,7 @@ def test_the_reference_was_refreshed_and_is_saved(learnt):
     ex = build(LEARNS)
     optimizer = make_optimizer(LEARNS.optimizer, STEPS)
     like = abstract_state(ex.model, optimizer, ex.mesh, reference=True)
-    state, position = checkpoints.restore_latest(learnt / "checkpoints", like)
+    state, position, _ = checkpoints.restore_latest(learnt / "checkpoints", like)
     assert position["step"] == int(state.step) == STEPS
     jax.tree.map(np.testing.assert_array_equal, state.reference, state.policy.trained)
 
@@ -80,6 +81,11 @@ def test_a_finished_run_says_so_and_its_result_again(learnt, capsys):
     assert f"{learnt} is finished: all {STEPS} steps are done" in told
     assert re.search(r"result +reward 0\.[01]\d+ -> 0\.[789]\d+ \(means of the first and", told)
     assert f"{learnt}/curves.png" in told and f"experiments.sample --model={learnt} " in told
+
+
+def graded_of(rollouts, rewards, parts):
+    episodes = Episodes(problems=[], rollouts=rollouts, completions=[])
+    return Graded(episodes=episodes, rewards=rewards, parts=parts, timeouts=3, rounds=1)
 
 
 def test_metrics_of_a_rollout():
@@ -98,7 +104,7 @@ def test_metrics_of_a_rollout():
     parts = {"a": rewards * 2, "b": rewards * nan}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = trainer.rollout_metrics(Collected([], rollouts, [], rewards, parts, 3, 1))
+        found = trainer.rollout_metrics(graded_of(rollouts, rewards, parts))
     assert found["reward"] == pytest.approx(6.5 / 7)
     assert found["reward_std"] == pytest.approx((0.5 + 0) / 2)  # of groups with two scores
     assert found["frac_reward_zero_std"] == 3 / 4
@@ -111,7 +117,7 @@ def test_metrics_of_a_rollout():
     assert (found["rewards/timeouts"], found["dynamic_sampling/rounds"]) == (3, 1)
     drafted, accepted = np.full((2, 4, 3), 2)
     rollouts = rollouts.replace(drafted=drafted, accepted=accepted - 1)
-    more = trainer.rollout_metrics(Collected([], rollouts, [], rewards, {}, 3, 1))
+    more = trainer.rollout_metrics(graded_of(rollouts, rewards, {}))
     assert {k: v for k, v in more.items() if k.startswith("speculative/")} == {
         "speculative/acceptance_rate": 1 / 2,
         "speculative/tokens_per_step": 20 / 24,
@@ -123,10 +129,10 @@ def test_a_problem_is_scored_by_the_rewards_it_asks_for():
     columns = ({}, {"rewards": ["format"]}, {"rewards": []})
     problems = [Problem(f"{i}+1=", {"answer": "2", **more}) for i, more in enumerate(columns)]
     parts = {"accuracy": np.ones((3, 2), np.float32), "format": np.ones((3, 2), np.float32)}
-    scores = Scores(parts, 0, np.zeros((3, 2), bool))
-    rewards, told, *_ = trainer._scored(ex, problems, [["", ""]] * 3, scores)
+    graded = graded_by(ex, problems, [["", ""]] * 3, parts)
+    rewards = graded.rewards
     assert rewards[:2].tolist() == [[1.5, 1.5], [0.5, 0.5]] and np.isnan(rewards[2]).all()
-    assert told is parts
+    assert graded.parts == parts
     with pytest.raises(UsageError, match=r"parts.sums.rewards: 'no' is not among config.rewards"):
         parts = {"sums": {"name": "addition", "rewards": ("no",)}, "countdown": {}}
         tiny_config(task={"name": "mixture", "parts": parts})
@@ -137,22 +143,28 @@ def test_rewards_too_large_for_float32_are_refused_in_one_line():
     problems = [Problem("1+1=", {"answer": "2"})]
     for reward, combination in ((2e38, "sum"), (2e8, "sum"), (2e38, "normalize_each")):
         parts = {name: np.full((1, 2), reward, np.float32) for name in ("accuracy", "format")}
-        algorithm = dataclasses.replace(ex.algorithm, reward_combination=combination)
-        scores = Scores(parts, 0, np.zeros((1, 2), bool))
         told = r"are (2e\+[13]8|inf) for the prompt '1\+1=', completion 'x'; valid: up to 1e\+18"
         with pytest.raises(RewardError, match=told):
-            one = dataclasses.replace(ex, algorithm=algorithm)
-            trainer._scored(one, problems, [["x", "y"]], scores)
+            graded_by(ex, problems, [["x", "y"]], parts, combination)
 
 
 def test_speculative_decoding_needs_a_layer_that_drafts():
-    with pytest.raises(ValueError, match=r"rollout.speculative=True .*: model.mtp=1, not 0"):
-        build(tiny_config(**{"rollout.speculative": True}))
+    with pytest.raises(UsageError, match=r"rollout.engine='speculative' .*: model.mtp=1, not 0"):
+        build(tiny_config(**{"rollout.engine": "speculative"}))
+
+
+@pytest.mark.parametrize(("field", "near"), [("engine", "lockstep"), ("source", "in_turn")])
+def test_an_unknown_engine_or_source_is_named(field, near):
+    name = near[:-1]
+    with pytest.raises(UsageError, match=rf"unknown {field} '{name}'; did you mean '{near}'\?"):
+        build(tiny_config(**{f"rollout.{field}": name}))
 
 
 def test_a_drafting_model_learns_from_what_it_sampled_by_its_drafts(tmp_path):
     """Speculative decoding in the whole loop: the learner's log-probs are the sampler's."""
-    trainer.train(tiny_config(**EASY, **{"model.mtp": 1, "rollout.speculative": True}), tmp_path)
+    trainer.train(
+        tiny_config(**EASY, **{"model.mtp": 1, "rollout.engine": "speculative"}), tmp_path
+    )
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     rewards = [r["reward"] for r in records]
     assert np.mean(rewards[:4]) < 0.25 and np.mean(rewards[-4:]) > 0.75
@@ -167,16 +179,15 @@ def test_a_drafting_model_learns_from_what_it_sampled_by_its_drafts(tmp_path):
 def test_dropped_prompts_are_counted_and_the_position_holds():
     ex = build(tiny_config(**{"overlong_prompts": "drop", "prompt_length": 4}))
     train = [SimpleNamespace(prompt=p, columns={}) for p in ("1+1=", "22+2=", "3+3=", "4+444=")]
-    ex = SimpleNamespace(config=ex.config, fits=ex.fits, task=SimpleNamespace(train=train))
-    problems = trainer.Problems(ex)
+    problems = Stream(train, ex.config.rollout.prompts, 0, ex.fits)
     first = [p.prompt for p in next(problems)]
     assert sorted(first) == ["1+1="] * 2 + ["3+3="] * 2
     assert problems.dropped >= 3
-    problems.step, state = 7, json.loads(json.dumps(problems.get_state()))
+    state = json.loads(json.dumps(problems.get_state()))
     rest = [next(problems) for _ in range(3)]
-    again = trainer.Problems(ex)
-    again.set_state(problems.get_state() | state)
-    assert (again.step, again.dropped) == (0, state["dropped"])
+    again = Stream(train, ex.config.rollout.prompts, 0, ex.fits)
+    again.set_state(state)
+    assert again.dropped == state["dropped"]
     assert [next(again) for _ in range(3)] == rest and again.dropped == problems.dropped
 
 
@@ -193,7 +204,11 @@ def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
     ex = build(tiny_config(**changes))
     names = ("prompts", "tokens", "mask", "advantages", "logp_rollout")
     batch = Batch(**dict.fromkeys(names, np.zeros((4, 2, 1))))
-    state, metrics = trainer._learn(ex, None, None, 0, batch, 1)
+    algorithm = ex.algorithm
+    learner = SimpleNamespace(algorithm=algorithm, seed=0)
+    for name in ("model", "optimizer", "critic", "temperature", "accumulation", "mesh"):
+        setattr(learner, name, None)
+    state, metrics = trainer.learn(learner, 0, batch, 1)
     assert state == 2
     assert metrics == {
         "approx_kl": pytest.approx(0.105),
@@ -253,7 +268,7 @@ def test_the_loop_records_evaluates_and_saves_when_due(steps):
     assert values(folder / "eval.jsonl", "accuracy") == [(n, float(n)) for n in (0, 2, 4, 5)]
     assert checkpoints.steps(folder / "checkpoints") == [4, 5]
     like = state_of(jax.ShapeDtypeStruct((), jnp.float32, sharding=jnp.float32(0).sharding))
-    state, position = checkpoints.restore_latest(folder / "checkpoints", like)
+    state, position, _ = checkpoints.restore_latest(folder / "checkpoints", like)
     assert state == state_of(5.0) and position["n"] == position["step"] == 5
     assert (position["stage"], position["ended"]) == ("counter", False)
 

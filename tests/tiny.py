@@ -1,13 +1,19 @@
 """Experiments that are small enough to test, for the upper floors."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from grpo_jax.config import defaults, resolve
+from grpo_jax.rewards.evaluate import Failures, Scores
+from grpo_jax.rollout.grade import Grader, grade
+from grpo_jax.rollout.play import Episodes
 
 # The NumPy decoder of tests/models is the independent source here too.
 sys.path.append(str(Path(__file__).resolve().parent / "models"))
@@ -65,3 +71,20 @@ def raises(prompts, completions, **columns):
 
 def too_few(prompts, completions, **columns):
     return [1.0]
+
+
+def graded_by(ex, problems, completions, parts, combination="sum", timeouts=0, lost=False):
+    """The grades of completions [P][G] whose rewards are `parts`, by name."""
+    shape = (len(problems), len(completions[0]))
+    scores = Scores(parts, timeouts, np.broadcast_to(lost, shape))
+    grader = Grader(
+        rewarder=SimpleNamespace(submit=lambda *_: lambda: scores),
+        weights=ex.config.rewards.to_dict(),
+        reward_models={},
+        failures=Failures(1),
+        algorithm=dataclasses.replace(ex.algorithm, reward_combination=combination),
+        task=ex.task,
+        tokenizer=ex.tokenizer,
+    )
+    episodes = Episodes(problems=problems, rollouts=None, completions=completions)
+    return grade(grader, episodes, 1)()

@@ -67,8 +67,8 @@ def _model_and_rollout() -> dict[str, Any]:
             "top_p": 1.0,
             "min_p": 0.0,
             "stop": (),  # texts that end a completion and stay in it; evaluations' too
-            "overlap": False,  # rewards while the next batch is sampled: one step off-policy
-            "speculative": False,  # the model's multi-token prediction layer drafts
+            "engine": "lockstep",  # or 'speculative': the multi-token prediction layer drafts
+            "source": "in_turn",  # or 'overlapped': the next batch while this one is graded
             "prompt_bucket": 16,  # prompts are padded to a multiple of this
         },
     }

@@ -229,17 +229,18 @@ def _check_batch(config: dict[str, Any]) -> None:
 
 
 def _check_overlap(config: dict[str, Any]) -> None:
-    if not config["rollout"]["overlap"]:
+    if config["rollout"]["source"] != "overlapped":
         return
     if config["algorithm"]["tis_mode"] == "none":
         raise UsageError(
-            "config.algorithm.tis_mode='none': with config.rollout.overlap a batch is one update "
-            "old when it is learnt from, which needs a weight; valid: 'truncate', 'mask'"
+            "config.algorithm.tis_mode='none': with config.rollout.source='overlapped' a batch is "
+            "one update old when it is learnt from, which needs a weight; valid: 'truncate', 'mask'"
         )
     if rounds := config["algorithm"]["dynamic_sampling_rounds"]:
         raise UsageError(
-            f"config.algorithm.dynamic_sampling_rounds={rounds}: with config.rollout.overlap the "
-            "next batch is sampled before it is known which groups have spread; valid: 0"
+            f"config.algorithm.dynamic_sampling_rounds={rounds}: with "
+            "config.rollout.source='overlapped' the next batch is sampled before it is known "
+            "which groups have spread; valid: 0"
         )
 
 

@@ -1,1 +1,29 @@
-"""Who generates tokens: lockstep decoding of groups, and speculation."""
+"""Who generates tokens, by name; `base.Engine` says what each offers.
+
+A new one is a file here, and a line in ENGINES.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Array, Int
+
+from grpo_jax.engines.base import Engine, completion_keys
+from grpo_jax.engines.filters import Sampling
+from grpo_jax.engines.lockstep import Lockstep
+from grpo_jax.engines.speculative import Speculative
+from grpo_jax.errors import unknown
+from grpo_jax.models.decoder import Decoder
+
+__all__ = ["ENGINES", "Engine", "Sampling", "completion_keys", "make_engine"]
+
+ENGINES: dict[str, Callable[..., Engine]] = {"lockstep": Lockstep, "speculative": Speculative}
+
+
+def make_engine(name: str, model: Decoder, stops: Int[Array, "N V"] | None = None) -> Engine:
+    """The engine of that name; ValueError for an unknown one, or for a model that it cannot run.
+
+    stops  the table of stop strings (`engines.stops`), or None
+    """
+    if name not in ENGINES:
+        raise ValueError(unknown("engine", name, ENGINES))
+    return ENGINES[name](model=model, stops=stops)

@@ -11,8 +11,7 @@ class Sampling:
     """How completions are drawn.
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch their filter off. A completion
-    stops at any of `stop` or after max_tokens. `speculative` lets the model's multi-token
-    prediction layer draft, which changes the time but not the distribution.
+    stops at any of `stop` or after max_tokens.
     """
 
     max_tokens: int
@@ -21,7 +20,6 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    speculative: bool = False
 
     def __post_init__(self):
         ids = isinstance(self.stop, tuple) and all(isinstance(i, int) for i in self.stop)
@@ -63,22 +61,25 @@ def filter_logits(logits: jax.Array, top_k: int, top_p: float, min_p: float) -> 
     return logits
 
 
-def draw(logits: jax.Array, sampling: Sampling, rng: jax.Array):
+def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array):
     """Draw one token per row: tokens i32[...], their log-probs and the entropy f32[...] in nats.
 
-    logits f32[..., V]. Log-prob and entropy are of softmax(logits / temperature) before any
-    filter, which is the policy that the learner differentiates; at temperature 0, of the
+    logits f32[..., V], keys [...]. Log-prob and entropy are of softmax(logits / temperature) before
+    any filter, which is the policy that the learner differentiates; at temperature 0, of the
     policy at temperature 1.
     """
-    tokens = pick(logits, sampling, rng)
+    tokens = pick(logits, sampling, keys)
     return tokens, *policy(logits, tokens, sampling)
 
 
-def pick(logits: jax.Array, sampling: Sampling, rng: jax.Array) -> jax.Array:
-    """Draw one token per row, i32[...], of logits f32[..., V]."""
+def pick(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
+    """Draw one token per row, i32[...], of logits f32[..., V], each with its own of keys [...]."""
     if sampling.temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
-    return jax.random.categorical(rng, drawable(logits, sampling)).astype(jnp.int32)
+    categorical = jax.random.categorical
+    for _ in keys.shape:
+        categorical = jax.vmap(categorical)
+    return categorical(keys, drawable(logits, sampling)).astype(jnp.int32)
 
 
 def drawable(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -1,51 +1,74 @@
-"""The sampler: prefill each prompt once, decode its group together."""
+"""Lockstep decoding: prefill each prompt once, then one token of every completion each pass."""
 
+import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from grpo_jax.engines.filters import Sampling, draw
-from grpo_jax.engines.speculative import check_drafts, speculate
 from grpo_jax.engines.stops import START, advance
 from grpo_jax.models.decoder import Decoder, init_cache, prefill
 from grpo_jax.models.lora import merge_adapters
-from grpo_jax.types import Prompts, Rollouts
+from grpo_jax.types import Params, Prompts, Rollouts
 
 
-@partial(jax.jit, static_argnames=("model", "sampling", "group"))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lockstep:
+    """The engine that decodes a batch until its last completion has stopped.
+
+    stops  the table of stop strings (`engines.stops`), or None
+    """
+
+    model: Decoder
+    stops: Int[Array, "N V"] | None = None
+
+    def generate(
+        self, params: Params, prompts: Prompts, keys: Key[Array, "P G"], sampling: Sampling
+    ) -> Rollouts:
+        """A completion for each key; compiles once for each shape and sampling."""
+        return sample(self.model, params, prompts, keys, sampling=sampling, stops=self.stops)
+
+
+class Start(NamedTuple):
+    """What decoding goes on from: the Rollouts with their first token, and the prompts' states.
+
+    read     i32[P, G], how far each text is into a stop string, or None
+    hidden   [P, 1, S, C], the decoder's states of the prompts
+    prefix   their keys and values
+    lengths  i32[P], tokens of each prompt
+    """
+
+    out: Rollouts
+    read: Int[Array, "P G"] | None
+    hidden: Float[Array, "P 1 S C"]
+    prefix: Any
+    lengths: Int[Array, " P"]
+
+
+@partial(jax.jit, static_argnames=("model", "sampling"))
 def sample(
     model: Decoder,
-    params,
+    params: Params,
     prompts: Prompts,
-    rng: jax.Array,
+    keys: Key[Array, "P G"],
     *,
     sampling: Sampling,
-    group: int,
-    stops: jax.Array | None = None,
+    stops: Int[Array, "N V"] | None = None,
 ) -> Rollouts:
-    """Sample `group` completions of each prompt; the same key gives the same Rollouts.
+    """Sample a completion of its prompt for each key; the same keys give the same Rollouts.
 
-    prompts of [P, S], left-padded, each with at least one token; rng a PRNG key, which every
-    decode step folds its index into. A completion stops at any of sampling.stop, or with the token
-    that completes a stop string of the table `stops` (`rollout.stops`); decoding ends when every
-    one has stopped or after T = sampling.max_tokens. Compiles once for each [P, S], group and
-    sampling. ValueError for sampling.speculative of a model that cannot draft.
+    Prompts are left-padded, each with at least one token. Token t's noise is of its completion's
+    key, with t folded in. A completion stops at any of sampling.stop, or with the token that
+    completes a stop string of the table `stops`; decoding ends when every one has stopped or after
+    T = sampling.max_tokens.
     """
-    if sampling.speculative:
-        check_drafts(model)
     if model.config.lora.base == "none":
         params = merge_adapters(model.config, params)  # once, not at every token
-    P, G, T = prompts.tokens.shape[0], group, sampling.max_tokens
-    hidden, prefix, lengths = prefill(model, params, prompts)
-    logits: Any = model.apply({"params": params}, hidden[:, :, -1:], method=Decoder.logits)
-    logits = jnp.broadcast_to(logits, (P, G, *logits.shape[2:]))[:, :, 0]
-    read = None if stops is None else jnp.full((P, G), START)  # what is known of the text
-    out, read = _emit(_empty(prompts, G, T), read, logits, 0, sampling, rng, stops)
-    if sampling.speculative:
-        watch = (stops, read)
-        return speculate(model, params, out, hidden, prefix, watch, sampling=sampling, rng=rng)
+    P, G, T = *keys.shape, sampling.max_tokens
+    out, read, _, prefix, lengths = start(model, params, prompts, keys, sampling, stops)
 
     def unfinished(carry):
         t, out, *_ = carry
@@ -64,10 +87,28 @@ def sample(
             index=t - 1,
         )
         logits = model.apply({"params": params}, hidden[:, :, 0], method=Decoder.logits)
-        return t + 1, *_emit(out, read, logits, t, sampling, rng, stops), cache
+        return t + 1, *_emit(out, read, logits, t, sampling, keys, stops), cache
 
     cache = init_cache(model.config, P, G, T)
     return jax.lax.while_loop(unfinished, step, (jnp.int32(1), out, read, cache))[1]
+
+
+def start(model: Decoder, params, prompts: Prompts, keys, sampling: Sampling, stops) -> Start:
+    """Forward the prompts, and draw the first token of every completion."""
+    P, G = keys.shape
+    hidden, prefix, lengths = prefill(model, params, prompts)
+    logits: Any = model.apply({"params": params}, hidden[:, :, -1:], method=Decoder.logits)
+    logits = jnp.broadcast_to(logits, (P, G, *logits.shape[2:]))[:, :, 0]
+    read = None if stops is None else jnp.full((P, G), START)  # what is known of the text
+    empty = _empty(prompts, G, sampling.max_tokens)
+    out, read = _emit(empty, read, logits, 0, sampling, keys, stops)
+    return Start(out, read, hidden, prefix, lengths)
+
+
+def noise(keys: Key[Array, "P G"], position: Int[Array, "..."] | int) -> Key[Array, "P G"]:
+    """The keys of a position i32[] of all completions, or of each one's own i32[P, G]."""
+    at = jnp.broadcast_to(position, keys.shape)
+    return jax.vmap(jax.vmap(jax.random.fold_in))(keys, at)
 
 
 def _empty(prompts: Prompts, group: int, length: int) -> Rollouts:
@@ -82,13 +123,13 @@ def _empty(prompts: Prompts, group: int, length: int) -> Rollouts:
     )
 
 
-def _emit(out: Rollouts, read, logits, t, sampling: Sampling, rng, stops):
+def _emit(out: Rollouts, read, logits, t, sampling: Sampling, keys, stops):
     """Draw token t of every completion that has not stopped; logits f32[P, G, V].
 
     read i32[P, G], the states of the table `stops`, is returned too; both are None without one.
     """
-    active = ~out.finished
-    tokens, logp, entropy = draw(logits, sampling, jax.random.fold_in(rng, t))
+    active: Bool[Array, "P G"] = ~out.finished
+    tokens, logp, entropy = draw(logits, sampling, noise(keys, t))
 
     def put(array, values):
         values = jnp.where(active, values, jnp.zeros_like(values))

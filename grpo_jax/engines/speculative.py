@@ -1,33 +1,64 @@
 """Speculative decoding: the multi-token prediction layer drafts, the decoder checks two at once.
 
 A completion of n tokens y_0 .. y_{n-1} has n - 1 entries in the decoder's cache: its newest token
-is yet to be forwarded. One iteration, every completion at its own n:
+is yet to be forwarded. One iteration, every completion at its own n, with g(n) the noise of its
+position n:
 
-    draft    d ~ q, by the layer, from the state that predicted y_{n-1} and y_{n-1} itself
+    draft    d ~ q by the noise g(n), from y_{n-1} and the state that predicted it
     check    the decoder forwards [y_{n-1}, d]: p, of the next token, and p', of the one after d
-    accept   with probability min(1, p(d) / q(d)): y_n = d and y_{n+1} ~ p'
-    reject   otherwise: y_n ~ max(p - q, 0), normalised, which makes y_n ~ p in all
+    take     y_n ~ p by the noise g(n); where it is d, y_{n+1} ~ p' by the noise g(n+1)
 
-(Leviathan et al., 2211.17192, algorithm 1, one token ahead; DeepSeek-V3, 2412.19437, 5.4.3).
+Token and draft are drawn with the same noise, argmax log p + g and argmax log q + g, so that they
+agree often, and every token is the one that plain decoding draws (2211.17192 has drafts accepted at
+random instead, more often, for other tokens of the same distribution; DeepSeek-V3, 2412.19437,
+5.4.3, drafts so).
 """
 
+import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
 
-from grpo_jax.engines.filters import Sampling, drawable, pick, policy
+from grpo_jax.engines.filters import Sampling, pick, policy
+from grpo_jax.engines.lockstep import noise, start
 from grpo_jax.engines.stops import advance
 from grpo_jax.models.decoder import Decoder, init_cache, layer_cache
+from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.score import draft_prefix
-from grpo_jax.types import Rollouts
+from grpo_jax.types import Params, Prompts, Rollouts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speculative:
+    """The engine that drafts with the model's multi-token prediction layer.
+
+    stops  the table of stop strings (`engines.stops`), or None
+
+    ValueError for a model without such a layer.
+    """
+
+    model: Decoder
+    stops: Int[Array, "N V"] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the model."""
+        check_drafts(self.model)
+
+    def generate(
+        self, params: Params, prompts: Prompts, keys: Key[Array, "P G"], sampling: Sampling
+    ) -> Rollouts:
+        """A completion for each key; compiles once for each shape and sampling."""
+        return speculate(self.model, params, prompts, keys, sampling=sampling, stops=self.stops)
 
 
 def check_drafts(model: Decoder) -> None:
     """ValueError, naming the fields, for a model without a layer that drafts."""
     if not model.config.mtp:
         raise ValueError(
-            "rollout.speculative=True needs a layer that drafts: model.mtp=1, "
+            "rollout.engine='speculative' needs a layer that drafts: model.mtp=1, "
             f"not {model.config.mtp}"
         )
 
@@ -59,7 +90,6 @@ class _Prompt(NamedTuple):
 class _Carry(NamedTuple):
     """What an iteration leaves to the next.
 
-    step    i32[], iterations made, and one
     out     the Rollouts so far
     length  i32[P, G], tokens of each completion; n
     seen    i32[P, G], those that the drafting layer has forwarded: all but the newest 1 or 2
@@ -70,7 +100,6 @@ class _Carry(NamedTuple):
     read    i32[P, G], the states of the table of stop strings, or None
     """
 
-    step: jax.Array
     out: Rollouts
     length: jax.Array
     seen: jax.Array
@@ -80,44 +109,41 @@ class _Carry(NamedTuple):
     read: jax.Array | None
 
 
+@partial(jax.jit, static_argnames=("model", "sampling"))
 def speculate(
     model: Decoder,
-    params,
-    out: Rollouts,
-    hidden,
-    prefix,
-    watch: tuple[jax.Array | None, jax.Array | None],
+    params: Params,
+    prompts: Prompts,
+    keys: Key[Array, "P G"],
     *,
     sampling: Sampling,
-    rng: jax.Array,
+    stops: Int[Array, "N V"] | None = None,
 ) -> Rollouts:
-    """Complete Rollouts that have their first token; distributed as plain decoding would.
-
-    hidden [P, 1, S, C] and prefix, the prompts', as `prefill` returns them; watch, the table of
-    stop strings and its states i32[P, G], or Nones; rng a PRNG key, which every iteration folds its
-    number, from 1, into. Counts `drafted` and `accepted`.
-    """
-    c, (P, G, T) = model.config, out.tokens.shape
-    stops, read = watch
+    """As `lockstep.sample`, and the same tokens; counts those `drafted` and `accepted`."""
+    if model.config.lora.base == "none":
+        params = merge_adapters(model.config, params)  # once, not at every token
+    c, (P, G), T = model.config, keys.shape, sampling.max_tokens
+    out, read, hidden, prefix, _ = start(model, params, prompts, keys, sampling, stops)
     prompt = _Prompt(
-        out.prompts.mask.sum(-1)[:, None, None],
-        (prefix, out.prompts.mask),
-        draft_prefix(model, params, out.prompts, hidden),
+        prompts.mask.sum(-1)[:, None, None],
+        (prefix, prompts.mask),
+        draft_prefix(model, params, prompts, hidden),
     )
 
     def step(s: _Carry) -> _Carry:
-        keys = jax.random.split(jax.random.fold_in(rng, s.step), 3)
+        first, second = (noise(keys, s.length + i) for i in range(2))
         q, drafts = _draft(model, params, prompt, s)
-        draft = pick(q, sampling, keys[0])
+        draft = pick(q, sampling, first)
         p, states, cache = _check(model, params, prompt, s, draft)
-        accepted, first = judge(p[:, :, 0], q, draft, sampling, keys[1])
-        tokens = jnp.stack([first, pick(p[:, :, 1], sampling, keys[2])], -1)
+        tokens = jnp.stack(
+            [pick(p[:, :, 0], sampling, first), pick(p[:, :, 1], sampling, second)], -1
+        )
+        accepted = tokens[..., 0] == draft
         out, length, read = _emit(s, tokens, accepted, p, sampling, stops)
-        return _Carry(s.step + 1, out, length, s.length, states, cache, drafts, read)
+        return _Carry(out, length, s.length, states, cache, drafts, read)
 
     none = jnp.zeros((P, G), jnp.int32)
     first = _Carry(
-        jnp.int32(1),
         out.replace(drafted=none, accepted=none),
         none + 1,
         none,
@@ -164,26 +190,6 @@ def _check(model: Decoder, params, prompt: _Prompt, s: _Carry, draft):
         index=last,
     )
     return model.apply({"params": params}, states, method=Decoder.logits), states, cache
-
-
-def judge(p, q, draft, sampling: Sampling, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether drafts are accepted, bool[...], and the tokens i32[...] that are taken.
-
-    p, q f32[..., V], logits of the policy and of what drew the drafts i32[...]. A token is
-    distributed as `pick` would draw it from p; greedy, it is the likeliest, drafted or not.
-    """
-    if sampling.temperature == 0:
-        best = p.argmax(-1).astype(jnp.int32)
-        return best == draft, best
-    chance, replace = jax.random.split(rng)
-    p, q = (jax.nn.softmax(drawable(x, sampling)) for x in (p, q))
-    of_draft = lambda x: jnp.take_along_axis(x, draft[..., None], -1)[..., 0]  # noqa: E731
-    accepted = jax.random.uniform(chance, draft.shape) * of_draft(q) < of_draft(p)
-    rest = jnp.maximum(p - q, 0.0)
-    # Where p is q up to rounding, nothing may be left for what rounding has rejected.
-    rest = jnp.where(rest.any(-1, keepdims=True), rest, p)
-    other = jax.random.categorical(replace, jnp.log(rest)).astype(jnp.int32)
-    return accepted, jnp.where(accepted, draft, other)
 
 
 def _two(out: Rollouts, start):

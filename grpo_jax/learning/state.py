@@ -16,7 +16,7 @@ from grpo_jax.models.critic import init_critic
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.quantized import is_quantized
 from grpo_jax.sharding import shardings, unbox
-from grpo_jax.types import Params, Rollouts
+from grpo_jax.types import Params
 
 
 class CriticState(struct.PyTreeNode, kw_only=True):
@@ -42,7 +42,6 @@ class TrainState(struct.PyTreeNode, kw_only=True):
                policy's base is the reference
     rng        PRNG key of the run; every use folds its own step in
     critic     None without one
-    pending    with rollout.overlap, Rollouts that wait for their rewards, less their prompts
     """
 
     step: Int[Array, ""]
@@ -51,7 +50,6 @@ class TrainState(struct.PyTreeNode, kw_only=True):
     reference: Params | None = None
     rng: Key[Array, ""]
     critic: CriticState | None = None
-    pending: Rollouts | None = None
 
     @property
     def saved(self) -> "TrainState":

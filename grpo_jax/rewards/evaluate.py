@@ -32,7 +32,7 @@ from grpo_jax.rewards.processes import CLEAN, context
 from grpo_jax.rewards.text import Completion, Reward
 from grpo_jax.rewards.turn import Prompt
 
-__all__ = ["RewardError", "Rewarder", "Scores", "scored_by"]
+__all__ = ["Failures", "RewardError", "Rewarder", "Scores", "scored_by"]
 
 REWARDS = "rewards"  # the column that names the rewards that score a problem, where not all do
 POLL_S = 0.1  # between looks at what is overdue
@@ -265,34 +265,26 @@ class Rewarder:
         self.close()
 
 
-def ending(
-    submit: Callable[..., Callable[[], Scores]], limit: int, step: Callable[[], int]
-) -> Callable[..., Callable[[], Scores]]:
-    """`submit`, but RewardError once a reward has failed throughout `limit` steps in a row.
+class Failures:
+    """Which rewards have failed for every completion of how many steps in a row.
 
-    step  the number of the step that is being made
+    limit  at which that ends the run
     """
-    bad: dict[str, set[int]] = {}
 
-    def watched(
-        problems: Sequence[Record], completions: Sequence[Sequence[str]]
-    ) -> Callable[[], Scores]:
-        wait = submit(problems, completions)
+    def __init__(self, limit: int):
+        """None has failed yet."""
+        self._limit = limit
+        self._steps: dict[str, set[int]] = {}
 
-        def result() -> Scores:
-            scores = wait()
-            for name, how in scores.failed.items():
-                bad[name] = bad.get(name, set()) | {step()} if how else set()
-                if len(bad[name]) >= limit:
-                    raise RewardError(
-                        f"reward {name!r} {how} for every completion of {limit} steps in a row "
-                        f"(optimizer.max_bad_steps={limit}): mend it, or raise reward_timeout"
-                    )
-            return scores
-
-        return result
-
-    return watched
+    def note(self, scores: Scores, number: int) -> None:
+        """Take the scores of step `number`; RewardError, naming the reward, at the limit."""
+        for name, how in scores.failed.items():
+            self._steps[name] = self._steps.get(name, set()) | {number} if how else set()
+            if len(self._steps[name]) >= self._limit:
+                raise RewardError(
+                    f"reward {name!r} {how} for every completion of {self._limit} steps in a row "
+                    f"(optimizer.max_bad_steps={self._limit}): mend it, or raise reward_timeout"
+                )
 
 
 class _Running(NamedTuple):

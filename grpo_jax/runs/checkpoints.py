@@ -1,6 +1,7 @@
 """Checkpoints: Orbax writes the arrays; checksums and one rename make a checkpoint whole or absent.
 
     <directory>/<step>/state/           the training state, in Orbax's format
+    <directory>/<step>/waiting/         what waits in the source of batches, if anything does
     <directory>/<step>/position.json    where the task's iterator stands
     <directory>/<step>/checksums.json   sha256 of every other file
 
@@ -15,11 +16,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -34,13 +36,27 @@ PyTree = Any
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
+class Restored(NamedTuple):
+    """A checkpoint: the training state, the position, and what waited in the source, by name."""
+
+    state: PyTree
+    position: dict[str, Any]
+    waiting: dict[str, np.ndarray]
+
+
 def save(
-    directory: Path | str, step: int, state: PyTree, position: dict[str, Any], keep: int = 2
+    directory: Path | str,
+    step: int,
+    state: PyTree,
+    position: dict[str, Any],
+    keep: int = 2,
+    waiting: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a checkpoint, on the disk when this returns, and delete all but the newest `keep`.
 
     state     pytree of arrays, typed PRNG keys included; None subtrees are kept
     position  any JSON-able dict
+    waiting   arrays on the host, by name, or None
 
     Raises UsageError if the directory cannot be written and ValueError if the step is there.
     """
@@ -52,6 +68,8 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _save_arrays(temporary / "state", state)
+        if waiting:
+            _save_arrays(temporary / "waiting", dict(waiting))
         (temporary / "position.json").write_text(json.dumps(position))
         sums = {name: _sha256(temporary / name) for name in _files(temporary)}
         (temporary / "checksums.json").write_text(json.dumps(sums))
@@ -98,10 +116,8 @@ def newest_position(directory: Path | str) -> dict[str, Any] | None:
     return None
 
 
-def restore_latest(
-    directory: Path | str, abstract_state: PyTree
-) -> tuple[PyTree, dict[str, Any]] | None:
-    """Return (state, position) of the newest whole checkpoint, or None if there is none.
+def restore_latest(directory: Path | str, abstract_state: PyTree) -> Restored | None:
+    """Return the newest whole checkpoint, or None if there is none.
 
     abstract_state  a dataclass of jax.ShapeDtypeStruct leaves; a leaf's sharding is where the
                     array is put
@@ -115,7 +131,8 @@ def restore_latest(
     for folder in _newest_whole(directory, set_aside=True):
         with doing(f"reading {folder}"):
             state = _restore_arrays(folder / "state", abstract_state)
-        return state, read_object(folder / "position.json")
+            waiting = _restore_waiting(folder / "waiting")
+        return Restored(state, read_object(folder / "position.json"), waiting)
     return None
 
 
@@ -214,6 +231,13 @@ def _restore_arrays(folder: Path, abstract_state: PyTree) -> PyTree:
         fields = vars(abstract_state).items()
         item = {name: x for name, x in fields if x is not None or name in written}
         return abstract_state.replace(**checkpointer.restore(folder, item))
+
+
+def _restore_waiting(folder: Path) -> dict[str, np.ndarray]:
+    if not folder.exists():
+        return {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        return {name: np.asarray(x) for name, x in checkpointer.restore(folder).items()}
 
 
 def _abstract(meta: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -58,6 +58,6 @@ def _steps_refusal(old: dict[str, Any], new: int, done: int) -> str | None:
         return f"the {schedule} schedule of the learning rate depends on it"
     if new < done:
         return f"{done} are done"
-    if old.get("rollout.overlap") and done == old["steps"] > 0:
-        return "with rollout.overlap the last step sampled no further batch"
+    if old.get("rollout.source") == "overlapped" and done == old["steps"] > 0:
+        return "with rollout.source='overlapped' the last step sampled no further batch"
     return None

@@ -21,7 +21,7 @@ from grpo_jax.tasks.mixture import judge
 from grpo_jax.tasks.problem import Problem, Source, listed
 from grpo_jax.tokenizers import encode_each, prompt_text
 from grpo_jax.training.experiment import Experiment, named, too_long
-from grpo_jax.training.judges import PREFIX
+from grpo_jax.training.load_reward_model import PREFIX
 
 CHUNK = 500  # problems that are encoded together
 PATIENCE_S = 1.0  # before it is said how far the check is

@@ -11,12 +11,10 @@ import jax
 import numpy as np
 
 from grpo_jax.console.progress import doing
-from grpo_jax.engines.lockstep import sample
-from grpo_jax.hosts import fetch
+from grpo_jax.engines.base import completion_keys
 from grpo_jax.rewards.evaluate import Rewarder, Scores
 from grpo_jax.rewards.numbers import vote
-from grpo_jax.rollout.collect import encode_batch, texts
-from grpo_jax.sharding import put_batch
+from grpo_jax.rollout.play import play
 from grpo_jax.statistics import maj_at_k, mean_interval, pass_at_k, wilson_interval
 from grpo_jax.tasks import Problem, Source
 from grpo_jax.tasks.mixture import KIND
@@ -180,21 +178,19 @@ def attempts(
     rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
     size = -(-size // rows) * rows
     sampling = ex.sampling(temperature=temperature, top_k=0, top_p=top_p, min_p=0.0)
+    rng = jax.random.key((ex.config.seed + 1) % 2**32)
     completions, lengths, finished = [], [], []
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
         # The last batch is filled up, so that it needs no program of its own.
         filled = part + [part[0]] * (size - len(part))
-        c = ex.config
-        prompts = encode_batch(ex.tokenizer, filled, c.prompt_length, c.rollout.prompt_bucket)
-        key = jax.random.fold_in(jax.random.key((c.seed + 1) % 2**32), first + start)
-        place = put_batch(prompts, ex.mesh)
+        keys = completion_keys(rng, 0, first + start + np.arange(size), group)
         plain = len(part) == len(problems) and group == 1  # who asked for it has said so
         what = _answering(start, len(part), len(problems), group)
-        options = {"sampling": sampling, "group": group, "stops": ex.stops}
         with doing(what, log_after_s=5.0 if plain else None):
-            out = fetch(sample(ex.model, params, place, key, **options))
-        completions += texts(ex.tokenizer, out.tokens, out.mask, c.rollout.stop)[: len(part)]
+            played = play(ex.player, params, filled, keys, sampling)
+        out = played.rollouts
+        completions += played.completions[: len(part)]
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
     with doing(f"judging {len(problems) * group} completions"):

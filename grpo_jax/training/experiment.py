@@ -16,8 +16,8 @@ from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm, needs_steps
 from grpo_jax.console.progress import doing
+from grpo_jax.engines import make_engine
 from grpo_jax.engines.filters import Sampling
-from grpo_jax.engines.speculative import check_drafts
 from grpo_jax.engines.stops import stop_table
 from grpo_jax.errors import UsageError, described, excerpt
 from grpo_jax.files import at_home, fingerprint
@@ -26,6 +26,8 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.turn import remainder
+from grpo_jax.rollout.play import Player
+from grpo_jax.rollout.sources import check_source
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import JUDGED_STEPS, Problem, Task, make_task
 from grpo_jax.tokenizers import (
@@ -86,17 +88,25 @@ class Experiment:
     def sampling(self, **changes: Any) -> Sampling:
         """How training samples, with changes."""
         r = self.config.rollout
-        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "speculative")
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
         chosen = {k: getattr(r, k) for k in names}
         return Sampling(stop=self.tokenizer.stop, **(chosen | changes))
 
     @cached_property
-    def stops(self) -> jax.Array | None:
-        """The table of config.rollout.stop for the sampler; None without stop strings."""
-        if not self.config.rollout.stop:
-            return None
-        width = self.model.config.vocab_size
-        return jnp.asarray(stop_table(self.tokenizer, self.config.rollout.stop, width))
+    def player(self) -> Player:
+        """What plays the task's problems; UsageError for an engine that there is not."""
+        r, stops = self.config.rollout, None
+        if r.stop:
+            width = self.model.config.vocab_size
+            stops = jnp.asarray(stop_table(self.tokenizer, r.stop, width))
+        return Player(
+            engine=make_engine(r.engine, self.model, stops),
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+            prompt_length=self.config.prompt_length,
+            prompt_bucket=r.prompt_bucket,
+            stop=r.stop,
+        )
 
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
         """The rewards of these names, ready to score in parallel."""
@@ -151,15 +161,19 @@ def build(
     model = _model(config, tokenizer)
     chosen = {f.name: config.algorithm[f.name] for f in dataclasses.fields(Algorithm)}
     mesh = make_mesh(**config.mesh.to_dict())
-    if config.rollout.speculative:
-        check_drafts(Decoder(model))
     algorithm = Algorithm(**chosen)
     if needs_steps(algorithm) and task.steps is None:
         raise UsageError(
             f"config.algorithm.advantage={algorithm.advantage!r} needs a task that judges single "
             f"steps, which {task.name!r} does not; valid: {', '.join(JUDGED_STEPS)}"
         )
-    return Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh)
+    ex = Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh)
+    try:
+        ex.player  # noqa: B018  # the engine must be there, and fit the model
+        check_source(config.rollout.source)
+    except ValueError as error:
+        raise UsageError(f"config.rollout: {error}") from error
+    return ex
 
 
 def _keep_compiled(folder: str) -> None:

@@ -36,10 +36,13 @@ class Step(NamedTuple):
 
 
 class Source(Protocol):
-    """What a stage draws from: where it stands is kept with each checkpoint."""
+    """What a stage draws from: where it stands is kept with each checkpoint.
+
+    The state is JSON-able but for "arrays", if any: NumPy's, by name.
+    """
 
     def get_state(self) -> dict[str, Any]:
-        """The position, JSON-able."""
+        """The position."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a position."""
@@ -89,8 +92,8 @@ def begin_or_resume(run: Run, stage: Stage) -> Begun:
     if found is None:
         check_begun(run)
         return Begun(None, stage.begin(), False)
-    state, position = found
-    stage.source.set_state(position)
+    state, position, waiting = found
+    stage.source.set_state(position | {"arrays": waiting})
     done = position["step"]
     return Begun(done, stage.complete(state), position["ended"] or done == stage.total)
 
@@ -228,9 +231,11 @@ def _save(
     ended: bool,
 ) -> None:
     at = {"stage": stage.name, "step": number, "ended": ended}
-    position = {**stage.source.get_state(), **run.kept(), **at}
+    drawn = stage.source.get_state()
+    waiting = drawn.pop("arrays", None)
+    position, keep = {**drawn, **run.kept(), **at}, config.checkpoint.keep
     with doing(f"saving step {number}"):
-        checkpoints.save(run.checkpoints, number, state.saved, position, config.checkpoint.keep)
+        checkpoints.save(run.checkpoints, number, state.saved, position, keep, waiting)
 
 
 def _due(number: int, every: int, total: int) -> bool:

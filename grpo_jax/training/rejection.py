@@ -13,6 +13,7 @@ from grpo_jax.config.checks import config_diff
 from grpo_jax.errors import UsageError
 from grpo_jax.files import inside_run, listed, read_object
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
+from grpo_jax.rollout.reward_models import Judge, only
 from grpo_jax.runs.run import (
     append_line,
     changed_sources,
@@ -24,7 +25,7 @@ from grpo_jax.runs.run import (
 from grpo_jax.tokenizers import keep_tokenizer, prefill
 from grpo_jax.training.evaluation import ROWS, attempts, first_problems
 from grpo_jax.training.experiment import Experiment
-from grpo_jax.training.judges import PREFIX, Judge, judge_sources, load_judge, only
+from grpo_jax.training.load_reward_model import PREFIX, judge_sources, load_judge
 
 KEPT = "kept"
 # What helps where a prompt is too long for a run, whose config no flag changes here.
@@ -137,7 +138,7 @@ def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pa
         part = problems[start : start + size]
         a = attempts(ex, params, judge, part, rule.samples, rule.temperature, first=start)
         unknown = [not all(row) for row in a.judged]
-        asked = [only(judge, ex, unknown) for judge in judges]
+        asked = [only(judge, ex.mesh, unknown) for judge in judges]
         right = np.where(a.judged, a.right, best_liked(asked, part, a.completions))
         for i, problem in enumerate(part):
             own = rule if scored_by(problem, "language") else rule._replace(language="")

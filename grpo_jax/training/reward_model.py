@@ -20,6 +20,7 @@ from grpo_jax.learning.microbatches import micro_batched
 from grpo_jax.learning.optimizer import Optimizer, apply_gradient, make_optimizer
 from grpo_jax.learning.state import Critic, TrainState, abstract_state, init_state
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.rollout.reward_models import encode_pairs, read, rewards, rewards_of
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.summary import summary
 from grpo_jax.sharding import using
@@ -28,7 +29,7 @@ from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import Stream
 from grpo_jax.training.evaluation import first_problems
 from grpo_jax.training.experiment import Experiment
-from grpo_jax.training.judges import completions_batch, read, rewards, rewards_of
+from grpo_jax.training.load_reward_model import reader_of
 from grpo_jax.training.loop import Stage, Step, begin_or_resume, leaving_on_signals, run_stage
 from grpo_jax.training.pretrained import (
     check_and_place,
@@ -72,7 +73,9 @@ def _update(state: TrainState, *batch, model: Decoder, optimizer: Optimizer, acc
 def pairs_batch(ex: Experiment, problems: Sequence[Problem]):
     """The pairs of problems of the task `pairs`, G = 2."""
     pairs = [[p.columns["chosen"], p.columns["rejected"]] for p in problems]
-    return completions_batch(ex, problems, read(ex, problems, pairs))
+    reader = reader_of(ex)
+    texts = [[text or "" for text in pair] for pair in read(reader, problems, pairs)]
+    return encode_pairs(reader, problems, texts)
 
 
 def train(config: Any, workdir: Path) -> None:

@@ -18,7 +18,7 @@ from grpo_jax.learning.optimizer import make_optimizer
 from grpo_jax.learning.state import TrainState, abstract_state, init_state
 from grpo_jax.learning.update import update
 from grpo_jax.rewards.evaluate import Scores
-from grpo_jax.rollout.collect import encode_batch
+from grpo_jax.rollout.play import encode_batch
 from grpo_jax.runs.run import read_lines
 from grpo_jax.runs.summary import ending
 from grpo_jax.sharding import put_batch

@@ -92,7 +92,8 @@ def test_greedy_tokens(case, scanned):
     sampling = Sampling(max_tokens=T, stop=(STOP,), temperature=0.0)
     c, params = scanned
     key = jax.random.key(0)
-    got = sample(Decoder(c), params, PROMPTS, key, sampling=sampling, group=G)
+    keys = jax.random.split(key, (len(PROMPTS.tokens), G))
+    got = sample(Decoder(c), params, PROMPTS, keys, sampling=sampling)
     for g in range(G):
         np.testing.assert_array_equal(got.mask[:, g, :n], ~ended)
         np.testing.assert_array_equal(np.where(ended, 0, got.tokens[:, g, :n]), want * ~ended)

@@ -32,7 +32,8 @@ def case(request):
 def rollouts(case):
     c, params = case
     key = jax.random.key(0)
-    return sample(Decoder(c), params, PROMPTS, key, sampling=SAMPLING, group=G)
+    keys = jax.random.split(key, (len(PROMPTS.tokens), G))
+    return sample(Decoder(c), params, PROMPTS, keys, sampling=SAMPLING)
 
 
 def test_cache_and_prefix_hold_a_latent_and_one_rotary_key_for_all_heads(case):

@@ -6,7 +6,7 @@ import pytest
 from grpo_jax.rewards import RewardError, Scores, limits
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.call import Group
-from grpo_jax.rewards.evaluate import ending
+from grpo_jax.rewards.evaluate import Failures
 
 
 @pytest.mark.parametrize(
@@ -79,18 +79,14 @@ def test_a_reward_that_never_returns_is_given_up_within_a_batch():
     ],
 )
 def test_a_reward_lost_throughout_many_steps_in_a_row_ends_the_run(failures, ends_at):
-    number, given = 0, iter([one for one in failures for _ in range(2)])  # two rounds a step
-
-    def submit(problems, completions):
-        return lambda: Scores({}, 0, np.zeros((0, 0), bool), next(given))
-
-    watched = ending(submit, 3, lambda: number)
+    watched, none = Failures(3), np.zeros((0, 0), bool)
     told = r"reward '[ab]' hung for every completion of 3 steps in a row \(optimizer.max_bad_st"
-    for number in range(1, len(failures) + 1):
+    for number, failed in enumerate(failures, 1):
+        scores = Scores({}, 0, none, failed)
         if number == ends_at:
             with pytest.raises(RewardError, match=told):
-                watched([], [])()
+                watched.note(scores, number)
             return
-        watched([], [])()
-        watched([], [])()
+        for _ in range(2):  # rounds of a step
+            watched.note(scores, number)
     assert ends_at is None

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax.rollout.collect import collect, encode_batch, has_spread, texts
+from grpo_jax.rollout.grade import Graded, has_spread
+from grpo_jax.rollout.play import Episodes, encode_batch, texts
+from grpo_jax.rollout.sources import collect
 from grpo_jax.tokenizers import char_tokenizer
 from grpo_jax.types import Prompts, Rollouts
 
@@ -29,7 +31,7 @@ class World:
         self.drawn += 1
         return next(self.rounds)
 
-    def sample(self, problems, number):
+    def make(self, problems, number):
         """Prompts of as many tokens as the name has letters, padded to the longest."""
         self.sampled.append(number)
         lengths = np.array([len(name) for name, _ in problems])
@@ -46,16 +48,19 @@ class World:
             entropy=-1.0 * tokens,
             finished=np.ones(shape[:2]),
         )
-        return out, [[f"{name}{g}" for g in range(G)] for name, _ in problems]
-
-    def score(self, problems, completions):
-        assert [c[0][:-1] for c in completions] == [name for name, _ in problems]
+        completions = [[f"{name}{g}" for g in range(G)] for name, _ in problems]
         rewards = np.array([r for _, r in problems], np.float32)
         steps = [[[(1, float(len(name)))]] * G for name, _ in problems]
-        return rewards, {"half": rewards / 2}, 1, steps if self.judges else None
+        return Graded(
+            episodes=Episodes(problems=problems, rollouts=out, completions=completions),
+            rewards=rewards,
+            parts={"half": rewards / 2},
+            timeouts=1,
+            steps=steps if self.judges else None,
+        )
 
     def collect(self, rounds):
-        return collect(self.draw, self.sample, self.score, rounds)
+        return collect(self.draw, self.make, rounds)
 
 
 FLAT, NONE = (1, 1, 1), (np.nan,) * 3
@@ -66,12 +71,12 @@ THIRD = [("i", (4, 0, 4)), ("j", (0, 5, 0)), ("k", FLAT), ("l", FLAT)]
 
 def check(batch, names):
     """Everything about slot i is of the problem names[i]."""
-    r = batch.rollouts
+    r = batch.episodes.rollouts
     known = dict(FIRST + SECOND + THIRD)
-    assert [name for name, _ in batch.problems] == names
+    assert [name for name, _ in batch.episodes.problems] == names
     for i, name in enumerate(names):
         mark = ord(name[0])
-        assert batch.completions[i] == [f"{name}{g}" for g in range(G)]
+        assert batch.episodes.completions[i] == [f"{name}{g}" for g in range(G)]
         np.testing.assert_array_equal(batch.rewards[i], known[name])
         np.testing.assert_array_equal(batch.parts["half"][i], np.array(known[name]) / 2)
         for array, value in ((r.tokens, mark), (r.logp, mark), (r.entropy, -mark)):
@@ -92,7 +97,7 @@ def test_dull_groups_are_replaced_round_by_round():
     world = World(FIRST, SECOND, THIRD)
     batch = world.collect(5)
     check(batch, ["aa", "ffff", "h", "i"])
-    assert batch.rollouts.prompts.tokens.shape == (4, 4)  # the wider bucket
+    assert batch.episodes.rollouts.prompts.tokens.shape == (4, 4)  # the wider bucket
     assert (world.sampled, batch.rounds, batch.timeouts) == ([0, 1, 2], 2, 3)
     assert has_spread(batch.rewards).all()
 
@@ -129,7 +134,7 @@ def test_steps_go_with_their_group():
     # A step's reward is the length of the name: "a" and "b" are alike in everything.
     rounds = [("a", FLAT), ("bb", (0, 1, 0)), ("c", FLAT)], [("d", FLAT), ("ee", FLAT)]
     batch = World(*rounds, judges=True).collect(1)
-    assert [name for name, _ in batch.problems] == ["ee", "bb", "c"]
+    assert [name for name, _ in batch.episodes.problems] == ["ee", "bb", "c"]
     assert batch.steps == [[[(1, reward)]] * G for reward in (2.0, 2.0, 1.0)]
 
 

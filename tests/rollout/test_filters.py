@@ -63,12 +63,16 @@ def test_boundaries():
     assert np.isfinite(filter_logits(halves, 0, 0.5001, 0.0)).sum() == 2
 
 
+def keys(*shape, seed=0):
+    return jax.random.split(jax.random.key(seed), shape)
+
+
 @pytest.mark.parametrize(
     ("temperature", "fields"), [(0.6, {}), (1.9, {"top_k": 3, "min_p": 0.1}), (0.0, {})]
 )
 def test_log_prob_and_entropy_are_of_the_unfiltered_policy(temperature, fields):
     sampling = Sampling(4, (0,), temperature=temperature, **fields)
-    tokens, logp, entropy = draw(jnp.asarray(LOGITS), sampling, jax.random.key(0))
+    tokens, logp, entropy = draw(jnp.asarray(LOGITS), sampling, keys(*LOGITS.shape[:-1]))
     want = stats(LOGITS.astype(np.float64), tokens, temperature or 1.0)
     np.testing.assert_allclose(np.stack([logp, entropy]), np.stack(want), atol=1e-5)
     if temperature == 0:
@@ -79,7 +83,7 @@ def test_drawn_frequencies_follow_the_filtered_softmax():
     """Pearson's chi-square at a fixed seed; its mean is df, its standard deviation sqrt(2 df)."""
     rows, temperature = 20_000, 1.7
     sampling = Sampling(1, (0,), temperature=temperature, top_k=9)
-    tokens, _, _ = draw(jnp.tile(LOGITS[0], (rows, 1)), sampling, jax.random.key(3))
+    tokens, _, _ = draw(jnp.tile(LOGITS[0], (rows, 1)), sampling, keys(rows, seed=3))
     kept = sorted(brute_force(LOGITS[0], 9, 1.0, 0.0))
     expected = rows * softmax(LOGITS[0][kept].astype(np.float64) / temperature)
     counts = np.bincount(tokens, minlength=13)

@@ -20,6 +20,7 @@ from reference import (
     stats,
 )
 
+from grpo_jax.engines.base import completion_keys
 from grpo_jax.engines.filters import filter_logits
 from grpo_jax.engines.lockstep import sample
 from grpo_jax.engines.stops import stop_table
@@ -37,8 +38,8 @@ GREEDY = dataclasses.replace(SAMPLING, temperature=0.0)
 
 
 def run(sampling=SAMPLING, prompts=PROMPTS, seed=0, group=G, **stops):
-    key = jax.random.key(seed)
-    out = sample(MODEL, PARAMS, prompts, key, sampling=sampling, group=group, **stops)
+    keys = jax.random.split(jax.random.key(seed), (len(prompts.tokens), group))
+    out = sample(MODEL, PARAMS, prompts, keys, sampling=sampling, **stops)
     return jax.tree.map(np.asarray, out)
 
 
@@ -133,6 +134,27 @@ def test_the_key_alone_decides(out):
     assert not any(same(run(seed=1), out, ("tokens", "logp", "entropy")))
 
 
+def test_a_completion_is_the_same_whatever_is_sampled_beside_it(out):
+    """Alone of its batch and its group; with the noise of its key and position only."""
+    keys = jax.random.split(jax.random.key(0), (P, G))
+    one = jax.tree.map(lambda x: x[1:2], PROMPTS)
+    found = sample(MODEL, PARAMS, one, keys[1:2, 2:3], sampling=SAMPLING)
+    np.testing.assert_array_equal(found.tokens[0, 0], out.tokens[1, 2])
+    np.testing.assert_allclose(found.logp[0, 0], out.logp[1, 2], atol=1e-5)
+
+
+def test_keys_are_of_run_step_prompt_and_completion():
+    def keys(seed=0, step=3, places=(4, 5, 6), group=2):
+        made = completion_keys(jax.random.key(seed), step, np.array(places), group)
+        return jax.random.key_data(made).reshape(len(places), group, -1).tolist()
+
+    whole = keys()
+    assert keys(places=(5,), group=4)[0][:2] == whole[1]  # of neither batch nor group
+    every = [*whole, *keys(seed=1), *keys(step=4), *keys(places=(7, 8, 9))]
+    flat = [tuple(key) for group in every for key in group]
+    assert len(set(flat)) == len(flat) == 24
+
+
 def test_every_row_draws_its_own_noise(out):
     first, again = out.tokens[0], out.tokens[2]  # of the same prompt
     assert len(np.unique(first, axis=0)) == G == len(np.unique(again, axis=0))
@@ -141,7 +163,7 @@ def test_every_row_draws_its_own_noise(out):
 
 def test_a_larger_limit_changes_nothing_before_the_smaller_one(out):
     """With the larger limit every completion stops, and so does the loop."""
-    longer = run(dataclasses.replace(SAMPLING, max_tokens=48))
+    longer = run(dataclasses.replace(SAMPLING, max_tokens=96))
     assert longer.finished.all() and not longer.mask.all(-1).any()
     np.testing.assert_array_equal(longer.mask[..., :T], out.mask)
     np.testing.assert_array_equal(longer.tokens[..., :T], out.tokens)
@@ -191,7 +213,7 @@ def test_a_stack_of_layers_holds_its_cache_once():
     sampling = dataclasses.replace(SAMPLING, max_tokens=2000)
     shape = jax.eval_shape(lambda: random_params(c))
     lowered = sample.lower(
-        Decoder(c), shape, PROMPTS, jax.random.key(0), sampling=sampling, group=G
+        Decoder(c), shape, PROMPTS, jax.random.split(jax.random.key(0), (P, G)), sampling=sampling
     )
     cache = jax.eval_shape(lambda: init_cache(c, len(PROMPTS.tokens), G, 2000))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))

@@ -11,7 +11,7 @@ from grpo_jax.learning.optimizer import make_optimizer
 from grpo_jax.learning.prepare import prepare
 from grpo_jax.learning.state import abstract_state
 from grpo_jax.learning.update import update
-from grpo_jax.rollout.steps import MULTIPLE
+from grpo_jax.rollout.grade import MULTIPLE
 from grpo_jax.training.experiment import build
 from grpo_jax.training.rl import make_critic
 from grpo_jax.types import Prompts, Rollouts, StepRewards

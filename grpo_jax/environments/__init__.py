@@ -1,0 +1,1 @@
+"""What answers the policy; `base.Environment` says what each offers."""

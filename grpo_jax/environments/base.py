@@ -1,0 +1,34 @@
+"""What an environment is: a conversation to begin with, and an answer to each of the policy's."""
+
+import dataclasses
+from typing import Protocol
+
+from grpo_jax.tasks import Problem
+from grpo_jax.tasks.problem import Prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What the world says back.
+
+    messages  what is appended to the conversation
+    done      whether the episode is over
+    reward    what the turn earned, or None
+    """
+
+    messages: list[dict[str, str]]
+    done: bool
+    reward: float | None = None
+
+
+class Environment(Protocol):
+    """One episode with the policy; each completion of a group has one of its own.
+
+    Environments run on the host. A new one is a file here.
+    """
+
+    def reset(self, problem: Problem) -> Prompt:
+        """The prompt that the policy answers, the same for all of a group."""
+
+    def step(self, text: str) -> Turn:
+        """What follows on the policy's turn."""

@@ -1,0 +1,156 @@
+"""Reward models from the folders of runs, and from Hugging Face directories."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from grpo_jax.errors import UsageError
+from grpo_jax.files import at_home, fingerprint
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config_json import is_scoring, read_config_file
+from grpo_jax.models.critic import NOT_THE_BODYS
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.lora import merge_adapters
+from grpo_jax.models.weights import load_weights
+from grpo_jax.rollout.reward_models import (
+    AS_RENDERED,
+    Judge,
+    Reader,
+    RewardModel,
+    asked_only,
+    score,
+)
+from grpo_jax.runs import checkpoints
+from grpo_jax.runs.run import load_config
+from grpo_jax.tasks.problem import unread
+from grpo_jax.tokenizers import kept_tokenizer, load_tokenizer
+from grpo_jax.training.experiment import Experiment, build
+from grpo_jax.training.pretrained import (
+    abstract_params,
+    base_sources,
+    model_fingerprint,
+    pretrained,
+)
+from grpo_jax.types import merged
+
+PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
+
+
+def load_judge(folder: Path, asked: Experiment) -> Judge:
+    """A reward model, as a function of problems [P] and texts [P][G] to rewards f32[P, G].
+
+    folder  a run of experiments.reward_model, or a Hugging Face directory of a model
+            ForSequenceClassification with one label
+    asked   the experiment whose completions are judged, on whose mesh
+
+    A run's model reads the part of completions that it was trained on; completions that have no
+    such part get less than any other. A directory's model reads the whole. UsageError where the
+    folder holds no reward model.
+    """
+    folder = at_home(folder)
+    model = (_of_directory if is_scoring(folder) else _of_run)(folder, asked)
+
+    def judge(problems, completions):
+        return score(model, asked.tokenizer, problems, completions)
+
+    return judge
+
+
+def load_judges(names: Sequence[str], asked: Experiment) -> dict[str, Judge]:
+    """The reward models among the names of rewards, each of which sees the problems that ask for
+    it, and no others; UsageError as of `load_judge`."""
+    folders = {name: Path(name.removeprefix(PREFIX)) for name in names if name.startswith(PREFIX)}
+    return {
+        name: asked_only(load_judge(folder, asked), asked.mesh, name)
+        for name, folder in folders.items()
+    }
+
+
+def reader_of(ex: Experiment) -> Reader:
+    """How the experiment's reward model reads."""
+    c = ex.config
+    return Reader(
+        tokenizer=ex.tokenizer,
+        mesh=ex.mesh,
+        judged=c.task.get("judged", "whole"),
+        prompt_length=c.prompt_length,
+        prompt_bucket=c.rollout.prompt_bucket,
+        max_tokens=c.rollout.max_tokens,
+    )
+
+
+def _check_run(folder: Path) -> None:
+    if not checkpoints.steps(folder / "checkpoints"):
+        raise UsageError(
+            f"{PREFIX}{folder}: no reward model; valid: a run of experiments.reward_model, or a "
+            "Hugging Face directory of a model ForSequenceClassification"
+        )
+
+
+def _of_run(folder: Path, asked: Experiment) -> RewardModel:
+    _check_run(folder)
+    params, _ = checkpoints.restore_params(folder / "checkpoints")
+    if "value" not in params:
+        raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
+    own = build(load_config(folder), kept_tokenizer(folder / "tokenizer"), unread())
+    ex = dataclasses.replace(own, mesh=asked.mesh)
+    params = jax.device_put(params, NamedSharding(ex.mesh, PartitionSpec()))
+    return RewardModel(
+        name=f"{PREFIX}{folder}",
+        model=ex.model,
+        params=with_frozen(ex, params),
+        reader=reader_of(ex),
+    )
+
+
+def _of_directory(folder: Path, asked: Experiment) -> RewardModel:
+    how = {name: getattr(asked.model.config, name) for name in ("dtype", "param_dtype")}
+    c = dataclasses.replace(read_config_file(folder), **how)
+    model, everywhere = Decoder(c), NamedSharding(asked.mesh, PartitionSpec())
+    head = jax.ShapeDtypeStruct((1, c.hidden), jnp.float32, sharding=everywhere)
+    body = load_weights(folder, c, abstract_params(model, asked.mesh) | {"score": head})
+    own = dataclasses.replace(asked, tokenizer=load_tokenizer(folder))
+    return RewardModel(
+        name=f"{PREFIX}{folder}",
+        model=model,
+        params={"value": body.pop("score")[0], "body": body},
+        reader=dataclasses.replace(reader_of(own).whole, judged=AS_RENDERED),
+    )
+
+
+def with_frozen(ex: Experiment, params: Any) -> Any:
+    """A run's {"value", "body"} with all of the body: what its adapters are on, routers' biases."""
+    routers = {name: x for name, x in params.items() if name not in ("value", "body")}
+    base = pretrained(ex) if ex.model.config.lora.rank else None
+    return {"value": params["value"], "body": merged(base, routers, params["body"])}
+
+
+def scoring_params(ex: Experiment, params: Any) -> tuple[ModelConfig, Any]:
+    """A run's reward model, adapters merged, as `save_model` writes a ForSequenceClassification."""
+    c = ex.model.config
+    body = merge_adapters(c, with_frozen(ex, params)["body"])
+    kept = {name: x for name, x in body.items() if name not in NOT_THE_BODYS}
+    return dataclasses.replace(c, tied=True, mtp=0), {**kept, "score": params["value"][None]}
+
+
+def judge_sources(names: Iterable[str]) -> dict[str, str]:
+    """Fingerprints of the reward models among `names`: of a directory's files, of a run's newest
+    checkpoint, and of what its adapters are on. UsageError where there is none."""
+    found: dict[str, str] = {}
+    for name in names:
+        folder = at_home(name.removeprefix(PREFIX))
+        if not name.startswith(PREFIX):
+            continue
+        if is_scoring(folder):
+            found[name] = model_fingerprint(folder)
+            continue
+        _check_run(folder)
+        newest = folder / "checkpoints" / str(checkpoints.steps(folder / "checkpoints")[-1])
+        found[name] = fingerprint(newest / "checksums.json")
+        found |= base_sources(load_config(folder))
+    return found
