@@ -19,12 +19,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+
 from grpo_jax.config.checks import INT_MAX
 from grpo_jax.config.command_line import prepare_process
 from grpo_jax.console.progress import checked, importing, result_on_stdout, say
 from grpo_jax.console.reporting import reporting
 from grpo_jax.errors import UsageError
 from grpo_jax.files import at_home
+from grpo_jax.models import flops
+from grpo_jax.models.config import ModelConfig
 
 SIZES: dict[str, float] = {
     "prompts": 8,
@@ -57,41 +61,35 @@ COMPARED = ("s_per_step_median", "generation_s", "update_s", "peak_rss_mb")
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
+def model_sizes(a):
+    """The workload's model, as its sizes say."""
+    return ModelConfig(vocab_size=a.vocab, **{name: getattr(a, name) for name in MODEL_SIZES})
+
+
+def lengths(a):
+    """Tokens of prompts [P] and of completions [P, G], as `models.flops` counts."""
+    completions = np.full((a.prompts, a.group), a.completion_len)
+    return np.full(a.prompts, a.prompt_len), completions
+
+
 def matmul_parameters(a):
-    """Parameters of the layers' matrices, and of the head; the embedding multiplies nothing."""
-    head_dim = a.hidden // a.heads
-    attention = 2 * a.hidden * head_dim * (a.heads + a.kv_heads)
-    return a.layers * (attention + 3 * a.hidden * a.ff), a.hidden * a.vocab
+    """Parameters of the layers' matrices, and of the head."""
+    return flops.matmul_parameters(model_sizes(a))
 
 
 def forward_flop(a):
-    """FLOPs of one forward pass over P groups, each prompt once: layers, head and attention.
-
-    2 per parameter and token: P S + P G T tokens through the layers, P G T through the head. A
-    score and its use cost 4 head_dim a head for each pair of query and visible key: S^2 / 2 a
-    prompt, T (S + T / 2) a completion.
-    """
-    layers, head = matmul_parameters(a)
-    tokens = a.prompts * a.group * a.completion_len
-    pairs = a.prompts * a.prompt_len**2 / 2 + tokens * (a.prompt_len + a.completion_len / 2)
-    return (
-        2 * layers * (a.prompts * a.prompt_len + tokens)
-        + 2 * head * tokens
-        + 4 * a.layers * a.hidden * pairs
-    )
+    """FLOPs of one forward pass over P groups."""
+    return flops.forward_flop(model_sizes(a), lengths(a))
 
 
 def update_flop(a):
-    """FLOPs of one update: forward, twice as much backward, and the reference where beta > 0."""
-    return (4 if a.beta else 3) * forward_flop(a)
+    """FLOPs of one update, the reference included where beta > 0."""
+    return flops.update_flop(model_sizes(a), lengths(a), before=int(a.beta > 0))
 
 
 def generation_flop(a):
-    """FLOPs of sampling: each token is forwarded once, but for the last one of a completion."""
-    layers, _ = matmul_parameters(a)
-    rows = a.prompts * a.group
-    last = a.prompt_len + a.completion_len - 0.5
-    return forward_flop(a) - rows * (2 * layers + 4 * a.layers * a.hidden * last)
+    """FLOPs of sampling."""
+    return flops.generation_flop(model_sizes(a), lengths(a))
 
 
 def generation_bytes(a):
@@ -144,7 +142,6 @@ def measure(a):
 def run_steps(a):
     """Return the number of parameters and, for each step, (seconds, seconds of its sampling)."""
     import jax
-    import numpy as np
 
     from grpo_jax.learning.state import init_state
     from grpo_jax.models.weights import load_weights
@@ -182,7 +179,6 @@ def make_learner(a):
     from grpo_jax.algorithms import PRESETS
     from grpo_jax.config import defaults
     from grpo_jax.learning.optimizer import make_optimizer
-    from grpo_jax.models.config import ModelConfig
     from grpo_jax.models.config_json import read_config_file
     from grpo_jax.models.decoder import Decoder
 
@@ -199,7 +195,6 @@ def make_learner(a):
 def generate(a, model, state, tokens, number, mesh):
     """Rollouts on the host, of prompts i32[P, S], as the trainer samples them."""
     import jax.numpy as jnp
-    import numpy as np
 
     from grpo_jax.engines.base import completion_keys
     from grpo_jax.engines.filters import Sampling
@@ -220,7 +215,6 @@ def generate(a, model, state, tokens, number, mesh):
 def learn(model, algorithm, optimizer, state, rollouts, mesh):
     """Reward the rollouts by how many tokens differ, and return the state after one update."""
     import jax
-    import numpy as np
 
     from grpo_jax.hosts import fetch
     from grpo_jax.learning.prepare import prepare

@@ -16,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 Json: TypeAlias = dict[str, Any]  # a JSON object
 
+TRACKER_IDS = "tracker_ids.json"
 # What a run's folder holds; see `runs`. Nothing else may be written there under these names.
 RUN_NAMES = (
     *("config.json", "metrics.jsonl", "eval.jsonl", "completions.jsonl", "checkpoints"),
     *("tokenizer", "cold_start", "tensorboard", "curves.png", ".lock"),
+    *("profile", "wandb", TRACKER_IDS),
 )
 INDEX = "model.safetensors.index.json"
 # What makes up a tokenizer and its use, besides config.json and the weights.

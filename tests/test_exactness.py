@@ -44,7 +44,7 @@ LAUNCHER = """
 import json, os, signal, sys
 from experiments import train
 from grpo_jax.runs import checkpoints
-from grpo_jax.runs import metrics
+from grpo_jax.runs.trackers import jsonl
 from grpo_jax.rollout import sources
 from grpo_jax.training import sft
 from grpo_jax.training import rl as trainer
@@ -58,7 +58,7 @@ PLACES = {
     "orbax": (checkpoints.ocp.StandardCheckpointer, "save"),
     "checkpoint": (checkpoints, "_save_arrays"),
     "rename": (checkpoints, "_sync"),
-    "line": (metrics, "append_line"),
+    "line": (jsonl, "append_line"),
 }
 
 

@@ -11,9 +11,11 @@ from PIL import Image
 from rich.console import Console
 
 from grpo_jax.config import defaults, resolve
-from grpo_jax.runs import metrics
+from grpo_jax.runs import curves
 from grpo_jax.runs import run as runs
-from grpo_jax.runs.events import Event, SessionLog
+from grpo_jax.runs.trackers import console, make_trackers
+from grpo_jax.runs.trackers.base import Trackers
+from grpo_jax.runs.trackers.events import Event, SessionLog
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,9 +66,10 @@ def scalars(found):
 
 
 def log_steps(run, first, last, restored=None):
-    with metrics.Logger(run, total=4, restored=restored) as log:
+    with make_trackers(defaults().log.trackers) as log:
+        log.begin(run, {}, restored, 4)
         for step in range(first, last + 1):
-            log.step(step, {"reward": jnp.float32(step / 4), "kl": float("nan"), "time/step": 0.1})
+            log.log(step, {"reward": jnp.float32(step / 4), "kl": float("nan"), "time/step": 0.1})
             log.completions(step, [SAMPLE, SAMPLE])
             log.evaluation(step, {"accuracy": 0.5, "n": 8})
 
@@ -108,11 +111,12 @@ def test_progress_is_plain_lines_when_piped(reopen, capsys):
 def test_a_terminal_shows_a_bar_and_completions_now_and_then(
     reopen, tmp_path, monkeypatch, every, tables
 ):
-    monkeypatch.setattr(metrics, "TABLE_EVERY_S", every)
+    monkeypatch.setattr(console, "TABLE_EVERY_S", every)
     with (tmp_path / "screen").open("w") as screen:
-        console = Console(file=screen, force_terminal=True, width=90)
-        with metrics.Logger(reopen(), total=4, console=console) as log:
-            log.step(1, {"reward": 0.5})
+        terminal = Console(file=screen, force_terminal=True, width=90)
+        with Trackers({"console": console.ConsoleTracker(terminal)}) as log:
+            log.begin(reopen(), {}, None, 4)
+            log.log(1, {"reward": 0.5})
             for step in (1, 2):
                 log.completions(step, [SAMPLE])
     shown = (tmp_path / "screen").read_text()
@@ -121,12 +125,21 @@ def test_a_terminal_shows_a_bar_and_completions_now_and_then(
 
 def test_progress_line():
     values = {"reward": 0.5, "rewards/accuracy/mean": 1, "time/tokens_per_second": 12345.6}
-    line = metrics.progress_line(7, 60, values, 3725.2)
+    line = console.progress_line(7, 60, values, 3725.2)
     assert line == "step  7/60  reward 0.500  accuracy 1.000  12,346 tokens/s  1:02:05 left"
 
 
+def test_an_evaluation_is_a_line_with_its_intervals():
+    values = {"accuracy": 0.7123, "accuracy/low": 0.65, "accuracy/high": 0.7699, "n": 512}
+    values |= {"pass@4": 0.9, "pass@4/low": 0.0, "pass@4/high": 1.0, "sums/accuracy": 0.5}
+    line = console.evaluation_line(20, values | {"time/evaluation": 3.0, "kind": "text"})
+    assert line == (
+        "eval at step 20: accuracy 0.712 [0.65, 0.77], n 512, pass@4 0.9 [0, 1], sums/accuracy 0.5"
+    )
+
+
 def test_completions_are_shown_as_they_are(capsys):
-    metrics.print_completions([SAMPLE], Console(width=100))
+    console.print_completions([SAMPLE], Console(width=100))
     shown = capsys.readouterr().out
     assert "[bold]3[/nothing]" in shown
     assert [cell.strip() for cell in shown.splitlines()[3].split("│")[3:6]] == [
@@ -137,7 +150,7 @@ def test_completions_are_shown_as_they_are(capsys):
 
 
 def test_curves_hold_a_panel_for_each_series_there_is(tmp_path):
-    assert metrics.plot_curves(tmp_path) is None
+    assert curves.plot_curves(tmp_path) is None
     series = {"reward": 0.5, "reward_std": 0.1}
     for name, extra in (("few", {}), ("many", {"entropy": 1.0, "kl": None})):
         (tmp_path / name).mkdir()
@@ -146,7 +159,7 @@ def test_curves_hold_a_panel_for_each_series_there_is(tmp_path):
         runs.append_line(tmp_path / name / "eval.jsonl", {"step": 2, "accuracy": 0.5, "n": 8})
     sizes = {}
     for name in ("few", "many"):
-        path = metrics.plot_curves(tmp_path / name)
+        path = curves.plot_curves(tmp_path / name)
         with Image.open(path) as image:
             image.verify()
             sizes[name] = image.size
@@ -175,13 +188,13 @@ def test_curves_hold_a_panel_for_each_series_there_is(tmp_path):
 )
 def test_curves_are_those_of_what_was_learnt_from(tmp_path, record, titles):
     runs.append_line(tmp_path / "metrics.jsonl", {"step": 1, **record})
-    assert list(metrics.panels(tmp_path)) == titles
-    assert Image.open(metrics.plot_curves(tmp_path)).size == (720 * len(titles), 540)
+    assert list(curves.panels(tmp_path)) == titles
+    assert Image.open(curves.plot_curves(tmp_path)).size == (720 * len(titles), 540)
 
 
 def test_events_are_written_without_torch():
     """Which tensorboardX imports where it can, for seconds; a program that has it keeps it."""
-    code = "import importlib.util, sys, grpo_jax.runs.events; importlib.util.find_spec('torch'); "
+    code = "import importlib.util, sys, grpo_jax.runs.trackers.events; importlib.util.find_spec('torch'); "
     code += "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -115,7 +115,12 @@ def _learning() -> dict[str, Any]:
             "top_p": 1.0,
         },
         "checkpoint": {"every": 20, "keep": 2},  # steps, 0 = at the end only
-        "log": {"samples": 4},  # completions shown and stored a step
+        "log": {
+            "trackers": ("console", "jsonl", "tensorboard"),  # names, or "package.module:Tracker"
+            "samples": 4,  # completions shown and stored
+            "samples_every": 1,  # steps between them
+            "profile_steps": (),  # the first and the last step that JAX's profiler traces
+        },
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
     }
 

@@ -22,7 +22,7 @@ _AT_LEAST_ONE = (
     *("model.kv_heads", "model.ff", "rollout.prompts", "rollout.group", "rollout.max_tokens"),
     *("rollout.prompt_bucket", "optimizer.max_bad_steps", "optimizer.accumulation"),
     *("sft.batch", "sft.check_every", "sft.check_problems", "eval.problems", "checkpoint.keep"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "log.samples_every"),
 )
 _ABOVE_ZERO = (
     *("reward_timeout", "model.rope_theta", "model.norm_eps", "rollout.temperature"),
@@ -67,6 +67,7 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     _check_adapters(config)
     _check_batch(config)
     _check_overlap(config)
+    _check_log(config["log"])
 
 
 def _check_values(values: dict[str, Any], known: dict[str, Any]) -> None:
@@ -241,6 +242,23 @@ def _check_overlap(config: dict[str, Any]) -> None:
             f"config.algorithm.dynamic_sampling_rounds={rounds}: with "
             "config.rollout.source='overlapped' the next batch is sampled before it is known "
             "which groups have spread; valid: 0"
+        )
+
+
+def _check_log(log: dict[str, Any]) -> None:
+    names, steps = log["trackers"], log["profile_steps"]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise UsageError(f"config.log.trackers: {names!r}; valid: names, each once")
+    if "jsonl" not in names:
+        raise UsageError(
+            f"config.log.trackers: {names!r} lacks 'jsonl', whose files a run goes on from; valid: "
+            f"{('jsonl', *names)!r}"
+        )
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+    if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise UsageError(
+            f"config.log.profile_steps: {steps!r}; valid: the first and the last step, such as "
+            "(10, 12), or ()"
         )
 
 

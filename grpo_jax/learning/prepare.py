@@ -59,8 +59,7 @@ def prepare(
     mask = mask & ~jnp.isnan(rewards)[..., None]
     if algorithm.mask_truncated:
         mask = algorithms.drop_truncated(mask, r.finished)
-    reused = algorithm.inner_epochs * algorithm.minibatches > 1
-    logp_old = logps(state.policy.full) if reused or algorithm.tis_mode != "none" else None
+    logp_old = logps(state.policy.full) if needs_old(algorithm) else None
     batch = Batch(
         prompts=r.prompts,
         tokens=r.tokens,
@@ -73,6 +72,13 @@ def prepare(
         returns=returns,
     )
     return _weighed(algorithm, state, batch, r.entropy)
+
+
+def needs_old(algorithm: Algorithm) -> bool:
+    """Whether updates need the log-probs of the policy before them: a rollout is used in several,
+    or corrected for the sampler."""
+    reused = algorithm.inner_epochs * algorithm.minibatches > 1
+    return reused or algorithm.tis_mode != "none"
 
 
 def _weighed(

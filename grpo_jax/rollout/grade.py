@@ -35,6 +35,7 @@ class Graded:
     timeouts  how many (reward, completion) pairs hung or killed their process
     steps     [P][G], each completion's as its task judges them, or None
     rounds    of dynamic sampling
+    waited    seconds that its step waited for the grades
     """
 
     episodes: Episodes
@@ -43,6 +44,7 @@ class Graded:
     timeouts: int
     steps: list[list[Steps]] | None = None
     rounds: int = 0
+    waited: float = 0.0
 
     @property
     def spread(self) -> Bool[np.ndarray, " P"]:

@@ -1,6 +1,7 @@
 """When a batch is made: in turn, or while the one before is graded."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -154,8 +155,10 @@ def _sampled(m: Making, policy: Params, prompts: Prompts, number: int, round_: i
 
 
 def _graded(wait: Callable[[], Graded], number: int) -> Graded:
+    began = time.monotonic()
     with doing(f"grading step {number}", log_after_s=LONG_S):
-        return wait()
+        graded = wait()
+    return dataclasses.replace(graded, waited=time.monotonic() - began)
 
 
 def collect(
@@ -209,6 +212,7 @@ def _replace(old: Graded, new: Graded, slots: np.ndarray, fills: np.ndarray, rou
         timeouts=old.timeouts + new.timeouts,
         steps=old.steps and put_list(old.steps, new.steps),
         rounds=rounds,
+        waited=old.waited + new.waited,
     )
 
 

@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-import jax
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.console.interrupts import end, importing
-from grpo_jax.console.progress import COMPILED, doing, say
+from grpo_jax.console.progress import doing, say
 from grpo_jax.errors import UsageError
 from grpo_jax.hosts import fetch
 from grpo_jax.learning.state import TrainState
 from grpo_jax.runs import checkpoints
-from grpo_jax.runs.metrics import Logger, plot_curves
+from grpo_jax.runs.curves import plot_curves
 from grpo_jax.runs.run import Run
+from grpo_jax.runs.trackers import make_trackers
+from grpo_jax.training.profiling import compilations, profiler
 from grpo_jax.training.starting import check_begun
 
 Metrics = dict[str, Any]
@@ -159,60 +160,44 @@ def run_stage(run: Run, config: FrozenConfigDict, stage: Stage, begun: Begun) ->
     Interrupted after a signal, and UsageError after too many non-finite gradients in a row.
     """
     restored, state, total = begun.restored, begun.state, stage.total
+    saving, folder = 0.0, run.folder
     if restored:
         say(f"going on after step {restored} of {total}")
     with (
-        Logger(run, total, restored) as logger,
+        make_trackers(config.log.trackers) as trackers,
         stop_signals() as stopped,
-        _compile_clock() as compiled,
+        compilations() as compiled,
+        profiler(folder / "profile", config.log.profile_steps) as profiled,
     ):
+        trackers.begin(run, config.to_dict(), restored, total)
         if restored is None and stage.evaluate is not None:
-            logger.evaluation(0, _evaluated(stage.evaluate, state, 0))
+            trackers.evaluation(0, _evaluated(stage.evaluate, state, 0))
         if restored is None and total == 0:  # what a run starts from, and nothing more
             _save(run, config, stage, state, 0, ended=False)
         for number in range((restored or 0) + 1, total + 1):
-            state, metrics, samples, last = stage.step(state, number)
+            with profiled(number):
+                state, metrics, samples, last = stage.step(state, number)
+                metrics = {k: float(v) for k, v in fetch(metrics).items()}
             total = number if last else total
-            metrics = {k: float(v) for k, v in fetch(metrics).items()}
-            metrics["time/compile"] = compiled()  # an evaluation's goes to the step after it
-            logger.step(number, metrics)
-            logger.completions(number, samples)
+            # What came since the step before: an evaluation's compilations, and its checkpoint.
+            metrics |= compiled() | {"time/checkpoint": saving}
+            trackers.log(number, metrics)
+            if _due(number, config.log.samples_every, total):
+                trackers.completions(number, samples)
             _check_finite(metrics, number, config.optimizer.max_bad_steps, run)
             if stage.evaluate is not None and _due(number, config.eval.every, total):
-                logger.evaluation(number, _evaluated(stage.evaluate, state, number))
+                trackers.evaluation(number, _evaluated(stage.evaluate, state, number))
                 if number < total:
-                    plot_curves(run.folder)
-            received = stopped()  # asked once: one that comes later waits for the next step
+                    plot_curves(folder)
+            received, saving = stopped(), 0.0  # asked once: a later one waits for the next step
             if received or _due(number, config.checkpoint.every, total):
-                _save(run, config, stage, state, number, ended=last)
+                saving = _save(run, config, stage, state, number, ended=last)
             if received:
                 _leave(run, number, received)
             if last:
                 break
-    plot_curves(run.folder)
+    plot_curves(folder)
     return state
-
-
-@contextlib.contextmanager
-def _compile_clock() -> Iterator[Callable[[], float]]:
-    """A function that gives the seconds that XLA compiled since it was last asked."""
-    seconds = 0.0
-
-    def note(event: str, duration_secs: float, **_: str | int) -> None:
-        nonlocal seconds
-        if event == COMPILED:
-            seconds += duration_secs
-
-    def lap() -> float:
-        nonlocal seconds
-        passed, seconds = seconds, 0.0
-        return passed
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        yield lap
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def _evaluated(evaluate: Callable[[TrainState], Metrics], state: TrainState, at: int) -> Metrics:
@@ -229,13 +214,16 @@ def _save(
     state: TrainState,
     number: int,
     ended: bool,
-) -> None:
+) -> float:
+    """Save a checkpoint; the seconds that it took."""
+    began = time.monotonic()
     at = {"stage": stage.name, "step": number, "ended": ended}
     drawn = stage.source.get_state()
     waiting = drawn.pop("arrays", None)
     position, keep = {**drawn, **run.kept(), **at}, config.checkpoint.keep
     with doing(f"saving step {number}"):
         checkpoints.save(run.checkpoints, number, state.saved, position, keep, waiting)
+    return time.monotonic() - began
 
 
 def _due(number: int, every: int, total: int) -> bool:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from grpo_jax.config import defaults, resolve
 from grpo_jax.config.checks import config_diff
 from grpo_jax.files import holds_run
-from grpo_jax.runs.metrics import panels, picture
+from grpo_jax.runs.curves import panels, picture
 from grpo_jax.runs.run import load_config, load_record, write_atomically
 from grpo_jax.statistics import seed_interval
 

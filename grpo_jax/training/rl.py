@@ -18,9 +18,10 @@ from grpo_jax.engines.speculative import speculation_metrics
 from grpo_jax.hosts import fetch
 from grpo_jax.learning.microbatches import minibatches
 from grpo_jax.learning.optimizer import Optimizer, make_optimizer
-from grpo_jax.learning.prepare import prepare
+from grpo_jax.learning.prepare import needs_old, prepare
 from grpo_jax.learning.state import Critic, TrainState, abstract_state, init_state
 from grpo_jax.learning.update import refresh_reference, update
+from grpo_jax.models import flops
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Failures, Rewarder
 from grpo_jax.rollout.grade import Graded, Grader, step_rewards
@@ -35,6 +36,7 @@ from grpo_jax.training.experiment import Experiment
 from grpo_jax.training.load_reward_model import PREFIX, judge_sources, load_judges
 from grpo_jax.training.loop import Stage, Step, begin_or_resume, leaving_on_signals, run_stage
 from grpo_jax.training.pretrained import load_initial_params, with_base
+from grpo_jax.training.profiling import peak_flops
 from grpo_jax.training.sft import cold_start
 from grpo_jax.training.starting import holding, reopen, start_run
 from grpo_jax.types import Batch
@@ -187,10 +189,27 @@ def rl_step(source: RolloutSource, learner: Learner, state: TrainState, number: 
     metrics |= {
         "time/step": now - began,
         "time/rollout": sampled - began,
+        "time/reward": graded.waited,
         "time/update": now - sampled,
         "time/tokens_per_second": float(graded.episodes.rollouts.mask.sum()) / (now - began),
     }
+    metrics |= flop_utilization(learner, graded, now - began)
     return Step(state, metrics, samples(graded, advantages))
+
+
+def flop_utilization(learner: Learner, graded: Graded, seconds: float) -> dict[str, float]:
+    """The step's FLOPs over what its devices could have done; {} where either is not known."""
+    rate = peak_flops(learner.mesh.devices.flat[0].device_kind)
+    config, a = learner.model.config, learner.algorithm
+    if rate is None or learner.critic is not None or not flops.is_counted(config):
+        return {}
+    rollouts = graded.episodes.rollouts
+    prompts, completions = (np.asarray(x).sum(-1) for x in (rollouts.prompts.mask, rollouts.mask))
+    lengths = (prompts, completions)
+    sampled = (1 + graded.rounds) * flops.generation_flop(config, lengths)
+    before = (a.beta > 0) + needs_old(a)
+    done = sampled + flops.update_flop(config, lengths, a.inner_epochs, before)
+    return {"time/flop_utilization": done / (seconds * rate * learner.mesh.size)}
 
 
 def prepared(learner: Learner, state: TrainState, graded: Graded) -> Batch:

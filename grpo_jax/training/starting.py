@@ -13,6 +13,7 @@ from grpo_jax.errors import UsageError
 from grpo_jax.files import RUN_NAMES, at_home, check_writable, fingerprint, inside_run
 from grpo_jax.runs.checkpoints import newest_position
 from grpo_jax.runs.run import Run, check_run, load_record, open_run, read_steps, writing_in
+from grpo_jax.runs.trackers import find_tracker
 from grpo_jax.tokenizers import keep_tokenizer, kept_tokenizer
 from grpo_jax.training.data_check import check_data
 from grpo_jax.training.experiment import Experiment, build
@@ -22,12 +23,15 @@ from grpo_jax.training.pretrained import base_sources
 def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
     """The experiment of a resolved config, with the tokenizer of the run that is in `workdir`.
 
-    Changes nothing. UsageError where that is a run of another config, or lacks something.
+    Changes nothing. UsageError where that is a run of another config, or lacks something, and for
+    a tracker that there is not.
     """
     workdir = at_home(workdir)
     stands = "is a file" if workdir.is_file() else inside_run(workdir)
     if stands:
         raise UsageError(f"--workdir={workdir} {stands}; valid: a folder of its own")
+    for name in config.log.trackers:
+        find_tracker(name)
     position = newest_position(workdir / "checkpoints")
     check_run(workdir, config, None, position)
     check_whole(workdir, position)
