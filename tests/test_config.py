@@ -70,6 +70,13 @@ def test_defaults_are_valid_and_resolve_to_plain_frozen_values():
         ),
         ({"rollout__stop": ("\n", "")}, r"config\.rollout\.stop: ''; valid: texts of whole"),
         ({"rollout__stop": (5,)}, r"config\.rollout\.stop: 5; valid: texts of whole characters"),
+        ({"log__trackers": ("console",)}, r"log\.trackers: .* lacks 'jsonl', .*\('jsonl', 'console'"),
+        ({"log__trackers": ("jsonl", "jsonl")}, r"log\.trackers: .*; valid: names, each once"),
+        ({"log__trackers": ("jsonl", 5)}, r"log\.trackers: .*; valid: names, each once"),
+        ({"log__samples_every": 0}, r"config\.log\.samples_every: 0 must be at least 1"),
+        ({"log__profile_steps": (3,)}, r"profile_steps: \(3,\); valid: the first and the last step"),
+        ({"log__profile_steps": (3, 2)}, r"profile_steps: \(3, 2\); valid: the first and the last"),
+        ({"log__profile_steps": (0, 2)}, r"profile_steps: \(0, 2\); valid: the first and the last"),
         ({"rollout__stop": ("\ud800",)}, r"config\.rollout\.stop: '\\ud800'; valid: texts"),
         (
             {"chat_template_kwargs": {"messages": 1}},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from documented import KNOWN
 from PIL import Image
 from rich.console import Console
 
@@ -192,9 +193,22 @@ def test_curves_are_those_of_what_was_learnt_from(tmp_path, record, titles):
     assert Image.open(curves.plot_curves(tmp_path)).size == (720 * len(titles), 540)
 
 
+def test_every_name_in_the_source_is_explained():
+    """Those of models and algorithms that no run of the tests has, too."""
+    folders = [
+        ROOT / "grpo_jax" / name for name in ("algorithms", "learning", "engines", "training")
+    ]
+    text = "".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
+    names = set(re.findall(r'"((?:val|moe|mtp|kl|time|clip_ratio|speculative)/[\w/]+)"', text))
+    assert {"moe/load_max", "val/mean", "time/flop_utilization"} <= names
+    assert not {name for name in names if not KNOWN.fullmatch(name)}
+    assert not KNOWN.fullmatch("moe/load_mean") and KNOWN.fullmatch("rewards/a:b/mean")
+
+
 def test_events_are_written_without_torch():
     """Which tensorboardX imports where it can, for seconds; a program that has it keeps it."""
-    code = "import importlib.util, sys, grpo_jax.runs.trackers.events; importlib.util.find_spec('torch'); "
+    code = "import importlib.util, sys, grpo_jax.runs.trackers.events; "
+    code += "importlib.util.find_spec('torch'); "
     code += "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

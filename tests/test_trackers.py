@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 
 import pytest
 from tiny import tiny_config
@@ -72,7 +73,9 @@ def test_wandb_offline_holds_the_run_and_goes_on_with_its_id(tmp_path, monkeypat
                 step = json.loads(items["step"])
                 steps += [step] if "reward" in items else []
                 history.setdefault(step, {}).update(items)
-    assert {(r.run_id, r.display_name, r.project) for r in runs_seen} == {(kept, "mine", "grpo_jax")}
+    assert {(r.run_id, r.display_name, r.project) for r in runs_seen} == {
+        (kept, "mine", "grpo_jax")
+    }
     config = {item.key: json.loads(item.value_json) for item in runs_seen[0].config.update}
     assert {k: config[k] for k in CONFIG} == {**CONFIG, "rollout": {"stop": ["a", "b"]}}
     assert steps == [1, 2, 3, 4]
@@ -199,8 +202,8 @@ def test_a_tracker_that_there_is_not_is_refused_before_anything_is_made(tmp_path
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_names_its_extra(monkeypatch, name):
-    monkeypatch.setitem(__import__("sys").modules, name, None)
-    monkeypatch.delitem(__import__("sys").modules, TRACKERS[name].split(":")[0], raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, TRACKERS[name].split(":")[0], raising=False)
     with pytest.raises(UsageError, match=rf"{name}' is not installed: pip install 'grpo_jax\["):
         find_tracker(name)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from documented import undocumented
 from tiny import compile_fast, graded_by, tiny_config  # noqa: F401
 
 from grpo_jax.console import progress
@@ -55,6 +56,10 @@ def test_training_raises_a_trivial_reward(learnt):
     assert max(r["sampling/sampling_logp_difference/mean"] for r in records) < 1e-4
     assert records[0]["kl"] == pytest.approx(0, abs=1e-6) and records[-1]["kl"] > 0.1
     assert not (learnt / "eval.jsonl").exists()  # eval.every is 0
+    assert not undocumented(learnt / "metrics.jsonl")
+    for r in records:
+        assert 0 <= r["time/reward"] <= r["time/rollout"] <= r["time/step"]
+    assert records[0]["time/compilations"] > 0 and records[-1]["time/checkpoint"] == 0
 
 
 def test_the_stored_samples_are_those_of_the_step(learnt):
@@ -225,16 +230,20 @@ def state_of(x):
 @pytest.fixture
 def steps(tmp_path):
     """Runs the loop on a counter instead of a model: what each step does, and what it returns."""
-    config = tiny_config(**{"checkpoint.every": 2, "eval.every": 2, "optimizer.max_bad_steps": 3})
+    changes = {"checkpoint.every": 2, "eval.every": 2, "optimizer.max_bad_steps": 3}
+    sample = {"prompt": "1+1=", "completion": "2", "rewards": {}, "advantage": 0.0}
     seen = []
 
-    def run(act, total=6, done=None, last=None):
+    def run(act, total=6, done=None, last=None, **more):
+        config = tiny_config(**changes | more)
         run = open_run(tmp_path, config)
 
         def step(state, number):
             seen.append(number)
             metrics = {"skipped_in_a_row": act(number) or 0, "x": float(state.policy.trained["x"])}
-            return loop.Step(state_of(state.policy.trained["x"] + 1), metrics, [], number == last)
+            return loop.Step(
+                state_of(state.policy.trained["x"] + 1), metrics, [sample], number == last
+            )
 
         state = state_of(jnp.float32(done or 0))
         stage = loop.Stage(
@@ -299,6 +308,24 @@ def test_a_step_tells_how_long_it_compiled(steps):
     run(act, total=3)
     second, third = values(folder / "metrics.jsonl", "time/compile")[1:]
     assert second[1] > 0 and third[1] == 0
+    assert values(folder / "metrics.jsonl", "time/compilations")[1:] == [(2, 1.0), (3, 0.0)]
+
+
+def test_the_time_of_a_checkpoint_goes_to_the_step_after_it(steps):
+    folder, _, run = steps
+    run(lambda number: 0, total=5)
+    saved = [seconds > 0 for _, seconds in values(folder / "metrics.jsonl", "time/checkpoint")]
+    assert saved == [False, False, True, False, True]
+
+
+def test_steps_are_traced_and_completions_kept_now_and_then(steps, capsys):
+    folder, _, run = steps
+    log = {"log.profile_steps": (2, 3), "log.samples_every": 2}
+    run(lambda number: 0, total=5, **log)
+    assert list((folder / "profile").rglob("*.xplane.pb"))
+    assert f"the trace of steps 2 to 3 is in {folder}/profile" in capsys.readouterr().out
+    kept = [json.loads(line) for line in (folder / "completions.jsonl").open()]
+    assert [record["step"] for record in kept] == [2, 4, 5]
 
 
 def test_gradients_that_are_not_finite_stop_the_run_with_a_word(steps):
@@ -369,6 +396,9 @@ def test_a_run_starts_from_another_and_says_what_it_does(learnt, tmp_path, monke
     for word in words:
         at = told.find(word, at) + len(word)
         assert at >= len(word), (word, told)
+    assert not undocumented(
+        tmp_path / "cold/cold_start/metrics.jsonl", tmp_path / "cold/eval.jsonl"
+    )
     after = restore_params(tmp_path / "cold/cold_start/checkpoints")[0]
     jax.tree.map(np.testing.assert_array_equal, before, after)
 

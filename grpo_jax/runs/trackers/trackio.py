@@ -54,4 +54,4 @@ class TrackioTracker(Tracker):
         """Write what is left."""
         if hasattr(self, "_run"):
             with contextlib.redirect_stdout(io.StringIO()):
-                self._run.finish()
+                trackio.finish()
