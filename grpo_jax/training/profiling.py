@@ -45,7 +45,7 @@ def compilations() -> Iterator[Callable[[], dict[str, float]]]:
             seconds.append(duration_secs)
 
     def lap() -> dict[str, float]:
-        found = {"time/compile": sum(seconds), "time/compilations": float(len(seconds))}
+        found = {"time/compile": sum(seconds, 0.0), "time/compilations": float(len(seconds))}
         seconds.clear()
         return found
 
