@@ -19,7 +19,8 @@ from grpo_jax.learning.update import update
 from grpo_jax.rewards import Rewarder, RewardError
 from grpo_jax.rollout import sources
 from grpo_jax.rollout.play import encode_batch, texts
-from grpo_jax.runs import checkpoints, metrics
+from grpo_jax.runs import checkpoints
+from grpo_jax.runs.trackers import jsonl
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
@@ -108,7 +109,7 @@ PLACES = {
     "sample": (sources, "generate"),
     "reward": (sources, "_graded"),
     "update": (trainer, "update"),
-    "line": (metrics, "append_line"),
+    "line": (jsonl, "append_line"),
 }
 # Where a start of the same command ends, and the newest step that is saved then.
 STARTS = [
