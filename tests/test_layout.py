@@ -206,5 +206,16 @@ def test_every_gap_of_a_signature_is_seen(code, open_):
     assert [gaps(function) for function in functions] == ([] if open_ is None else [open_])
 
 
+def test_only_hosts_asks_jax_for_hosts_and_brings_arrays_to_them():
+    asked = ("device_get", "process_index", "process_count")
+    users = {
+        f"{path.relative_to(ROOT)}: {node.attr}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in asked
+    }
+    assert users == {"grpo_jax/hosts.py: device_get"}
+
+
 def test_no_module_is_called_utils():
     assert not [path for path in [*FILES, *TESTS] if path.stem in ("utils", "util", "helpers")]
