@@ -6,13 +6,13 @@
 A cold start on worked solutions, ended at 40% on training problems, then GRPO: no KL term,
 temperature 0.5, groups without spread sampled anew (DAPO). Held-out greedy accuracy on 512
 problems, 95% intervals, one run a seed on 2 cores; seconds of `make train` with compilation,
-without set-up, where nothing else ran on the machine (revision 7b17ae6; another processor rounds
+without set-up, where nothing else ran on the machine (revision 4826d82; another processor rounds
 otherwise):
 
     seed   after the cold start   after GRPO              seconds
-    0      0.547 [0.504, 0.589]   1.000 [0.993, 1.000]   308
-    1      0.480 [0.437, 0.524]   0.990 [0.977, 0.996]   336
-    2      0.445 [0.403, 0.489]   0.998 [0.989, 1.000]   337
+    0      0.547 [0.504, 0.589]   1.000 [0.993, 1.000]   304
+    1      0.480 [0.437, 0.524]   0.980 [0.964, 0.989]   not timed
+    2      0.445 [0.403, 0.489]   1.000 [0.993, 1.000]   291
 """
 
 from grpo_jax.config import defaults

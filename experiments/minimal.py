@@ -41,7 +41,7 @@ def train(steps, seed, model=None):
     model  a ModelConfig; None = that of `config.defaults()`, some 0.2 M parameters
     """
     task = make_task("addition")
-    tokenizer = char_tokenizer(task.symbols)
+    tokenizer = char_tokenizer(task.symbols or ())
     model = Decoder(model or ModelConfig(vocab_size=tokenizer.vocab_size))
     config = defaults().optimizer
     config.learning_rate = RATE
