@@ -1,8 +1,9 @@
 """GRPO in one file: python -m experiments.minimal [--steps=60 --seed=0].
 
-Algorithm 1 of DeepSeekMath (2402.03300) on two-digit addition, with the package's functions and
-nothing hidden: no checkpoints, no evaluation, one process. `experiments.train` takes the same
-steps, number for number; there everything else is a choice of a config.
+Algorithm 1 of DeepSeekMath (2402.03300) on one-digit addition, from random parameters, with the
+package's functions and nothing hidden: no checkpoints, no evaluation, one process. The mean reward
+goes from 0.05 to some 0.4 in 60 steps, three quarters of a minute on 2 cores (seed 0, once).
+`experiments.train` takes the same steps; there everything else is a choice of a config.
 """
 
 import jax
@@ -18,7 +19,7 @@ from grpo_jax.learning.state import init_state
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logps import completion_logps
-from grpo_jax.rewards.form import format_tags
+from grpo_jax.rewards.numbers import last_number
 from grpo_jax.rollout.play import encode_batch, texts
 from grpo_jax.sharding import make_mesh, using
 from grpo_jax.tasks import make_task
@@ -30,9 +31,9 @@ SEED = flags.DEFINE_integer(
     "seed", 0, "of the model, the problems and the noise", lower_bound=0, upper_bound=2**32 - 1
 )
 
-P, G, S, T = 32, 8, 32, 64  # prompts, group, prompt and completion length
-UPDATES, CLIP, BETA, TEMPERATURE = 2, 0.2, 0.04, 1.0  # of each batch; epsilon; weight of the KL
-WEIGHTS, RATE = {"accuracy": 1.0, "format": 0.1}, 2e-4  # of the rewards, and of learning
+P, G, S, T = 32, 16, 16, 3  # prompts, group, prompt and completion length
+UPDATES, CLIP, BETA, TEMPERATURE = 2, 0.2, 0.001, 1.0  # of each batch; epsilon; weight of the KL
+RATE, DIGITS = 1e-3, 1  # of learning, and of the numbers that are added
 
 
 def train(steps, seed, model=None):
@@ -40,7 +41,7 @@ def train(steps, seed, model=None):
 
     model  a ModelConfig; None = that of `config.defaults()`, some 0.2 M parameters
     """
-    task = make_task("addition")
+    task = make_task("addition", digits=DIGITS, heldout_size=8)
     tokenizer = char_tokenizer(task.symbols or ())
     model = Decoder(model or ModelConfig(vocab_size=tokenizer.vocab_size))
     config = defaults().optimizer
@@ -60,9 +61,7 @@ def train(steps, seed, model=None):
             rollouts = engine.generate(state.policy.full, prompts, keys, sampling)
             written = texts(tokenizer, np.asarray(rollouts.tokens), np.asarray(rollouts.mask))
             # Score them, and let each group be its own baseline.
-            rewards = np.array(
-                [graded(task, *each) for each in zip(questions, written, strict=True)]
-            )
+            rewards = np.array([graded(*each) for each in zip(questions, written, strict=True)])
             history.append(rewards.mean())
             old = logps(model, state.policy.full, rollouts)
             ref = logps(model, state.reference, rollouts)
@@ -74,13 +73,11 @@ def train(steps, seed, model=None):
     return history, state.policy.full
 
 
-def graded(task, question, completions):
-    """The weighed rewards of a question's completions, [G]."""
-    columns = {name: [value] * len(completions) for name, value in question.columns.items()}
-    prompts = [question.prompt] * len(completions)
-    found = {"accuracy": task.accuracy(prompts, completions, **columns)}
-    found["format"] = format_tags(prompts, completions, **columns)
-    return np.sum([WEIGHTS[name] * np.array(found[name]) for name in WEIGHTS], axis=0)
+def graded(question, completions):
+    """The rewards of a question's completions, [G]: 1 where their last number is the answer."""
+    G = len(completions)
+    answers = [question.columns["answer"]] * G
+    return np.array(last_number([question.prompt] * G, completions, answer=answers))
 
 
 def advantages(rewards):

@@ -17,14 +17,14 @@ STEPS = 3
 def test_its_steps_are_the_trainers(tmp_path, monkeypatch, capsys):
     config = tiny_config(
         **{"steps": STEPS, "prompt_length": 32, "rollout.prompt_bucket": 16, "eval.every": 0},
-        **{"rewards": {"tiny:sevens": 1.0}, "task": {"name": "addition"}},
+        **{"rewards": {"tiny:sevens": 1.0}},
         **{"algorithm.beta": minimal.BETA, "algorithm.inner_epochs": minimal.UPDATES},
         **{"optimizer.learning_rate": 0.02, "rollout.temperature": minimal.TEMPERATURE},
     )
     for name, value in (("P", 4), ("G", 4), ("T", config.rollout.max_tokens)):
         monkeypatch.setattr(minimal, name, value)
-    # An untrained model earns nothing by the script's own rewards.
-    judged = lambda task, question, completions: np.array(sevens(None, completions))  # noqa: E731
+    # An untrained model earns little by the script's own reward.
+    judged = lambda question, completions: np.array(sevens(None, completions))  # noqa: E731
     monkeypatch.setattr(minimal, "graded", judged)
     monkeypatch.setattr(minimal, "RATE", config.optimizer.learning_rate)
     model = build(config).model.config
