@@ -22,7 +22,7 @@ class Turn:
 
 
 class Environment(Protocol):
-    """One episode with the policy; each completion of a group has one of its own.
+    """One episode with the policy; each completion of a group has its own.
 
     Environments run on the host. A new one is a file here.
     """

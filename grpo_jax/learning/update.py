@@ -41,9 +41,9 @@ def update(
 
     `accumulation` micro-batches, scanned: loss weights are computed once from the whole
     minibatch, so that their number does not change the gradient (up to rounding). The state is
-    donated; with its `mesh` given, the new one lies exactly as the old one did, which XLA alone
+    donated; with its `mesh` given, the new one lies exactly as the old one did, which XLA by itself
     does not promise. Non-finite gradients leave the parameters as they were. `joint_mtp` lets the
-    loss of a multi-token prediction layer reach the decoder; else it trains that layer alone.
+    loss of a multi-token prediction layer reach the decoder; else it trains only that layer.
     A state with a critic needs `critic`, as `init_state` had it.
     """
     weights = algorithms.token_weights(batch.mask, algorithm.aggregation, batch.mask.shape[-1])

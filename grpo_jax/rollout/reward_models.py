@@ -180,8 +180,8 @@ def only(judge: Judge, mesh: Mesh, asked: Sequence[bool] | np.ndarray) -> Judge:
             size = rows << (-(-len(places) // rows) - 1).bit_length()
             size = min(size, -(-len(problems) // rows) * rows)
             chosen = [*places, *[places[0]] * (size - len(places))]
-            told = judge([problems[i] for i in chosen], [completions[i] for i in chosen])
-            found[places] = told[: len(places)]
+            scores = judge([problems[i] for i in chosen], [completions[i] for i in chosen])
+            found[places] = scores[: len(places)]
         return found
 
     return judged

@@ -61,7 +61,7 @@ def _begun(messages: Messages) -> tuple[Messages, str]:
 
 
 def _rendered(template: str, messages: Messages, known: Mapping[str, object], **how: bool) -> str:
-    try:  # text alone needs neither, and the import takes a second
+    try:  # text needs neither, and the import takes a second
         import jinja2  # noqa: F401
         from transformers.utils.chat_template_utils import render_jinja_template
     except ImportError as error:
@@ -100,8 +100,8 @@ def chat_prefill(template: str, messages: Messages, known: Mapping[str, object])
     if OPEN not in text and CLOSE not in text and not said:
         return ""
     end = text.rindex(said) if said else len(text)
-    told = _rendered(template, before, known, add_generation_prompt=False) if before else ""
-    opened = text[_shared(text, told) : end]
+    earlier = _rendered(template, before, known, add_generation_prompt=False) if before else ""
+    opened = text[_shared(text, earlier) : end]
     if OPEN in opened:
         opened = from_thought(opened)
     else:  # DeepSeek-V3.1 closes a thought that nothing opens

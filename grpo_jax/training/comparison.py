@@ -29,7 +29,7 @@ def write_comparison(
     """Write comparison.md, comparison.png and comparison.json of runs, {variant: a folder a seed}.
 
     costs    of the variants that are compared; a run's without any is only sampled
-    target   the accuracy whose time is told
+    target   the accuracy whose time is reported
     samples  the largest k of pass@k and maj@k; 0 = none
     """
     curves = {name: [curve(each) for each in runs[name]] for name in costs}
@@ -104,11 +104,11 @@ def learning_table(curves: dict, target: float) -> list[str]:
     for name, values in summary(curves, target).items():
         lead = "" if name == first else interval(values["lead"])
         reached = [s for s in values["seconds_to_target"] if s is not None]
-        told = f"{np.median(reached):.0f}" if reached else "never"
+        reached_at = f"{np.median(reached):.0f}" if reached else "never"
         if 0 < len(reached) < len(values["after"]):
-            told += f" ({len(reached)} of {len(values['after'])} seeds)"
+            reached_at += f" ({len(reached)} of {len(values['after'])} seeds)"
         cells = [interval(values["before"]), interval(values["after"]), lead]
-        cells += [interval(values["step_seconds"], 2), told]
+        cells += [interval(values["step_seconds"], 2), reached_at]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 

@@ -27,7 +27,7 @@ SHOWN = 2  # completions of each kind that are kept of each stage
 
 
 def pipeline(file: ModuleType, names: list[str], folder: Path, seed: int | None) -> None:
-    """All stages, and what there is to tell of them."""
+    """All stages, and the report of them."""
 
     folder.mkdir(parents=True, exist_ok=True)
     with doing("preparing what the stages read"):
@@ -36,7 +36,9 @@ def pipeline(file: ModuleType, names: list[str], folder: Path, seed: int | None)
         print(f"\n--- stage {number} of {len(names)}: {stage}", flush=True)
         run_stage(file, stage, names, folder, seed)
         if set(file.JUDGES) <= set(names[:number]):
-            tell(file, [s for s in names[:number] if s not in (*file.JUDGES, "rejection")], folder)
+            judge_policies(
+                file, [s for s in names[:number] if s not in (*file.JUDGES, "rejection")], folder
+            )
     rows = read_lines(folder / "results.jsonl")
     with doing("writing report.html"):
         write_report(folder, rows, read_lines(folder / "samples.jsonl"))
@@ -85,13 +87,13 @@ def run_stage(
         train(config, folder / stage)
 
 
-def tell(file: ModuleType, policies: list[str], folder: Path) -> None:
+def judge_policies(file: ModuleType, policies: list[str], folder: Path) -> None:
     """Judge what has been trained and not been judged: lines of results and of samples."""
 
     asked = resolve(file.get_config(file.MEASURED_ON, str(folder)))
-    told = {row["stage"] for row in read_lines(folder / "results.jsonl")}
+    done = {row["stage"] for row in read_lines(folder / "results.jsonl")}
     for stage in policies:
-        if stage in told:
+        if stage in done:
             continue
         with doing(f"judging {stage} on held-out problems"):
             row, samples = judged(*asked_the_same(folder / stage, asked)[:2])
@@ -144,8 +146,8 @@ def mean(values: Any, problems: list[Any], reward: str) -> float | None:
     """The mean over the problems that a reward is to score; None where it says nothing of any."""
 
     asked = values[[scored_by(problem, reward) for problem in problems]]
-    told = asked[~np.isnan(asked)]
-    return float(told.mean()) if told.size else None
+    known = asked[~np.isnan(asked)]
+    return float(known.mean()) if known.size else None
 
 
 def preference(task, judges, problems, completions, general) -> dict[str, float | None]:

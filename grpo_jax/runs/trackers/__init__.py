@@ -28,8 +28,8 @@ def find_tracker(name: str) -> type[Tracker]:
     UsageError names what there is not, and the nearest that there is, or the extra to install.
     """
     if name not in TRACKERS and ":" not in name:
-        told = f'{unknown("tracker", name, TRACKERS)}; or "package.module:Tracker"'
-        raise UsageError(f"config.log.trackers: {told}")
+        text = f'{unknown("tracker", name, TRACKERS)}; or "package.module:Tracker"'
+        raise UsageError(f"config.log.trackers: {text}")
     module_name, _, class_name = TRACKERS.get(name, name).partition(":")
     try:
         module = importlib.import_module(module_name)
