@@ -245,8 +245,12 @@ def raw(x):
 
 
 def test_gae_and_a_critic_come_together():
-    for wrong in (Algorithm(advantage="gae"), Algorithm(critic="head")):
-        with pytest.raises(ValueError, match="critic must be network or head with advantage 'gae'"):
+    wrongs = {
+        "critic must be network or head with advantage 'gae'": Algorithm(advantage="gae"),
+        "critic must be 'none' with advantage 'group_norm'": Algorithm(critic="head"),
+    }
+    for message, wrong in wrongs.items():
+        with pytest.raises(ValueError, match=message):
             validate(wrong, group=2)
     with pytest.raises(UsageError, match=r"critic must be one of .*did you mean 'network'"):
         tiny_config(**{"algorithm.preset": "ppo", "algorithm.critic": "net"})

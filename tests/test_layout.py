@@ -14,7 +14,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 # Lowest first: a module imports from its own floor and from those below.
 FLOORS = (
-    ("errors", "files", "statistics"),
+    ("errors", "files", "registry", "statistics"),
     ("console",),
     ("types", "hosts", "sharding"),
     ("algorithms",),
@@ -33,6 +33,7 @@ FLOORS = (
 WITHOUT = {
     "grpo_jax.errors": JAX,
     "grpo_jax.files": JAX,
+    "grpo_jax.registry": JAX,
     "grpo_jax.rewards": (*JAX, "grain"),
     "grpo_jax.tasks": JAX,
     "grpo_jax.algorithms": ("grain",),

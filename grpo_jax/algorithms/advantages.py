@@ -13,29 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grpo_jax.algorithms.needs import needs
 from grpo_jax.types import Advantages
-
-# Advantages that measure a completion against the others of its group; they need a group of 2.
-GROUP_RELATIVE = frozenset(
-    {
-        "group_norm",
-        "group_mean",
-        "leave_one_out",
-        "batch_norm",
-        "length_weighted",
-        "global_whiten_baseline",
-        "process",
-    }
-)
-
-
-def check_group(name: str, group: int) -> None:
-    """Raises ValueError where a group-relative advantage has nothing to compare with."""
-    if name in GROUP_RELATIVE and group < 2:
-        raise ValueError(
-            f"advantage {name!r} compares a prompt's completions with each other, so group must be "
-            f"at least 2, got {group}; with one completion a prompt use 'global_whiten' or 'gae'"
-        )
 
 
 def spread_is_noise(
@@ -51,6 +30,7 @@ def spread_is_noise(
     return high - low <= 8 * jnp.finfo(jnp.float32).eps * scale
 
 
+@needs(group=2)
 def group_norm(
     rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], *, std_ddof: int, std_eps: float
 ) -> Float[Array, "P G 1"]:
@@ -58,33 +38,36 @@ def group_norm(
 
     A group without spread gives exactly 0.
     """
-    _check("group_norm", rewards, mask)
+    _check(rewards, mask)
     centred, count = _centred(rewards)
     std = jnp.sqrt(jnp.square(centred).sum(-1, keepdims=True) / jnp.maximum(count - std_ddof, 1))
     # Where std is 0 so is the numerator; the guard only keeps std_eps = 0 from dividing 0 by 0.
     return (centred / jnp.where(std > 0, std + std_eps, 1.0))[..., None]
 
 
+@needs(group=2)
 def group_mean(rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]) -> Float[Array, "P G 1"]:
     """r_i - mean over the group (Dr. GRPO, 2503.20783)."""
-    _check("group_mean", rewards, mask)
+    _check(rewards, mask)
     return _centred(rewards)[0][..., None]
 
 
+@needs(group=2)
 def leave_one_out(
     rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]
 ) -> Float[Array, "P G 1"]:
     """r_i - mean of the other G - 1 = (r_i - mean) G / (G - 1) (RLOO, 2402.14740)."""
-    _check("leave_one_out", rewards, mask)
+    _check(rewards, mask)
     centred, count = _centred(rewards)
     return (centred * count / jnp.maximum(count - 1, 1))[..., None]
 
 
+@needs(group=2)
 def batch_norm(
     rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], *, std_ddof: int, std_eps: float
 ) -> Float[Array, "P G 1"]:
     """(r_i - group mean) / (std over the batch's rewards + std_eps) (2508.08221)."""
-    _check("batch_norm", rewards, mask)
+    _check(rewards, mask)
     centred, _ = _centred(rewards)
     valid = ~jnp.isnan(rewards)
     count = valid.sum()
@@ -94,11 +77,12 @@ def batch_norm(
     return (centred / jnp.where(std > 0, std + std_eps, 1.0))[..., None]
 
 
+@needs(group=2)
 def length_weighted(
     rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]
 ) -> Float[Array, "P G 1"]:
     """r_i - sum_j len_j r_j / sum_j len_j over the group (OPO, 2505.23585)."""
-    _check("length_weighted", rewards, mask)
+    _check(rewards, mask)
     valid, active, rewards = _active(rewards)
     length = jnp.where(valid, mask.sum(-1), 0)
     total = jnp.maximum(length.sum(-1, keepdims=True), 1)
@@ -106,6 +90,7 @@ def length_weighted(
     return jnp.where(active, rewards - baseline, 0.0)[..., None]
 
 
+@needs(group=1)
 def global_whiten(
     rewards: Float[Array, "P G"],
     mask: Bool[Array, "P G T"],
@@ -117,31 +102,34 @@ def global_whiten(
 
     G_t = R_t + gamma G_{t+1}, over token_rewards; masked tokens are skipped over.
     """
-    _check("global_whiten", rewards, mask)
+    _check(rewards, mask)
     chex.assert_equal_shape([token_rewards, mask])
     returns = discounted_sum(token_rewards, mask, gamma)
     return whiten(returns, mask & ~jnp.isnan(rewards)[..., None])
 
 
+@needs(group=2)
 def global_whiten_baseline(
     rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]
 ) -> Float[Array, "P G T"]:
     """r_i - group mean, then whitened over the batch's tokens (2501.03262)."""
-    _check("global_whiten_baseline", rewards, mask)
+    _check(rewards, mask)
     centred, count = _centred(rewards)
     valid = ~jnp.isnan(rewards) & (count > 1)
     return whiten(jnp.broadcast_to(centred[..., None], mask.shape), mask & valid[..., None])
 
 
+@needs(group=1)
 def accepted(
     rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], *, accept_reward: float
 ) -> Float[Array, "P G 1"]:
     """1 where r_i >= accept_reward, else 0: online rejection sampling fine-tuning
     (DeepSeekMath, 2402.03300, eq. 12)."""
-    _check("accepted", rewards, mask)
+    _check(rewards, mask)
     return (rewards >= accept_reward).astype(jnp.float32)[..., None]
 
 
+@needs(group=2, steps=True, kl_in="loss")
 def process(
     rewards: Float[Array, "P G"],
     mask: Bool[Array, "P G T"],
@@ -157,7 +145,7 @@ def process(
     the token at which each step ends, -1 where there is no step. A_t is the sum of the normalised
     rewards of the steps that end at or after t.
     """
-    _check("process", rewards, mask)
+    _check(rewards, mask)
     chex.assert_equal_shape([step_rewards, step_ends])
     chex.assert_equal_shape_prefix([step_rewards, mask], 2)
     scored = ~jnp.isnan(rewards)[..., None] & ~jnp.isnan(step_rewards) & (step_ends >= 0)
@@ -171,6 +159,7 @@ def process(
     return jnp.where(mask, jnp.where(ends_later, normalised[..., None, :], 0.0).sum(-1), 0.0)
 
 
+@needs(group=1, critic=True)
 def gae(
     rewards: Float[Array, "P G"],
     mask: Bool[Array, "P G T"],
@@ -184,7 +173,7 @@ def gae(
 
     `generalized_advantages` has the recursion.
     """
-    _check("gae", rewards, mask)
+    _check(rewards, mask)
     advantages, _ = generalized_advantages(token_rewards, values, mask, gamma=gamma, lam=lam)
     return whiten(advantages, mask & ~jnp.isnan(rewards)[..., None])
 
@@ -244,10 +233,9 @@ def whiten(x: Float[Array, "P G T"], mask: Bool[Array, "P G T"]) -> Float[Array,
     return jnp.where(signal, centred / jnp.sqrt(variance + 1e-8), 0.0)
 
 
-def _check(name: str, rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]) -> None:
+def _check(rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"]) -> None:
     chex.assert_rank([rewards, mask], [2, 3])
     chex.assert_shape(rewards, mask.shape[:2])
-    check_group(name, rewards.shape[1])
 
 
 def _active(

@@ -4,20 +4,22 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from jaxtyping import Array
 
-from grpo_jax.algorithms.advantages import ADVANTAGES, check_group
+from grpo_jax.algorithms.advantages import ADVANTAGES
 from grpo_jax.algorithms.aggregation import AGGREGATIONS
 from grpo_jax.algorithms.corrections import CORRECTIONS
 from grpo_jax.algorithms.kl import KLS
+from grpo_jax.algorithms.needs import UNDECLARED_GROUP, needs_of, required, takes
 from grpo_jax.algorithms.ratios import RATIOS
 from grpo_jax.algorithms.selection import SELECTIONS
 from grpo_jax.algorithms.shaping import COMBINATIONS
 from grpo_jax.algorithms.surrogates import SURROGATES
 from grpo_jax.algorithms.values import CRITICS
 from grpo_jax.errors import nearest
+from grpo_jax.registry import imported
 
 T = TypeVar("T")
 
@@ -82,7 +84,7 @@ class Algorithm:
     minibatches: int = 1
     kl_stop: float | None = None  # skip what is left of a rollout once approx_kl exceeds this
 
-    # Critic, which advantage gae needs
+    # Critic, for an advantage that needs one
     critic: str = "none"  # CRITICS: a network of its own, or a head on the policy
     value_clip: float | None = 0.2
     value_coef: float = 1.0
@@ -118,6 +120,44 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+# The parts that an algorithm names, by field; "none" is no part.
+PARTS: dict[str, Mapping[str, Callable]] = {
+    "reward_combination": COMBINATIONS,
+    "advantage": ADVANTAGES,
+    "ratio": RATIOS,
+    "surrogate": SURROGATES,
+    "aggregation": AGGREGATIONS,
+    "kl": KLS,
+    "token_selection": SELECTIONS,
+    "tis_mode": CORRECTIONS,
+}
+OPTIONAL = ("token_selection", "tis_mode")
+# The arrays that parts may ask for by name.
+ARRAYS = {
+    "advantage": ("token_rewards", "values", "step_rewards", "step_ends"),
+    "token_selection": ("advantages", "logp_rollout", "entropy", "rng"),
+}
+
+
+def part(algorithm: Algorithm, field: str) -> Callable[..., Array]:
+    """The function that a field of PARTS names, by its table or by its import path.
+
+    ValueError names the field, what is not there and what would be valid.
+    """
+    name, table = getattr(algorithm, field), PARTS[field]
+    if name in table:
+        return table[name]
+    if ":" in str(name):
+        return cast(Callable[..., Array], imported(field, name))
+    raise ValueError(_unknown(field, name, (*table, *(("none",) if field in OPTIONAL else ()))))
+
+
+def parts(algorithm: Algorithm) -> dict[str, Callable[..., Array]]:
+    """All its functions by field; ValueError as `part`."""
+    used = [f for f in PARTS if f not in OPTIONAL or getattr(algorithm, f) != "none"]
+    return {field: part(algorithm, field) for field in used}
+
+
 def validate(algorithm: Algorithm, group: int) -> None:
     """Raises ValueError, naming the field and what would be valid, unless the algorithm can run.
 
@@ -125,33 +165,45 @@ def validate(algorithm: Algorithm, group: int) -> None:
     """
     if group < 1:
         raise ValueError(f"group must be at least 1, got {group}")
-    choices: dict[str, Collection[str]] = {
-        "reward_combination": COMBINATIONS,
-        "advantage": ADVANTAGES,
-        "ratio": RATIOS,
-        "surrogate": SURROGATES,
-        "aggregation": AGGREGATIONS,
-        "kl": KLS,
-        "kl_in": ("loss", "reward"),
-        "token_selection": ("none", *SELECTIONS),
-        "tis_mode": ("none", *CORRECTIONS),
-        "critic": ("none", *CRITICS),
-    }
+    used = parts(algorithm)
+    choices = {"kl_in": ("loss", "reward"), "critic": ("none", *CRITICS)}
     for field, names in choices.items():
-        _check_choice(field, getattr(algorithm, field), names)
+        if (value := getattr(algorithm, field)) not in names:
+            raise ValueError(_unknown(field, value, names))
     for field, (low, high) in _RANGES.items():
         value = getattr(algorithm, field)
         if value is not None and not low <= value <= high:
             raise ValueError(f"{field} must be in [{low:g}, {high:g}], got {value}")
-    check_group(algorithm.advantage, group)
+    for field in used:
+        _check_needs(algorithm, field, used[field], group)
     _check_pairs(algorithm, group)
 
 
 def needs_steps(algorithm: Algorithm) -> bool:
     """Whether the advantage asks for the rewards of single steps."""
-    # One that a config file adds is unknown to programs that only ask the run's policy.
-    function = ADVANTAGES.get(algorithm.advantage)
-    return function is not None and "step_rewards" in inspect.signature(function).parameters
+    try:
+        return needs_of(part(algorithm, "advantage")).steps
+    except ValueError:  # a config file's, unknown to programs that only ask the run's policy
+        return False
+
+
+def squares_parts(algorithm: Algorithm) -> bool:
+    """Whether the rewards' combination takes the squares of its parts."""
+    return getattr(part(algorithm, "reward_combination"), "squares_parts", False)
+
+
+def check_group(field: str, name: str, function: Callable, group: int) -> None:
+    """Raises ValueError where a part that compares a group's completions has too few of them."""
+    least, why = needs_of(function).group, "compares a prompt's completions with each other"
+    if least is None:
+        least = UNDECLARED_GROUP if field == "advantage" else 1
+        why = "does not declare needs(group=1), so it may compare a prompt's completions"
+    if group < least:
+        able = [k for k, f in PARTS[field].items() if (needs_of(f).group or 1) <= group]
+        raise ValueError(
+            f"{field} {name!r} {why}: group must be at least {least}, got {group}; with {group} "
+            f"valid: {', '.join(able)}"
+        )
 
 
 def unclipped(algorithm: Algorithm) -> Algorithm:
@@ -164,7 +216,7 @@ def unclipped(algorithm: Algorithm) -> Algorithm:
 def call(
     function: Callable[..., T],
     algorithm: Algorithm,
-    *args: Array,
+    *args: Array | int,
     arrays: Mapping[str, Array | None] | None = None,
 ) -> T:
     """Calls function(*args) with the keyword-only arguments that its signature names.
@@ -183,35 +235,44 @@ def call(
     return function(*args, **wanted)
 
 
-def _check_choice(field: str, value: str, names: Collection[str]) -> None:
-    if value not in names:
-        near = nearest(str(value), names)
-        listed = ", ".join(sorted(names))
-        raise ValueError(f"{field} must be one of {listed}; got {value!r}, did you mean {near!r}?")
+def _unknown(field: str, value: object, names: Collection[str]) -> str:
+    near, listed = nearest(str(value), names), ", ".join(sorted(names))
+    return f"{field} must be one of {listed}; got {value!r}, did you mean {near!r}?"
+
+
+def _check_needs(algorithm: Algorithm, field: str, function: Callable, group: int) -> None:
+    """Raises ValueError unless what a part needs is there."""
+    name, needed = getattr(algorithm, field), needs_of(function)
+    known = [*ARRAYS.get(field, ()), *vars(algorithm)]
+    for lacking in sorted({*required(function), *needed.fields} - {*known}):
+        raise ValueError(
+            f"{field} {name!r} needs {lacking!r}, which is neither a field of an algorithm nor an "
+            f"array that it can have; the closest valid one is {nearest(lacking, known)!r}"
+        )
+    check_group(field, name, function, group)
+    for other, wanted in needed.fields.items():
+        moot = other == "kl_in" and algorithm.beta == 0
+        if (value := getattr(algorithm, other)) != wanted and not moot:
+            raise ValueError(f"{other} must be {wanted!r} with {field} {name!r}, got {value!r}")
+    if field == "advantage" and needed.critic and algorithm.critic == "none":
+        raise ValueError(
+            f"critic must be {' or '.join(CRITICS)} with advantage {name!r}, which needs one; got "
+            f"{algorithm.critic!r}"
+        )
+    if field == "advantage" and algorithm.critic != "none" and not takes(function, "values"):
+        raise ValueError(
+            f"critic must be 'none' with advantage {name!r}, which reads no values; got "
+            f"{algorithm.critic!r}"
+        )
 
 
 def _check_pairs(algorithm: Algorithm, group: int) -> None:
     """Raises ValueError on fields that are valid alone but not together."""
     a = algorithm
-    if (a.advantage == "gae") != (a.critic != "none"):
-        raise ValueError(
-            f"critic must be {' or '.join(CRITICS)} with advantage 'gae', and 'none' without; got "
-            f"critic {a.critic!r} with advantage {a.advantage!r}"
-        )
-    if a.surrogate == "gmpo" and a.ratio != "token":
-        raise ValueError(f"ratio must be 'token' with surrogate 'gmpo', got {a.ratio!r}")
     if a.ratio_cap is not None and a.ratio_cap <= 1 + a.clip_high:
         raise ValueError(
             f"ratio_cap must exceed 1 + clip_high = {1 + a.clip_high:g}, got {a.ratio_cap}"
         )
-    for field in ("ratio_cap", "dual_clip"):
-        if a.token_selection == "kl_cov" and getattr(a, field) is not None:
-            raise ValueError(
-                f"{field} must be None with token_selection 'kl_cov', whose penalty takes the "
-                f"clip's place; got {getattr(a, field)}"
-            )
-    if a.kl_in == "reward" and a.beta > 0 and a.advantage == "process":
-        raise ValueError("kl_in must be 'loss' with advantage 'process', got 'reward'")
     if a.kl_in == "reward" and a.kl_unbiased:
         raise ValueError("kl_unbiased must be False with kl_in 'reward': no gradient passes there")
     if a.reference_refresh > 0 and a.beta == 0:

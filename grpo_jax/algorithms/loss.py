@@ -5,22 +5,32 @@ Once per rollout, on the whole batch: `compute_advantages`, `compute_returns`, `
 these: `policy_loss`, whose losses, gradients and metrics add up to those of the minibatch.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from grpo_jax.algorithms import shaping
-from grpo_jax.algorithms.advantages import ADVANTAGES, generalized_advantages
-from grpo_jax.algorithms.algorithm import Algorithm, call, unclipped
-from grpo_jax.algorithms.corrections import CORRECTIONS
-from grpo_jax.algorithms.kl import KLS, importance_weighted
-from grpo_jax.algorithms.ratios import RATIOS, masked_difference, token
-from grpo_jax.algorithms.selection import SELECTIONS
-from grpo_jax.algorithms.surrogates import SURROGATES, clipped_tokens
+from grpo_jax.algorithms.advantages import generalized_advantages
+from grpo_jax.algorithms.algorithm import Algorithm, call, check_group, part, unclipped
+from grpo_jax.algorithms.kl import importance_weighted
+from grpo_jax.algorithms.ratios import masked_difference, token
+from grpo_jax.algorithms.surrogates import never
 from grpo_jax.types import Advantages, StepRewards
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+def combine_rewards(
+    algorithm: Algorithm, parts: Float[Array, "N P G"], weights: Float[Array, " N"]
+) -> Float[Array, "P G"]:
+    """The algorithm's one reward per completion, from N functions' parts and their weights."""
+    chex.assert_rank(parts, 3)
+    weights = jnp.asarray(weights, jnp.float32)
+    chex.assert_shape(weights, (parts.shape[0],))
+    return call(part(algorithm, "reward_combination"), algorithm, parts, weights)
 
 
 def compute_advantages(
@@ -37,8 +47,9 @@ def compute_advantages(
     rewards  NaN where abstained
     kl       of the behaviour policy to the reference, needed when kl_in is 'reward': token-level
              advantages see r_t - beta kl_t, the others r - beta sum_t kl_t
-    values   for 'gae'
-    steps    for 'process'; the outcome is added as the last one: `shaping.with_outcome`
+    values   of the critic, for an advantage that needs one
+    steps    for an advantage that needs them; the outcome is added as the last one:
+             `shaping.with_outcome`
     """
     kl = _reward_kl(algorithm, kl)
     arrays = {
@@ -50,7 +61,8 @@ def compute_advantages(
     if steps is not None:
         steps = shaping.with_outcome(steps, rewards, mask)
         arrays |= {"step_rewards": steps.rewards, "step_ends": steps.ends}
-    function = ADVANTAGES[algorithm.advantage]
+    function = part(algorithm, "advantage")
+    check_group("advantage", algorithm.advantage, function, rewards.shape[1])
     return jax.lax.stop_gradient(call(function, algorithm, rewards, mask, arrays=arrays))
 
 
@@ -85,7 +97,7 @@ def select_tokens(
 ) -> Float[Array, "P G T"] | None:
     """The algorithm's token selection on the WHOLE batch, or None when it has none.
 
-    From what the rollout left: logp_rollout and entropy; rng for 'clip_cov'.
+    From what the rollout left: logp_rollout and entropy; rng for one that draws lots.
     """
     if algorithm.token_selection == "none":
         return None
@@ -95,7 +107,7 @@ def select_tokens(
         "entropy": entropy,
         "rng": rng,
     }
-    selected = call(SELECTIONS[algorithm.token_selection], algorithm, mask, arrays=arrays)
+    selected = call(part(algorithm, "token_selection"), algorithm, mask, arrays=arrays)
     return jax.lax.stop_gradient(selected)
 
 
@@ -108,7 +120,26 @@ def rollout_correction(
     """The algorithm's weight for the sampler's drift, or None when it has none."""
     if algorithm.tis_mode == "none":
         return None
-    return call(CORRECTIONS[algorithm.tis_mode], algorithm, logp_old, logp_rollout, mask)
+    return call(part(algorithm, "tis_mode"), algorithm, logp_old, logp_rollout, mask)
+
+
+def loss_weights(algorithm: Algorithm, mask: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
+    """Each token's weight in the algorithm's loss, from the WHOLE minibatch's mask."""
+    chex.assert_rank(mask, 3)
+    weights = call(part(algorithm, "aggregation"), algorithm, mask, mask.shape[-1])
+    return weights.astype(jnp.float32)
+
+
+def reward_kl(
+    algorithm: Algorithm,
+    logp: Float[Array, "P G T"],
+    logp_ref: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+) -> Float[Array, "P G T"] | None:
+    """The behaviour policy's KL to the reference that the reward pays for, or None."""
+    if algorithm.kl_in != "reward":
+        return None
+    return call(part(algorithm, "kl"), algorithm, logp, logp_ref, mask)
 
 
 def policy_loss(
@@ -144,12 +175,12 @@ def policy_loss(
     old = detached(logp if logp_old is None else jnp.where(mask, logp_old, 0.0))
     advantages = detached(jnp.where(mask, advantages, 0.0))
 
-    if algorithm.token_selection == "kl_cov":
+    penalty_of = _penalty_of(algorithm)
+    if penalty_of is not None:
         algorithm = unclipped(algorithm)
-    log_ratio = RATIOS[algorithm.ratio](logp, old, mask)
+    log_ratio = call(part(algorithm, "ratio"), algorithm, logp, old, mask)
     token_log_ratio = token(logp, old, mask)
-    surrogate = SURROGATES[algorithm.surrogate]
-    loss = call(surrogate, algorithm, log_ratio, advantages, logp, mask)
+    loss = call(part(algorithm, "surrogate"), algorithm, log_ratio, advantages, logp, mask)
     if correction is not None:
         loss = loss * detached(correction)
     if algorithm.token_selection != "none":
@@ -160,23 +191,28 @@ def policy_loss(
     return jnp.sum(weights * (loss + penalty)), metrics
 
 
+def _penalty_of(algorithm: Algorithm) -> Callable[..., Float[Array, "P G T"]] | None:
+    """What selected tokens pay in place of the clip; None where the selection says nothing."""
+    if algorithm.token_selection == "none":
+        return None
+    return getattr(part(algorithm, "token_selection"), "penalty", None)
+
+
 def _apply_selection(
     algorithm: Algorithm,
     loss: Float[Array, "P G T"],
     drift: Float[Array, "P G T"],
     selection: Float[Array, "P G T"] | None,
 ) -> Float[Array, "P G T"]:
-    """KL-Cov penalises the selected tokens' drift; any other selection keeps only them.
+    """The selected tokens' loss, or all tokens' with the penalty that the selected ones pay.
 
     drift  logp - logp_old
     """
     if selection is None:
         raise ValueError(f"token_selection {algorithm.token_selection!r} needs selection")
     selection = jax.lax.stop_gradient(selection)
-    if algorithm.token_selection == "kl_cov":
-        # |drift|, without a gradient where it is 0: that of jnp.abs is 1 there.
-        distance = drift * jax.lax.stop_gradient(jnp.sign(drift))
-        return loss + algorithm.kl_cov_coef * selection * distance
+    if (penalty := _penalty_of(algorithm)) is not None:
+        return loss + selection * call(penalty, algorithm, drift)
     return loss * selection
 
 
@@ -193,7 +229,7 @@ def _penalties(
     metrics = {}
     if logp_ref is not None:
         reference = jax.lax.stop_gradient(jnp.where(mask, logp_ref, 0.0))
-        kl = metrics["kl"] = KLS[algorithm.kl](logp, reference, mask)
+        kl = metrics["kl"] = call(part(algorithm, "kl"), algorithm, logp, reference, mask)
         if algorithm.kl_in == "loss" and algorithm.beta > 0:
             if algorithm.kl_unbiased:
                 kl = importance_weighted(kl, token_log_ratio)
@@ -215,13 +251,8 @@ def _ratio_metrics(
     advantages: Advantages,
 ) -> dict[str, Array]:
     """approx_kl is Schulman's unbiased estimate of KL(old || policy), w - 1 - log w."""
-    low, high = clipped_tokens(
-        log_ratio,
-        advantages,
-        surrogate=algorithm.surrogate,
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-    )
+    where = getattr(part(algorithm, "surrogate"), "clips", never)
+    low, high = call(where, algorithm, log_ratio, advantages)
     return {
         "clip_ratio/low_mean": low,
         "clip_ratio/high_mean": high,

@@ -3,7 +3,8 @@
 Every selection reads only what the rollout left (behaviour log-probs, entropies) and the
 advantages, so it is made before the batch is cut into micro-batches, and the cut cannot change the
 gradient. Called as `f(mask, *, <arrays>, <Algorithm's coefficients>) -> f32[P, G, T]` of ones and
-zeros: the surrogate's factor, or for 'kl_cov' the extra penalty's.
+zeros, the surrogate's factor. One that declares `penalty(drift, *, <Algorithm's coefficients>)`,
+drift = logp - logp_old, leaves the surrogate whole: its tokens pay that, in place of any clip.
 """
 
 import chex
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from grpo_jax.algorithms.needs import declares, needs
 from grpo_jax.types import Advantages
 
 
@@ -46,6 +48,13 @@ def clip_cov(
     return 1.0 - _top(lottery, candidates, _count(mask, clip_cov_fraction))
 
 
+def distance(drift: Float[Array, "P G T"], *, kl_cov_coef: float) -> Float[Array, "P G T"]:
+    """kl_cov_coef |drift|, without a gradient where drift is 0: that of jnp.abs is 1 there."""
+    return kl_cov_coef * drift * jax.lax.stop_gradient(jnp.sign(drift))
+
+
+@needs(ratio_cap=None, dual_clip=None)
+@declares(penalty=distance)
 def kl_cov(
     mask: Bool[Array, "P G T"],
     *,
@@ -55,8 +64,7 @@ def kl_cov(
 ) -> Float[Array, "P G T"]:
     """1 on the `kl_cov_fraction` of tokens of highest covariance (2505.22617).
 
-    The loss adds kl_cov_coef |logp - logp_old| there, in place of any clip: as in the paper, no
-    token's ratio is clipped.
+    The loss adds kl_cov_coef |logp - logp_old| there; as in the paper, no token's ratio is clipped.
     """
     cov = covariance(mask, logp_rollout, advantages)
     return _top(cov, mask, _count(mask, kl_cov_fraction))

@@ -3,40 +3,31 @@
 NaN is a reward function's None: it abstains.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.algorithms.advantages import group_norm, spread_is_noise
+from grpo_jax.algorithms.needs import declares, needs
 from grpo_jax.types import StepRewards
 
-COMBINATIONS = ("sum", "normalize_each")
+
+def weighted_sum(parts: Float[Array, "N P G"], weights: Float[Array, " N"]) -> Float[Array, "P G"]:
+    """sum_n w_n r_n; a NaN part abstains."""
+    total = jnp.einsum("npg,n->pg", jnp.where(jnp.isnan(parts), 0.0, parts), weights)
+    return jnp.where(jnp.isnan(parts).all(0), jnp.nan, total)
 
 
-def combine_rewards(
-    parts: Float[Array, "N P G"],
-    weights: ArrayLike,
-    how: str = "sum",
-    *,
-    std_ddof: int = 1,
-    std_eps: float = 1e-6,
+@needs(group=2)
+@declares(squares_parts=True)
+def normalize_each(
+    parts: Float[Array, "N P G"], weights: Float[Array, " N"], *, std_ddof: int, std_eps: float
 ) -> Float[Array, "P G"]:
-    """One reward per completion, from N functions' parts and their weights [N].
-
-    'sum': sum_n w_n r_n. 'normalize_each' (GDPO, 2601.05242): each part is group-normalised, summed
-    by weight, and the sum normalised over the batch; follow it with the advantage 'group_mean',
-    which leaves it as it is. A NaN part abstains; a completion whose parts are all NaN stays NaN.
-    """
-    chex.assert_rank(parts, 3)
-    weights = jnp.asarray(weights, jnp.float32)
-    chex.assert_shape(weights, (parts.shape[0],))
-    if how not in COMBINATIONS:
-        raise ValueError(f"reward_combination must be one of {COMBINATIONS}, got {how!r}")
+    """Each part normalised over its group, summed by weight, and the sum normalised over the batch
+    (GDPO, 2601.05242); follow it with the advantage `group_mean`, which leaves it as it is."""
     abstained = jnp.isnan(parts).all(0)
-    if how == "sum":
-        total = jnp.einsum("npg,n->pg", jnp.where(jnp.isnan(parts), 0.0, parts), weights)
-        return jnp.where(abstained, jnp.nan, total)
     mask = jnp.ones((*parts.shape[1:], 1), bool)
     scores = [group_norm(r, mask, std_ddof=std_ddof, std_eps=std_eps)[..., 0] for r in parts]
     total = jnp.einsum("npg,n->pg", jnp.stack(scores), weights)
@@ -47,6 +38,14 @@ def combine_rewards(
     flat = spread_is_noise(total, ~abstained, axis=None)
     normalised = jnp.where(flat, 0.0, (total - mean) / (std + std_eps))
     return jnp.where(abstained, jnp.nan, normalised)
+
+
+# One reward per completion, from N functions' parts and their weights; one whose parts are all NaN
+# stays NaN. What takes the squares of parts declares `squares_parts`: float32 must hold them.
+COMBINATIONS: dict[str, Callable[..., Float[Array, "P G"]]] = {
+    "sum": weighted_sum,
+    "normalize_each": normalize_each,
+}
 
 
 def soft_overlong(lengths: Int[Array, "..."], max_length: int, cache: float) -> Float[Array, "..."]:

@@ -2,7 +2,8 @@
 
 Every surrogate is called as `f(log_ratio, advantages, logp, mask, *, <Algorithm's coefficients>)`,
 on arrays [P, G, T] that are finite everywhere; what it returns at masked positions is finite and
-unused.
+unused. One that clips declares for the metrics where it does: `clips(log_ratio, advantages, *,
+<Algorithm's coefficients>)` returns the tokens at its low and at its high clip.
 """
 
 import chex
@@ -10,9 +11,43 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from grpo_jax.algorithms.needs import declares, needs
 from grpo_jax.algorithms.ratios import at_least, at_most
+from grpo_jax.types import Advantages
+
+Clipped = tuple[Bool[Array, "P G T"], Bool[Array, "P G T"]]
 
 
+def never(log_ratio: Float[Array, "P G T"], advantages: Advantages) -> Clipped:
+    """No clip anywhere."""
+    nowhere = jnp.zeros(log_ratio.shape, bool)
+    return nowhere, nowhere
+
+
+def _outside(
+    log_ratio: Float[Array, "P G T"], advantages: Advantages, *, clip_low: float, clip_high: float
+) -> Clipped:
+    """The ratio beyond its bounds, whatever the sign of A."""
+    ratio = jnp.exp(log_ratio)
+    return ratio < 1.0 - clip_low, ratio > 1.0 + clip_high
+
+
+def _greedy_outside(
+    log_ratio: Float[Array, "P G T"], advantages: Advantages, *, clip_low: float, clip_high: float
+) -> Clipped:
+    """The ratio beyond the bound on the side that the sign of A makes greedy."""
+    low, high = _outside(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    return low & (advantages < 0), high & (advantages > 0)
+
+
+def _greedy_log_outside(
+    log_ratio: Float[Array, "P G T"], advantages: Advantages, *, clip_low: float, clip_high: float
+) -> Clipped:
+    """The same of the log-ratio."""
+    return (log_ratio < -clip_low) & (advantages < 0), (log_ratio > clip_high) & (advantages > 0)
+
+
+@declares(clips=_greedy_outside)
 def clip(
     log_ratio: Float[Array, "P G T"],
     advantages: Float[Array, "P G T"],
@@ -40,6 +75,7 @@ def clip(
     return loss
 
 
+@declares(clips=_outside)
 def cispo(
     log_ratio: Float[Array, "P G T"],
     advantages: Float[Array, "P G T"],
@@ -77,6 +113,8 @@ def sapo(
     return -(4.0 / tau) * jax.nn.sigmoid(tau * (jnp.exp(log_ratio) - 1.0)) * advantages
 
 
+@needs(ratio="token")
+@declares(clips=_greedy_log_outside)
 def gmpo(
     log_ratio: Float[Array, "P G T"],
     advantages: Float[Array, "P G T"],
@@ -109,30 +147,6 @@ def reinforce(
     """-A logp: the on-policy gradient, no weight (REINFORCE; RLOO, 2402.14740)."""
     chex.assert_equal_shape([advantages, logp, mask])
     return -advantages * logp
-
-
-def clipped_tokens(
-    log_ratio: Float[Array, "P G T"],
-    advantages: Float[Array, "P G T"],
-    *,
-    surrogate: str,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G T"]]:
-    """Where the surrogate's low and high clips hold.
-
-    CISPO truncates the weight whatever the sign of A; SAPO and REINFORCE never clip.
-    """
-    if surrogate == "gmpo":
-        low, high = log_ratio < -clip_low, log_ratio > clip_high
-    else:
-        ratio = jnp.exp(log_ratio)
-        low, high = ratio < 1.0 - clip_low, ratio > 1.0 + clip_high
-    if surrogate in ("clip", "gmpo"):
-        return low & (advantages < 0), high & (advantages > 0)
-    if surrogate == "cispo":
-        return low, high
-    return jnp.zeros_like(low), jnp.zeros_like(high)
 
 
 SURROGATES = {f.__name__: f for f in (clip, cispo, sapo, gmpo, reinforce)}

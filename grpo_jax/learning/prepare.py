@@ -48,8 +48,8 @@ def prepare(
     reference = state.policy.base if state.reference is None else state.reference
     logp_ref = logps(reference) if algorithm.beta > 0 else None
     kl = values = returns = None
-    if logp_ref is not None and algorithm.kl_in == "reward":
-        kl = algorithms.KLS[algorithm.kl](r.logp, logp_ref, mask)
+    if logp_ref is not None:
+        kl = algorithms.reward_kl(algorithm, r.logp, logp_ref, mask)
     if state.critic is not None:
         values = _values(model, state, r.prompts, r.tokens)
         returns = algorithms.compute_returns(algorithm, rewards, mask, values, kl=kl)

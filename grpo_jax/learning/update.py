@@ -46,7 +46,7 @@ def update(
     loss of a multi-token prediction layer reach the decoder; else it trains only that layer.
     A state with a critic needs `critic`, as `init_state` had it.
     """
-    weights = algorithms.token_weights(batch.mask, algorithm.aggregation, batch.mask.shape[-1])
+    weights = algorithms.loss_weights(algorithm, batch.mask)
     share = algorithms.token_weights(batch.mask, "token_mean")
     loss = partial(
         _loss,

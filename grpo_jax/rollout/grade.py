@@ -109,15 +109,13 @@ def _combined(
     asked = {name: [[scored_by(p, name)] for p in problems] for name in grader.weights}
     chosen = np.stack([np.where(asked[name], parts[name], np.nan) for name in grader.weights])
     combined = algorithms.combine_rewards(
+        algorithm,
         jnp.where(scores.lost, jnp.nan, chosen),
         jnp.array(list(grader.weights.values()), jnp.float32),
-        algorithm.reward_combination,
-        std_ddof=algorithm.std_ddof,
-        std_eps=algorithm.std_eps,
     )
     rewards = np.asarray(combined)
-    normalised = algorithm.reward_combination != "sum"
-    refuse_large(problems, episodes.completions, chosen if normalised else rewards[None])
+    squared = chosen if algorithms.squares_parts(algorithm) else rewards[None]
+    refuse_large(problems, episodes.completions, squared)
     return rewards
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from compiled import jit
 
-from grpo_jax.algorithms import ADVANTAGES, GROUP_RELATIVE, Algorithm, compute_advantages
+from grpo_jax.algorithms import ADVANTAGES, Algorithm, compute_advantages
 from grpo_jax.algorithms.advantages import generalized_advantages, whiten
 from grpo_jax.types import StepRewards
 
@@ -11,6 +11,10 @@ STEP_ENDS = np.sort(RNG.integers(0, 6, (4, 4, 3)), -1)
 STEP_ENDS[..., 2] = np.where(RNG.random((4, 4)) < 0.3, -1, STEP_ENDS[..., 2])
 STEP_REWARDS = RNG.normal(size=(4, 4, 3)).astype(np.float32)
 GAMMA, LAM = 0.9, 0.8
+GROUP_RELATIVE = {
+    *("batch_norm", "global_whiten_baseline", "group_mean", "group_norm"),
+    *("leave_one_out", "length_weighted", "process"),
+}
 
 compute = jit(compute_advantages, static_argnums=0)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import inspect
 
 import pytest
@@ -6,11 +7,11 @@ import pytest
 from grpo_jax.algorithms import (
     ADVANTAGES,
     CORRECTIONS,
-    GROUP_RELATIVE,
     PRESETS,
     SELECTIONS,
     SURROGATES,
     Algorithm,
+    needs,
     validate,
 )
 from grpo_jax.algorithms.algorithm import call
@@ -92,14 +93,95 @@ def test_validate_names_the_field(fields, message):
         validate(Algorithm(**fields), group=4)
 
 
+ENOUGH = ("accepted", "gae", "global_whiten")  # for which one completion is
+
+
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_validate_a_group_of_one(name):
     algorithm = Algorithm(advantage=name, critic="head" if name == "gae" else "none")
-    if name not in GROUP_RELATIVE:
+    if name in ENOUGH:
         validate(algorithm, group=1)
         return
-    with pytest.raises(ValueError, match="group must be at least 2, got 1"):
+    valid = "with 1 valid: global_whiten, accepted, gae"
+    with pytest.raises(ValueError, match=f"group must be at least 2, got 1; {valid}$"):
         validate(algorithm, group=1)
+
+
+def plain(rewards, mask):
+    return rewards[..., None]
+
+
+@pytest.mark.parametrize(
+    ("declared", "function", "fields", "group", "message"),
+    [
+        (None, plain, {}, 2, None),
+        (None, plain, {}, 1, r"'mine' does not declare needs\(group=1\), .*at least 2, got 1;"),
+        ({"group": 1}, plain, {}, 1, None),
+        ({"group": 2}, plain, {}, 1, "'mine' compares .*: group must be at least 2, got 1;"),
+        ({"group": 4}, plain, {}, 3, "group must be at least 4, got 3;"),
+        (
+            {"group": 1, "critic": True},
+            plain,
+            {},
+            1,
+            "critic must be network or head with .*'mine'",
+        ),
+        (None, lambda r, m, *, values: values, {}, 2, "critic must be network or head with"),
+        (None, lambda r, m, *, values: values, {"critic": "head"}, 2, None),
+        (None, lambda r, m, *, values=None: r, {}, 2, None),
+        (None, lambda r, m, *, values=None: r, {"critic": "head"}, 2, None),
+        (None, plain, {"critic": "head"}, 2, "critic must be 'none' with advantage 'mine'"),
+        ({"minibatches": 2}, plain, {}, 2, "minibatches must be 2 with advantage 'mine', got 1"),
+        ({"minibatches": 2}, plain, {"minibatches": 2}, 2, None),
+        ({"gama": 1.0}, plain, {}, 2, "'mine' needs 'gama', which is neither .*'gamma'"),
+        (None, lambda r, m, *, valeus: r, {}, 2, "'mine' needs 'valeus', .* closest .*'values'"),
+    ],
+)
+def test_what_an_advantage_declares_is_held(
+    monkeypatch, declared, function, fields, group, message
+):
+    function = functools.wraps(function)(lambda *a, **b: function(*a, **b))
+    function = needs(**declared)(function) if declared is not None else function
+    monkeypatch.setitem(ADVANTAGES, "mine", function)
+    algorithm = Algorithm(advantage="mine", **fields)
+    if message is None:
+        validate(algorithm, group)
+        return
+    with pytest.raises(ValueError, match=message) as raised:
+        validate(algorithm, group)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_advantage_may_be_anyones_by_its_import_path(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "of_mine.py").write_text("def median(rewards, mask): ...\nLIMIT = 2\n")
+    validate(Algorithm(advantage="of_mine:median"), group=2)
+    with pytest.raises(ValueError, match="'of_mine:median' does not declare"):
+        validate(Algorithm(advantage="of_mine:median"), group=1)
+    for name, message in (
+        ("of_mine:medain", "unknown name 'medain'; did you mean 'median'"),
+        ("of_mine:LIMIT", "is of type int; valid: a callable"),
+        ("of_mien:median", "cannot import 'of_mien'"),
+        (":median", "cannot import ''"),
+    ):
+        with pytest.raises(ValueError, match=f"advantage '{name}': {message}"):
+            validate(Algorithm(advantage=name), group=2)
+
+
+def test_parts_that_are_no_advantages_declare_too(monkeypatch):
+    for field, table, name in (
+        ("surrogate", SURROGATES, "clip"),
+        ("token_selection", SELECTIONS, "top_entropy"),
+        ("tis_mode", CORRECTIONS, "mask"),
+    ):
+        mine = functools.wraps(table[name])(lambda *a, **b: None)
+        monkeypatch.setitem(table, "mine", needs(group=3, gamma=0.5)(mine))
+        with pytest.raises(ValueError, match=f"{field} 'mine' compares .* at least 3, got 2"):
+            validate(Algorithm(**{field: "mine"}), group=2)
+        with pytest.raises(ValueError, match=f"gamma must be 0.5 with {field} 'mine', got 1.0"):
+            validate(Algorithm(**{field: "mine"}), group=3)
+    with pytest.raises(ValueError, match="reward_combination 'normalize_each' compares"):
+        validate(Algorithm(advantage="accepted", reward_combination="normalize_each"), group=1)
 
 
 def test_validate_the_group_itself():

@@ -4,6 +4,7 @@ from compiled import jit
 
 from grpo_jax.algorithms import (
     PRESETS,
+    Algorithm,
     combine_rewards,
     compute_advantages,
     soft_overlong,
@@ -20,12 +21,14 @@ PARTS = np.array(
 )
 WEIGHTS = (2.0, 0.1)
 
-combine = jit(combine_rewards, static_argnums=(1, 2))
+SUM, EACH = Algorithm(), Algorithm(reward_combination="normalize_each")
+
+combine = jit(combine_rewards, static_argnums=(0, 2))
 
 
 def test_sum_leaves_out_those_that_abstain():
     want = [[2 + 1, 0 + 3, 2, 2], [0.5, 1 + 0.7, 1 + 0.9, NAN]]
-    np.testing.assert_allclose(combine(PARTS, WEIGHTS), want, rtol=1e-6)
+    np.testing.assert_allclose(combine(SUM, PARTS, WEIGHTS), want, rtol=1e-6)
 
 
 def test_normalize_each():
@@ -38,13 +41,13 @@ def test_normalize_each():
     valid = ~np.isnan(PARTS).all(0)
     scores = (scores - scores[valid].mean()) / (scores[valid].std(ddof=1) + 1e-6)
     want = np.where(valid, scores, NAN)
-    np.testing.assert_allclose(combine(PARTS, WEIGHTS, "normalize_each"), want, atol=1e-5)
+    np.testing.assert_allclose(combine(EACH, PARTS, WEIGHTS), want, atol=1e-5)
 
 
 def test_the_gdpo_preset_passes_normalised_rewards_through():
     parts = np.nan_to_num(PARTS)
     algorithm = PRESETS["gdpo"]
-    rewards = combine(parts, WEIGHTS, algorithm.reward_combination)
+    rewards = combine(algorithm, parts, WEIGHTS)
     compute = jit(compute_advantages, static_argnums=0)
     advantages = np.asarray(compute(algorithm, rewards, np.ones((2, 4, 3), bool)))
     np.testing.assert_allclose(advantages[..., 0], rewards, atol=1e-6)
@@ -52,14 +55,14 @@ def test_the_gdpo_preset_passes_normalised_rewards_through():
 
 def test_normalize_each_without_spread_is_exactly_zero():
     parts = np.full((2, 2, 4), 0.1, np.float32)
-    assert np.all(np.asarray(combine(parts, WEIGHTS, "normalize_each")) == 0)
+    assert np.all(np.asarray(combine(EACH, parts, WEIGHTS)) == 0)
 
 
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"reward_combination must be one of .*got 'mean'"):
-        combine_rewards(PARTS, WEIGHTS, "mean")
+        combine_rewards(Algorithm(reward_combination="mean"), PARTS, WEIGHTS)
     with pytest.raises(AssertionError):
-        combine_rewards(PARTS, (1.0, 1.0, 1.0))
+        combine_rewards(SUM, PARTS, (1.0, 1.0, 1.0))
     for cache in (0, -1, 21):
         with pytest.raises(ValueError, match=r"overlong cache must be in \(0, 20\] tokens"):
             soft_overlong(np.zeros((1, 1)), 20, cache)

@@ -12,7 +12,7 @@ from compiled import jit
 
 from grpo_jax.algorithms import SURROGATES, Algorithm
 from grpo_jax.algorithms.algorithm import call
-from grpo_jax.algorithms.surrogates import clipped_tokens
+from grpo_jax.algorithms.surrogates import never
 
 
 @functools.partial(jit, static_argnums=0)
@@ -103,6 +103,13 @@ def test_gmpo_on_its_bounds_and_far_below_has_the_whole_gradient(advantage):
         np.testing.assert_allclose((loss, gradient), (-advantage * ratio,) * 2, rtol=1e-4)
 
 
+def clipped(surrogate, log_ratio, advantages, bound):
+    """Where a surrogate says that it clips."""
+    algorithm = Algorithm(clip_low=bound, clip_high=bound)
+    where = getattr(SURROGATES[surrogate], "clips", never)
+    return call(where, algorithm, log_ratio, advantages)
+
+
 @pytest.mark.parametrize(
     "surrogate, low, high",
     [
@@ -116,16 +123,15 @@ def test_gmpo_on_its_bounds_and_far_below_has_the_whole_gradient(advantage):
 def test_clipped_tokens(surrogate, low, high):
     log_ratio = jnp.array([[[0.5, 0.5, -0.5, -0.5]]])
     advantages = jnp.array([[[1.0, -1.0, 1.0, -1.0]]])
-    got = clipped_tokens(log_ratio, advantages, surrogate=surrogate, clip_low=0.3, clip_high=0.3)
+    got = clipped(surrogate, log_ratio, advantages, 0.3)
     np.testing.assert_array_equal(got[0][0, 0], low)
     np.testing.assert_array_equal(got[1][0, 0], high)
 
 
 def test_gmpo_counts_its_clips_in_the_log_ratio():
     x = jnp.full((1, 1, 1), 0.35)  # a ratio of 1.42: beyond 1.4, within exp(0.4)
-    bounds = {"clip_low": 0.4, "clip_high": 0.4}
-    assert not clipped_tokens(x, jnp.ones_like(x), surrogate="gmpo", **bounds)[1]
-    assert clipped_tokens(x, jnp.ones_like(x), surrogate="clip", **bounds)[1]
+    assert not clipped("gmpo", x, jnp.ones_like(x), 0.4)[1]
+    assert clipped("clip", x, jnp.ones_like(x), 0.4)[1]
 
 
 def test_a_new_surrogate_is_one_function(monkeypatch, batch):

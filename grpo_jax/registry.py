@@ -1,0 +1,37 @@
+"""Parts by name: an entry of a table, or the import path of anyone's own."""
+
+import importlib
+from collections.abc import Mapping
+from typing import TypeVar, cast
+
+from grpo_jax.errors import unknown
+
+T = TypeVar("T")
+
+
+def find(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of that name, or what an import path "package.module:name" leads to.
+
+    ValueError names what is not there, and the nearest that is; `kind` is what messages call it.
+    """
+    if name in table:
+        return table[name]
+    if ":" not in name:
+        raise ValueError(f'{unknown(kind, name, table)}; or "package.module:name"')
+    return cast(T, imported(kind, name))
+
+
+def imported(kind: str, path: str) -> object:
+    """What an import path "package.module:name" leads to; ValueError as `find`."""
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:  # ValueError for a path without a module
+        raise ValueError(f"{kind} {path!r}: cannot import {module_name!r}: {error}") from error
+    if not hasattr(module, name):
+        candidates = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        raise ValueError(f"{kind} {path!r}: {unknown('name', name, candidates)}")
+    found = getattr(module, name)
+    if not callable(found):
+        raise ValueError(f"{kind} {path!r}: is of type {type(found).__name__}; valid: a callable")
+    return found
