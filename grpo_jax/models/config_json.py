@@ -6,9 +6,9 @@ from typing import Any
 
 from grpo_jax.files import Json, read_object
 from grpo_jax.models.config import Experts, ModelConfig, RopeScaling, model_config
-from grpo_jax.models.families import FAMILIES, Family
+from grpo_jax.models.families import FAMILIES
+from grpo_jax.models.families.base import CAUSAL, EMBEDDING, HEAD, SCORING, Family
 from grpo_jax.models.files import INDEX, SINGLE, equal, tensor_files
-from grpo_jax.models.names import EMBEDDING, HEAD
 
 # Ours -> theirs, for every family.
 FIELDS = {
@@ -50,7 +50,6 @@ VALID: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (False,),
     "moe_layer_freq": (1,),
 }
-SCORING = "ForSequenceClassification"  # how the architectures of reward models end
 # What a user of a published model may still choose: how it is computed and trained.
 CHOSEN = ("dtype", "param_dtype", "scan_layers", "remat", "lora", "mtp_weight")
 CHOSEN_EXPERTS = ("bias_rate", "balance")
@@ -74,11 +73,12 @@ def read_config_file(directory: Path) -> ModelConfig:
         raise ValueError(f"{file}: {error}") from error
     if not any((directory / name).is_file() for name in (INDEX, SINGLE)):
         return c
-    files = tensor_files(directory)
-    if c.mtp and not any(name.startswith(f"model.layers.{c.layers}.") for name in files):
+    files, family = tensor_files(directory), family_named(hf)
+    if c.mtp and not any(name.startswith(family.prefix(c.layers)) for name in files):
         c = dataclasses.replace(c, mtp=0)
-    if c.tied and not _scores(hf) and {EMBEDDING, HEAD} <= files.keys():
-        c = dataclasses.replace(c, tied=equal(directory, files, EMBEDDING, HEAD))
+    both = family.whole[EMBEDDING], family.whole[HEAD]
+    if c.tied and not _scores(hf) and {*both} <= files.keys():
+        c = dataclasses.replace(c, tied=equal(directory, files, *both))
     return c
 
 
@@ -86,7 +86,7 @@ def read_config(hf: Json) -> ModelConfig:
     """The ModelConfig of a config.json; ValueError names what is unknown, missing or refused."""
     if not isinstance(hf, dict):
         raise ValueError("not a JSON object")
-    family = _family(hf)
+    family = family_named(hf)
     _check_supported(family, hf)
     try:
         own = family.read(hf)
@@ -96,7 +96,7 @@ def read_config(hf: Json) -> ModelConfig:
         raise ValueError(
             f"no field {error.args[0]!r}, which {family.architecture} needs"
         ) from error
-    tied = hf.get("tie_word_embeddings", family.model_type == "gemma3_text")
+    tied = hf.get("tie_word_embeddings", family.tied)
     fields["tied"] = bool(tied) or _scores(hf)  # a model that scores has no head for tokens
     return model_config(fields)
 
@@ -106,7 +106,7 @@ def write_config(c: ModelConfig, like: str = "") -> Json:
 
     like  the model_type to be written if it fits, where several do
     """
-    for family in sorted(FAMILIES, key=lambda family: family.model_type != like):
+    for family in sorted(FAMILIES.values(), key=lambda family: family.model_type != like):
         hf = _written(family, c)
         try:
             if architecture(read_config(hf)) == architecture(c):
@@ -115,8 +115,14 @@ def write_config(c: ModelConfig, like: str = "") -> Json:
             continue
     raise ValueError(
         "no family of Transformers has this mixture of options; "
-        f"valid: those of {', '.join(f.architecture for f in FAMILIES)}"
+        f"valid: those of {', '.join(f.architecture for f in FAMILIES.values())}"
     )
+
+
+def family_in(directory: Path, c: ModelConfig) -> Family:
+    """The family of a Hugging Face directory; of a config, the first that fits, without one."""
+    file = directory / "config.json"
+    return family_named(read_object(file) if file.is_file() else write_config(c))
 
 
 def _written(family: Family, c: ModelConfig) -> Json:
@@ -124,7 +130,7 @@ def _written(family: Family, c: ModelConfig) -> Json:
         "architectures": [family.architecture],
         "model_type": family.model_type,
         **{theirs: getattr(c, ours) for ours, theirs in FIELDS.items()},
-        _activation_name(family): {v: k for k, v in ACTIVATIONS.items()}[c.activation],
+        family.activation: {v: k for k, v in ACTIVATIONS.items()}[c.activation],
         "tie_word_embeddings": c.tied,
         **_write_rope(c),
         **family.write(c),
@@ -155,42 +161,37 @@ def as_scoring(hf: Json, pad: int | None) -> Json:
     pad  what Transformers looks for the last token before; None where that ends completions too:
          it then scores rows one by one
     """
-    (name,) = hf["architectures"]
-    named = name.replace("Gemma3For", "Gemma3TextFor").replace("ForCausalLM", SCORING)
-    return hf | {"architectures": [named], "id2label": {"0": "LABEL_0"}, "pad_token_id": pad}
+    name = family_named(hf).scores
+    return hf | {"architectures": [name], "id2label": {"0": "LABEL_0"}, "pad_token_id": pad}
 
 
 def _scores(hf: Json) -> bool:
     return any(name.endswith(SCORING) for name in hf.get("architectures") or [])
 
 
-def _family(hf: Json) -> Family:
-    named = [
-        name.replace(SCORING, "ForCausalLM").replace("Gemma3TextFor", "Gemma3For")
-        for name in hf.get("architectures") or []
-    ]
-    for family in FAMILIES:
-        if family.architecture in named or (
-            not named and hf.get("model_type") == family.model_type
-        ):
+def family_named(hf: Json) -> Family:
+    """The family of a config.json; ValueError for an unknown architecture."""
+    named = hf.get("architectures") or []
+    for family in FAMILIES.values():
+        if any(name.replace(SCORING, CAUSAL) == family.architecture for name in named):
             return family
-    found = ", ".join(named) or hf.get("model_type")
-    valid = ", ".join(f.architecture for f in FAMILIES)
+        if family.scores in named:
+            return family
+        if not named and hf.get("model_type") == family.model_type:
+            return family
+    found = ", ".join(name.replace(SCORING, CAUSAL) for name in named) or hf.get("model_type")
+    valid = ", ".join(f.architecture for f in FAMILIES.values())
     raise ValueError(f"unknown architecture {found!r}; valid: {valid}")
-
-
-def _activation_name(family: Family) -> str:
-    return "hidden_activation" if family.model_type == "gemma3_text" else "hidden_act"
 
 
 def _check_supported(family: Family, hf: Json) -> None:
     activation = (
-        hf.get(_activation_name(family))
+        hf.get(family.activation)
         or {v: k for k, v in ACTIVATIONS.items()}[family.fixed.get("activation", "silu")]
     )
     wanted = family.fixed.get("activation", "silu")
     if ACTIVATIONS.get(activation) != wanted:
-        raise ValueError(f"{_activation_name(family)}={activation!r} is not supported")
+        raise ValueError(f"{family.activation}={activation!r} is not supported")
     for name, valid in VALID.items():
         if hf.get(name) not in (None, *valid):
             raise ValueError(f"{name}={hf[name]!r} is not supported")
@@ -208,7 +209,7 @@ def _read_rope(hf: Json, family: Family) -> Json:
     new, old = (_object(hf, name) for name in ("rope_parameters", "rope_scaling"))
     # Where a stretched text's length is not told, it is all that the model was made for.
     longest = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
-    if family.model_type == "gemma3_text" or "full_attention" in new:
+    if family.local_rope or "full_attention" in new:
         local, full = (_object(new, f"{kind}_attention") for kind in ("sliding", "full"))
         if _rope_kind(local) != "none":
             raise ValueError(f"sliding_attention with rope_type={_rope_kind(local)!r}")

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from grpo_jax.files import METADATA, replacing
 from grpo_jax.hosts import fetch
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config_json import family_in
 from grpo_jax.models.names import parts
 from grpo_jax.models.quantized import dense
 from grpo_jax.types import Params
@@ -41,11 +42,11 @@ def save_adapters(out: Path, c: ModelConfig, params: Params, base: str) -> None:
     base  what PEFT is to call the model under them: its directory or name
     """
     tensors: dict[str, np.ndarray] = {}
-    modules = set()
+    modules, family = set(), family_in(Path(base), c)
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
         if path[-1] not in ADAPTERS:
             continue
-        for part in parts(c, (*path[:-1], "kernel")):
+        for part in parts(family, c, (*path[:-1], "kernel")):
             module = part.name.removesuffix(".weight")
             modules.add(module)
             tensor = np.ascontiguousarray(fetch(leaf[part.at] if part.at else leaf))

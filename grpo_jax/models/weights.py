@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 
 from grpo_jax.files import METADATA, TEXT_FILES, Json, read_object, replacing
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.config_json import as_scoring, write_config
+from grpo_jax.models.config_json import as_scoring, family_in, family_named, write_config
+from grpo_jax.models.families.base import EMBEDDING, HEAD, Family
 from grpo_jax.models.files import INDEX, SINGLE, opened, tensor_files
-from grpo_jax.models.names import EMBEDDING, HEAD, Part, copies, parts
+from grpo_jax.models.names import Part, copies, parts
 from grpo_jax.models.quantized import Quantized
 from grpo_jax.tokenizers import TextTokenizer, load_tokenizer, same_tokenizer, save_tokenizer
 from grpo_jax.types import Params
@@ -52,11 +53,13 @@ def load_weights(
     """
     files = tensor_files(directory)
     leaves = flax.traverse_util.flatten_dict(abstract)
-    wanted = {path: parts(c, path) for path in leaves}
-    if c.tied and EMBEDDING not in files and HEAD in files:  # one matrix, under its other name
-        wanted["embed", "embedding"] = [Part(HEAD, (), False)]
+    family = family_in(directory, c)
+    wanted = {path: parts(family, c, path) for path in leaves}
+    embedding, head = family.whole[EMBEDDING], family.whole[HEAD]
+    if c.tied and embedding not in files and head in files:  # one matrix, under its other name
+        wanted["embed", "embedding"] = [Part(head, (), False)]
     names = {part.name for ps in wanted.values() for part in ps}
-    _check_names(directory, c, names, set(files))
+    _check_names(directory, family, c, names, set(files))
     with _Reader(directory, files) as reader:
         params = {}
         for path, leaf in leaves.items():
@@ -65,14 +68,17 @@ def load_weights(
     return flax.traverse_util.unflatten_dict(params)
 
 
-def _check_names(directory: Path, c: ModelConfig, wanted: set[str], found: set[str]) -> None:
+def _check_names(
+    directory: Path, family: Family, c: ModelConfig, wanted: set[str], found: set[str]
+) -> None:
     missing = sorted(wanted - found)
     if missing:
         raise ValueError(f"{directory}: no tensor {missing[0]}, one of {len(missing)} missing")
-    optional = set(copies(c)) | ({HEAD} if c.tied else set())
-    draft = f"model.layers.{c.layers}."
-    if not c.mtp and f"{draft}enorm.weight" in found:  # a model without its prediction layer
-        optional |= {name for name in found if name.startswith(draft)}
+    optional = set(copies(family, c)) | ({family.whole[HEAD]} if c.tied else set())
+    at = family.prefix(c.layers)
+    if not c.mtp and {at + name for name in family.draft.values()} & found:
+        # The model is read without its prediction layer.
+        optional |= {name for name in found if name.startswith(at)}
     scales = {name for name in found if name.removesuffix(SCALE) in wanted}
     extra = sorted(n for n in found - wanted - optional - scales if not n.endswith(IGNORED))
     if extra:
@@ -165,14 +171,16 @@ def _put(whole: Array, part: Array, index: Array) -> Array:
     return jax.lax.dynamic_update_slice(whole, part, start)
 
 
-def tensors(c: ModelConfig, params: Params) -> Iterator[tuple[str, partial[np.ndarray]]]:
+def tensors(
+    family: Family, c: ModelConfig, params: Params
+) -> Iterator[tuple[str, partial[np.ndarray]]]:
     """(name, a function that fetches it to the host) for every tensor of a checkpoint."""
     made = {}
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
-        for part in parts(c, path):
+        for part in parts(family, c, path):
             made[part.name] = partial(_fetch, leaf, part)
     yield from made.items()
-    yield from ((name, made[original]) for name, original in copies(c).items())
+    yield from ((name, made[original]) for name, original in copies(family, c).items())
 
 
 def _fetch(leaf: Array, part: Part) -> np.ndarray:
@@ -201,6 +209,7 @@ def save_model(
     """
     old = read_object(source / "config.json") if source else {}
     hf = _kept(old) | write_config(c, old.get("model_type", ""))
+    family = family_named(hf)
     if "score" in params:
         pads = tokenizer is not None and tokenizer.pad not in tokenizer.stop
         hf = as_scoring(hf, tokenizer.pad if tokenizer and pads else None)
@@ -216,7 +225,7 @@ def save_model(
         dtype = str(jax.tree.leaves(params)[0].dtype)
         hf |= {"dtype": dtype, "torch_dtype": dtype}
         (made / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
-        _save_tensors(made, c, params, shard)
+        _save_tensors(made, family, c, params, shard)
 
 
 def _makes(source: Path, tokenizer: TextTokenizer) -> bool:
@@ -233,10 +242,10 @@ def _kept(hf: Json) -> Json:
     return {k: v for k, v in hf.items() if k not in gone}
 
 
-def _save_tensors(folder: Path, c: ModelConfig, params: Params, limit: int) -> None:
+def _save_tensors(folder: Path, family: Family, c: ModelConfig, params: Params, limit: int) -> None:
     groups: list[list[tuple[str, partial[np.ndarray]]]] = [[]]
     size = total = 0
-    for name, fetch in tensors(c, params):
+    for name, fetch in tensors(family, c, params):
         leaf, part = fetch.args
         count = leaf.nbytes // math.prod(leaf.shape[: len(part.at)])
         if groups[-1] and size + count > limit:

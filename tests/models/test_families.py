@@ -27,7 +27,7 @@ from grpo_jax.learning.optimizer import Optimizer
 from grpo_jax.learning.policy import split
 from grpo_jax.learning.state import TrainState
 from grpo_jax.learning.update import update
-from grpo_jax.models.config_json import architecture, read_config, write_config
+from grpo_jax.models.config_json import architecture, family_in, read_config, write_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.names import parts
 from grpo_jax.models.weights import SINGLE, save_model
@@ -134,7 +134,7 @@ def test_supervised_loss_and_gradient(case):
     change = jax.tree.map(lambda a, b: (a - np.asarray(b)) / RATE, before, state.policy.trained)
     seen = set()
     for path, gradient in flax.traverse_util.flatten_dict(change).items():
-        for part in parts(c, path):
+        for part in parts(family_in(theirs.folder, c), c, path):
             got = gradient[part.at].T if part.transposed else gradient[part.at]
             error = np.linalg.norm(got - want[part.name])
             assert error <= 1e-4 * np.linalg.norm(want[part.name]) + 1e-9, part.name
