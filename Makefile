@@ -17,13 +17,14 @@ define install
 	while kill -0 $$pip 2>/dev/null; do printf .; sleep 2; done; echo; wait $$pip
 endef
 
-.PHONY: help train test lint notebook reasoning_gym smollm2 smollm2-model clean
+.PHONY: help train test lint docs notebook reasoning_gym smollm2 smollm2-model clean
 
 help:
 	@echo 'make train          train configs/default.py; CONFIG=configs/<name>.py for another,'
 	@echo '                    ARGS="--config.steps=5 --workdir=DIR" for more options'
 	@echo 'make test           ruff, mypy and pytest; ARGS="-k loss" selects tests'
-	@echo 'make lint           ruff and mypy alone'
+	@echo 'make lint           ruff and mypy only'
+	@echo 'make docs           build docs/ and the API into site/; a broken link is an error'
 	@echo 'make notebook       open the notebooks in JupyterLab'
 	@echo 'make reasoning_gym  add the tasks of reasoning_gym (needs a C compiler)'
 	@echo 'make smollm2        train SmolLM2-135M-Instruct; smollm2-model only fetches it (93 MB)'
@@ -48,6 +49,11 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# -n: a type in a signature that no page describes is an error too, as every warning is by -W.
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m sphinx -q -n -W --keep-going -d build/doctrees docs site
+	@echo 'site/index.html is the front page'
+
 notebook: $(VENV)/notebook.stamp
 	$(BIN)/jupyter lab notebooks
 
@@ -71,7 +77,7 @@ $(SMOLLM2)/config.json: | $(VENV)/gguf.stamp
 	@rm -rf $(SMOLLM2).download
 
 clean:
-	rm -rf $(VENV) build/lib build/bdist.* .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) build/lib build/bdist.* build/doctrees site .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(VENV)/train.stamp: $(PINS) | $(BIN)/pip
@@ -93,6 +99,11 @@ $(VENV)/reasoning_gym.stamp: $(PINS) | $(BIN)/pip
 $(VENV)/gguf.stamp: $(PINS) | $(BIN)/pip
 	@echo 'Installing grpo_jax, Transformers and PyTorch into $(VENV) ...'
 	$(call install,-e '.[gguf]')
+	@touch $@ $(VENV)/train.stamp
+
+$(VENV)/docs.stamp: $(PINS) | $(BIN)/pip
+	@echo 'Installing grpo_jax and Sphinx into $(VENV) ...'
+	$(call install,-e '.[docs]')
 	@touch $@ $(VENV)/train.stamp
 
 $(VENV)/notebook.stamp: $(PINS) | $(BIN)/pip

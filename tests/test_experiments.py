@@ -1,4 +1,4 @@
-"""The programs on a tiny run, the benchmark's counts, and what README.md tells people to type."""
+"""The programs on a tiny run, the benchmark's counts, and the code that docs/ shows."""
 
 import importlib
 import json
@@ -18,8 +18,7 @@ from absl import flags
 
 from experiments import benchmark
 from grpo_jax import algorithms, tasks
-from grpo_jax.config import command_line, defaults, resolve
-from grpo_jax.config.checks import flatten
+from grpo_jax.config import command_line, resolve
 from grpo_jax.config.command_line import load_config_file
 from grpo_jax.errors import UsageError
 from grpo_jax.learning.state import abstract_state
@@ -34,14 +33,17 @@ from grpo_jax.training.rl import train
 from grpo_jax.types import Batch, Prompts
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-# The code blocks of README.md that name their file in the first line: {file: code}.
-SNIPPETS = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL))
+# The code blocks of docs/ that name their file in the first line: {file: code}.
+SNIPPETS = {
+    name: code
+    for page in (ROOT / "docs").glob("*.md")
+    for name, code in re.findall(r"```python\n# (\S+)\n(.*?)```", page.read_text(), re.DOTALL)
+}
 
 
 @pytest.fixture(scope="module")
 def snippets(tmp_path_factory) -> Iterator[Path]:
-    """The files of README.md, by their last names, in a folder to import from."""
+    """The files that docs/ shows, by their last names, in a folder to import from."""
     assert SNIPPETS.keys() == {"my_rewards.py", "grpo_jax/tasks/reverse.py", "configs/median.py"}
     folder = tmp_path_factory.mktemp("snippets")
     for path, code in SNIPPETS.items():
@@ -54,7 +56,7 @@ def snippets(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run(snippets, tmp_path_factory) -> Path:
-    """A run of two steps, with the algorithm and a reward of README.md, and its checkpoint."""
+    """A run of two steps, with the algorithm and a reward of docs/, and its checkpoint."""
     config = load_config_file(str(snippets / "median.py"))
     config.steps, config.compilation_cache = 2, ""
     config.model.update(hidden=16, layers=1, heads=2, kv_heads=1, ff=32)
@@ -328,7 +330,7 @@ def test_benchmark_refuses_impossible_sizes(flag, told):
         benchmark.parse([flag])
 
 
-def test_the_rewards_of_the_readme_score(snippets):
+def test_the_rewards_of_the_docs_score(snippets):
     names = ("my_rewards:brief", "my_rewards:first_digit")
     with Rewarder({name: resolve_reward(name) for name in names}) as rewarder:
         problem = tasks.Problem("1+2=", {"answer": "3"})
@@ -337,7 +339,7 @@ def test_the_rewards_of_the_readme_score(snippets):
     assert scores.parts[names[1]].tolist() == [[1.0, 0.0]]
 
 
-def test_the_task_of_the_readme_works_from_the_default_config(snippets, monkeypatch, capsys):
+def test_the_task_of_the_docs_works_from_the_default_config(snippets, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(tasks.TASKS, "reverse", importlib.import_module("reverse").reverse)
     argv = ["train", "--config=configs/default.py"]
@@ -373,25 +375,9 @@ def test_the_reward_and_the_algorithm_of_the_readme_train(run):
     assert json.loads((run / "config.json").read_text())["algorithm"]["advantage"] == "group_median"
 
 
-def test_the_advantage_of_the_readme_is_the_distance_to_the_median(snippets):
+def test_the_advantage_of_the_docs_is_the_distance_to_the_median(snippets):
     config = resolve(load_config_file(str(snippets / "median.py")))
     function = algorithms.ADVANTAGES[config.algorithm.advantage]
     advantages = function(np.array([[0.0, 1.0, 5.0]]), np.ones((1, 3, 2), bool))
     assert advantages.shape == (1, 3, 1)
     assert advantages[0, :, 0].tolist() == [-1.0, 0.0, 4.0]
-
-
-def test_the_readme_lists_every_preset_and_only_fields_that_exist():
-    listed = re.findall(r"^\| `(\w+)` \| .*arxiv", README, re.MULTILINE)
-    assert sorted(listed) == sorted(algorithms.PRESETS)
-    fields = set(re.findall(r"--config\.([\w.]+)=", README))
-    # A task takes options of its own, and so does a chat template.
-    ours = {name for name in fields if not name.startswith(("task.", "chat_template_kwargs."))}
-    assert ours - {"x"} <= flatten(defaults().to_dict()).keys()
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "CONTRIBUTING.md"])
-def test_links_to_files_lead_somewhere(page):
-    path = ROOT / page
-    links = re.findall(r"\]\(([^)#]+)", path.read_text())
-    assert not [x for x in links if "://" not in x and not (path.parent / x).exists()]
