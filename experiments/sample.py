@@ -47,8 +47,9 @@ def main():
         import numpy as np
 
         from grpo_jax.config.checks import check_stop
-        from grpo_jax.engines import completion_keys, make_engine
+        from grpo_jax.engines import completion_keys
         from grpo_jax.engines.filters import Sampling
+        from grpo_jax.engines.lockstep import Lockstep
         from grpo_jax.engines.stops import stop_table
         from grpo_jax.rollout.play import Player, play
         from grpo_jax.sharding import make_mesh
@@ -71,7 +72,7 @@ def main():
     checked()
     say(m.origin)
     player = Player(
-        engine=make_engine("lockstep", m.model, stops),
+        engine=Lockstep(model=m.model, stops=stops),
         tokenizer=tokenizer,
         mesh=make_mesh(),
         prompt_length=longest,

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from chat_tokenizer import save
+from tiny import tiny_config
 from transformers import AutoTokenizer
 
 from grpo_jax.config import defaults, resolve
@@ -86,3 +87,26 @@ def test_stop_strings_are_the_samplers_table(config):
     config.rollout.stop = ("</answer>",)
     ex = build(resolve(config))
     assert ex.player.engine.stops.shape == (len("</answer>") + 2, ex.model.config.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"engine": "lockste"}, r"unknown engine 'lockste'; did you mean 'lockstep'\?"),
+        ({"source": "in_tur"}, r"unknown source 'in_tur'; did you mean 'in_turn'\?"),
+        ({"environment": "single"}, r"unknown environment 'single'; .*'single_turn'\?"),
+        ({"environment": "nowhere:Game"}, "environment 'nowhere:Game': cannot import 'nowhere'"),
+        ({"source": "overlapped"}, "'overlapped' .*tis_mode='none'; valid: 'truncate', 'mask'"),
+        (
+            {"source": "overlapped", "rounds": 10},
+            "'overlapped' .*dynamic_sampling_rounds=10; valid: 0",
+        ),
+    ],
+)
+def test_an_engine_source_or_environment_that_will_not_do_is_named(fields, message):
+    changes = {f"rollout.{name}": value for name, value in fields.items() if name != "rounds"}
+    if "rounds" in fields:
+        changes |= {"algorithm.tis_mode": "mask", "algorithm.dynamic_sampling_rounds": 10}
+    with pytest.raises(UsageError, match=f"^config.rollout: .*{message}") as raised:
+        build(tiny_config(**changes))
+    assert "\n" not in str(raised.value)

@@ -258,7 +258,7 @@ MAY = [
     ("steps", 100, 200, {"optimizer.schedule": "linear"}, POSITION, "the linear schedule"),
     ("steps", 100, 200, {"optimizer.schedule": "cosine"}, None, "the cosine schedule"),
     ("steps", 100, 200, {"rollout.source": "overlapped"}, POSITION, True),
-    ("steps", 50, 200, {"rollout.source": "overlapped"}, POSITION, "with rollout.source"),
+    ("steps", 50, 200, {}, POSITION | {"final": True}, "with rollout.source"),
     ("steps", 3, 2, {}, {"step": 4, "stage": "sft"}, True),
     ("overlong_prompts", "refuse", "drop", {}, POSITION, True),
     ("overlong_prompts", "drop", "refuse", {}, POSITION, True),

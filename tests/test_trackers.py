@@ -188,11 +188,12 @@ def test_what_cannot_be_written_ends_the_run(tmp_path):
         ("wandbb", "unknown tracker 'wandbb'; did you mean 'wandb'? valid: console, "),
         ("no_such_module:T", "'no_such_module:T': cannot import 'no_such_module': No module"),
         ("test_trackers:Recoder", "unknown class 'Recoder'; did you mean 'Recorder'?"),
+        ("", "('console',) lacks 'jsonl', whose files a run goes on from; valid: ('jsonl', 'cons"),
         ("json:JSONDecoder", "'json:JSONDecoder' is no tracker: it lacks begin, log, evaluation"),
     ],
 )
 def test_a_tracker_that_there_is_not_is_refused_before_anything_is_made(tmp_path, name, told):
-    config = tiny_config(**{"log.trackers": ("jsonl", name)})
+    config = tiny_config(**{"log.trackers": ("jsonl", name) if name else ("console",)})
     with pytest.raises(UsageError) as raised:
         reopen(config, tmp_path / "run")
     assert told in str(raised.value) and "\n" not in str(raised.value)

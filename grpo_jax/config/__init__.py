@@ -69,6 +69,7 @@ def _model_and_rollout() -> dict[str, Any]:
             "stop": (),  # texts that end a completion and stay in it; evaluations' too
             "engine": "lockstep",  # or 'speculative': the multi-token prediction layer drafts
             "source": "in_turn",  # or 'overlapped': the next batch while this one is graded
+            "environment": "single_turn",  # or an import path, as of the two above
             "prompt_bucket": 16,  # prompts are padded to a multiple of this
         },
     }

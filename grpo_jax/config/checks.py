@@ -66,7 +66,6 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     _check_model(config["model"])
     _check_adapters(config)
     _check_batch(config)
-    _check_overlap(config)
     _check_log(config["log"])
 
 
@@ -229,31 +228,10 @@ def _check_batch(config: dict[str, Any]) -> None:
         _divides("sft.batch", config["sft"]["batch"], "mesh.data * mesh.fsdp", devices)
 
 
-def _check_overlap(config: dict[str, Any]) -> None:
-    if config["rollout"]["source"] != "overlapped":
-        return
-    if config["algorithm"]["tis_mode"] == "none":
-        raise UsageError(
-            "config.algorithm.tis_mode='none': with config.rollout.source='overlapped' a batch is "
-            "one update old when it is learnt from, which needs a weight; valid: 'truncate', 'mask'"
-        )
-    if rounds := config["algorithm"]["dynamic_sampling_rounds"]:
-        raise UsageError(
-            f"config.algorithm.dynamic_sampling_rounds={rounds}: with "
-            "config.rollout.source='overlapped' the next batch is sampled before it is known "
-            "which groups have spread; valid: 0"
-        )
-
-
 def _check_log(log: dict[str, Any]) -> None:
     names, steps = log["trackers"], log["profile_steps"]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise UsageError(f"config.log.trackers: {names!r}; valid: names, each once")
-    if "jsonl" not in names:
-        raise UsageError(
-            f"config.log.trackers: {names!r} lacks 'jsonl', whose files a run goes on from; valid: "
-            f"{('jsonl', *names)!r}"
-        )
     whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
     if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]):
         raise UsageError(

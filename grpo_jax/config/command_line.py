@@ -200,9 +200,12 @@ def _check_name(config: ConfigDict, name: str, given: dict[str, str]) -> None:
     if not isinstance(options, ConfigDict):
         raise UsageError(unknown_field(name, flat))
     task = given.get(f"config.{within}.name") or options.get("name", groups[-1])
-    if task not in TASKS:
+    if task not in TASKS and ":" not in task:
         raise UsageError(unknown_field(name, flat))
-    known = task_options(task)
+    try:
+        known = task_options(task)
+    except ValueError as error:
+        raise UsageError(f"config.{within}.name: {error}") from error
     if known is None:  # it takes what a library's data sets take, and says which
         return
     known = [*known, *(("share", "rewards") if groups[-2:-1] == ["parts"] else ())]
@@ -225,12 +228,14 @@ def _drop_other_tasks_options(
         before = _get(config, name)
         if leaf != "name" or not within.startswith("task") or before in (None, task):
             continue
-        from grpo_jax.tasks import TASKS, task_options
+        from grpo_jax.tasks import task_options
 
-        if task not in TASKS:  # which will be said
+        try:
+            known = task_options(task)
+        except ValueError:  # an unknown one, which will be said
             continue
         options = _get(flag_values["config"].value, within)
-        kept = {"name", "share", "rewards", *(task_options(task) or ())}
+        kept = {"name", "share", "rewards", *(known or ())}
         gone = [o for o in options if o not in kept and f"{within}.{o}" not in given]
         for option in gone:
             del options[option]

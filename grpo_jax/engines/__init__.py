@@ -1,6 +1,6 @@
 """Who generates tokens, by name; `base.Engine` says what each offers.
 
-A new one is a file here, and a line in ENGINES.
+A new one is a file here and a line in ENGINES, or a file anywhere that is named by its import path.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from grpo_jax.engines.base import Engine, completion_keys
 from grpo_jax.engines.filters import Sampling
 from grpo_jax.engines.lockstep import Lockstep
 from grpo_jax.engines.speculative import Speculative
-from grpo_jax.errors import unknown
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.registry import find
 
 __all__ = ["ENGINES", "Engine", "Sampling", "completion_keys", "make_engine"]
 
@@ -20,10 +20,9 @@ ENGINES: dict[str, Callable[..., Engine]] = {"lockstep": Lockstep, "speculative"
 
 
 def make_engine(name: str, model: Decoder, stops: Int[Array, "N V"] | None = None) -> Engine:
-    """The engine of that name; ValueError for an unknown one, or for a model that it cannot run.
+    """The engine of a name or import path; ValueError for an unknown one, or for a model that it
+    cannot run.
 
     stops  the table of stop strings (`engines.stops`), or None
     """
-    if name not in ENGINES:
-        raise ValueError(unknown("engine", name, ENGINES))
-    return ENGINES[name](model=model, stops=stops)
+    return find("engine", name, ENGINES)(model=model, stops=stops)

@@ -1,1 +1,20 @@
-"""What answers the policy; `base.Environment` says what each offers."""
+"""What answers the policy, by name; `base.Environment` says what each offers.
+
+A new one is a file here and a line in ENVIRONMENTS, or a file anywhere that is named by its import
+path.
+"""
+
+from collections.abc import Callable
+
+from grpo_jax.environments.base import Environment, Turn
+from grpo_jax.environments.single_turn import SingleTurn
+from grpo_jax.registry import find
+
+__all__ = ["ENVIRONMENTS", "Environment", "Turn", "find_environment"]
+
+ENVIRONMENTS: dict[str, Callable[[], Environment]] = {"single_turn": SingleTurn}
+
+
+def find_environment(name: str) -> Callable[[], Environment]:
+    """What makes the environment of one completion; ValueError for an unknown name."""
+    return find("environment", name, ENVIRONMENTS)

@@ -13,7 +13,7 @@ class Turn:
 
     messages  what is appended to the conversation
     done      whether the episode is over
-    reward    what the turn earned, or None
+    reward    what the turn earned, which nothing reads yet; None = it is the rewards' to say
     """
 
     messages: list[dict[str, str]]
@@ -24,7 +24,7 @@ class Turn:
 class Environment(Protocol):
     """One episode with the policy; each completion of a group has its own.
 
-    Environments run on the host. A new one is a file here.
+    Environments run on the host.
     """
 
     def reset(self, problem: Problem) -> Prompt:

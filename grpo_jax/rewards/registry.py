@@ -1,8 +1,9 @@
 """Rewards by name: the built-in ones, the task's own, or any importable function."""
 
-import importlib
+from typing import cast
 
 from grpo_jax.errors import unknown
+from grpo_jax.registry import imported
 from grpo_jax.rewards.choices import choice
 from grpo_jax.rewards.form import format_tags
 from grpo_jax.rewards.numbers import last_number, numeric_answer
@@ -35,7 +36,7 @@ def resolve(name: str, accuracy: Reward | None = None) -> Reward:
     if name in EXTRAS:
         return _from_extra(name)
     if ":" in name:
-        return _imported(name)
+        return cast(Reward, imported("reward", name))
     known = REWARDS | ({"accuracy": accuracy} if accuracy is not None else {})
     if name in known:
         return known[name]
@@ -47,23 +48,8 @@ def resolve(name: str, accuracy: Reward | None = None) -> Reward:
 def _from_extra(name: str) -> Reward:
     path, extra = EXTRAS[name]
     try:
-        return _imported(path)
+        return cast(Reward, imported("reward", path))
     except ValueError as error:
         raise ValueError(
             f"reward {name!r} needs an extra: pip install 'grpo_jax[{extra}]' ({error.__cause__})"
         ) from error
-
-
-def _imported(path: str) -> Reward:
-    module_name, _, function_name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"reward {path!r}: cannot import {module_name!r}: {error}") from error
-    if not hasattr(module, function_name):
-        candidates = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        raise ValueError(f"reward {path!r}: {unknown('function', function_name, candidates)}")
-    function = getattr(module, function_name)
-    if not callable(function):
-        raise ValueError(f"reward {path!r}: is a {type(function).__name__}, not a function")
-    return function

@@ -60,7 +60,7 @@ def play(
 ) -> Episodes:
     """Each problem's group, one completion for each key; the same keys play the same.
 
-    UsageError for an environment that goes on after the policy's first turn.
+    UsageError for an environment that goes on after the policy's first turn, or rewards it.
     """
     rollouts = generate(player, params, encode(player, problems), keys, sampling)
     return finish(player, problems, rollouts)
@@ -88,10 +88,15 @@ def finish(player: Player, problems: Sequence[Problem], rollouts: Rollouts) -> E
         for text in group:
             environment = player.environment()
             environment.reset(problem)
-            if not environment.step(text).done:
+            turn, name = environment.step(text), type(environment).__name__
+            if not turn.done:
                 raise UsageError(
-                    f"environment {type(environment).__name__} goes on after the first turn; "
-                    "valid: one that is done then"
+                    f"environment {name} goes on after the first turn; valid: one that is done then"
+                )
+            if turn.reward is not None:
+                raise UsageError(
+                    f"environment {name} gives the turn a reward, {turn.reward!r}, which nothing "
+                    "reads; valid: None, and a reward in config.rewards"
                 )
     return Episodes(problems=list(problems), rollouts=rollouts, completions=completions)
 

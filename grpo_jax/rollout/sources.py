@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from grpo_jax.algorithms import CORRECTIONS, Algorithm
 from grpo_jax.console.progress import doing
 from grpo_jax.engines.base import completion_keys
 from grpo_jax.engines.filters import Sampling
-from grpo_jax.errors import unknown
+from grpo_jax.registry import find
 from grpo_jax.rollout.grade import Graded, Grader, grade
 from grpo_jax.rollout.play import Episodes, Player, encode, finish, generate
 from grpo_jax.tasks import Problem
@@ -23,17 +24,23 @@ LONG_S = 5.0  # a log has a line a step, and more only where a step takes long
 
 
 class RolloutSource(Protocol):
-    """Makes the batches that steps learn from. A new one is a file, and a line in SOURCES.
+    """Makes the batches that steps learn from.
+
+    A new one is a file and a line in SOURCES, or a file anywhere that is named by its import path.
+    `lag` declares how many updates old a batch is when it is learnt from.
 
     Its state is JSON-able but for "arrays", if any: what waits between steps, NumPy's arrays by
     name, which a checkpoint keeps as an item of its own.
     """
 
+    lag: int = 0
+
     def next(self, policy: Params, number: int) -> Graded:
         """The batch of step `number`, given the policy as the step finds it."""
 
     def get_state(self) -> dict[str, Any]:
-        """Its position."""
+        """Its position. It says "final": True where the run's last step left no next batch behind,
+        so that further steps would not be those of a run that had them from the start."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a position."""
@@ -59,7 +66,7 @@ class Making:
     last: int
 
 
-class InTurn:
+class InTurn(RolloutSource):
     """Each step samples its batch, and grades it, before it learns."""
 
     def __init__(self, making: Making):
@@ -92,10 +99,13 @@ class Overlapped(InTurn):
     checkpoints are of one shape.
     """
 
+    lag = 1
+
     def __init__(self, making: Making):
         """Nothing waits yet."""
         super().__init__(making)
         self._pending: Rollouts | None = None
+        self._final = False
 
     def next(self, policy: Params, number: int) -> Graded:
         """The batch that waits, graded while the next one is sampled by this step's policy."""
@@ -107,7 +117,8 @@ class Overlapped(InTurn):
             rollouts = _sampled(m, policy, prompts, number)
         rollouts = rollouts.replace(prompts=prompts)
         wait = grade(m.grader, finish(m.player, problems, rollouts), number)
-        if number == m.last:
+        self._final = number == m.last
+        if self._final:
             self._pending = rollouts
         else:
             self._pending = _sampled(m, policy, encode(m.player, m.stream.peek()), number + 1)
@@ -118,13 +129,13 @@ class Overlapped(InTurn):
         comes to again."""
         fields = {} if self._pending is None else vars(self._pending)
         kept = {k: np.asarray(x) for k, x in fields.items() if k != "prompts" and x is not None}
-        return super().get_state() | {"arrays": kept}
+        return super().get_state() | {"arrays": kept, "final": self._final}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from them."""
         super().set_state(state)
         none: Any = None
-        kept = state.get("arrays")
+        kept, self._final = state.get("arrays"), state.get("final", False)
         self._pending = Rollouts(prompts=none, **kept) if kept else None
 
 
@@ -135,15 +146,24 @@ SOURCES: dict[str, Callable[[Making], RolloutSource]] = {
 
 
 def make_source(name: str, making: Making) -> RolloutSource:
-    """The source of that name; ValueError for an unknown one."""
-    check_source(name)
-    return SOURCES[name](making)
+    """The source of a name or import path; ValueError for an unknown one."""
+    return find("source", name, SOURCES)(making)
 
 
-def check_source(name: str) -> None:
-    """ValueError for a name that is no source's."""
-    if name not in SOURCES:
-        raise ValueError(unknown("source", name, SOURCES))
+def check_source(name: str, algorithm: Algorithm) -> None:
+    """ValueError for an unknown source, or for an algorithm that cannot learn from its batches."""
+    lag = getattr(find("source", name, SOURCES), "lag", 0)
+    if lag and algorithm.tis_mode == "none":
+        raise ValueError(
+            f"source {name!r} gives batches that are old when they are learnt from (updates: "
+            f"{lag}), which needs a weight: config.algorithm.tis_mode='none'; valid: "
+            f"{', '.join(map(repr, CORRECTIONS))}"
+        )
+    if lag and (rounds := algorithm.dynamic_sampling_rounds):
+        raise ValueError(
+            f"source {name!r} samples a batch before it is known which groups of the last have "
+            f"spread: config.algorithm.dynamic_sampling_rounds={rounds}; valid: 0"
+        )
 
 
 def _sampled(m: Making, policy: Params, prompts: Prompts, number: int, round_: int = 0) -> Rollouts:

@@ -43,14 +43,15 @@ def _refusal(field: str, old: dict[str, Any], new: Any, position: dict[str, Any]
     if field == "steps" and position.get("stage") == "sft":  # whose steps are sft.steps
         return None
     if field == "steps":
-        return _steps_refusal(old, new, position.get("step", 0))
+        return _steps_refusal(old, new, position)
     if field == "overlong_prompts":
         dropped = position.get("dropped", 0)
         return f"{dropped} prompts were dropped" if dropped else None
     return ""
 
 
-def _steps_refusal(old: dict[str, Any], new: int, done: int) -> str | None:
+def _steps_refusal(old: dict[str, Any], new: int, position: dict[str, Any]) -> str | None:
+    done = position.get("step", 0)
     schedule = old.get("optimizer.schedule")
     if schedule is None:
         return ""
@@ -58,6 +59,7 @@ def _steps_refusal(old: dict[str, Any], new: int, done: int) -> str | None:
         return f"the {schedule} schedule of the learning rate depends on it"
     if new < done:
         return f"{done} are done"
-    if old.get("rollout.source") == "overlapped" and done == old["steps"] > 0:
-        return "with rollout.source='overlapped' the last step sampled no further batch"
+    if position.get("final"):
+        source = old.get("rollout.source")
+        return f"with rollout.source={source!r} the last step sampled no further batch"
     return None

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 
 from grpo_jax.errors import unknown
+from grpo_jax.registry import find
 from grpo_jax.tasks.addition import addition
 from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.framed import framed
@@ -52,21 +53,20 @@ TASKS: dict[str, Callable[..., Task]] = {
     "word_problems": word_problems,
 }
 
-# Those whose `Task.steps` judges single steps; a mixture does where all its parts do.
-JUDGED_STEPS = ("addition", "countdown", "gsm8k", "mixture")
+# Those that say so of themselves, see `problem.judges_steps`.
+JUDGED_STEPS = tuple(name for name, make in TASKS.items() if hasattr(make, "judges_steps"))
 
 
 def make_task(name: str | None = None, **options: object) -> Task:
-    """The task registered under `name`, made with its options.
+    """The task of that name in TASKS, or of an import path, made with its options.
 
     ValueError for an unknown name and TypeError for an unknown option name the nearest valid one;
     TypeError for an option of the wrong type, and for one that is missing.
     """
     if name is None:
         raise TypeError(f"a task needs a 'name'; valid: {', '.join(TASKS)}")
-    if name not in TASKS:
-        raise ValueError(unknown("task", str(name), TASKS))
-    parameters, known = inspect.signature(TASKS[name]).parameters, task_options(name)
+    make = find("task", str(name), TASKS)
+    parameters, known = inspect.signature(make).parameters, task_options(str(name))
     for option, value in options.items():
         if known is not None and option not in known:
             raise TypeError(f"task {name!r}: {unknown('option', option, known)}")
@@ -76,12 +76,12 @@ def make_task(name: str | None = None, **options: object) -> Task:
     missing = [k for k, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD]
     if absent := [k for k in missing if k not in options]:
         raise TypeError(f"task {name!r}: needs the option {absent[0]!r}")
-    return TASKS[name](**options)
+    return make(**options)
 
 
 def task_options(name: str) -> list[str] | None:
     """The names of a task's options; None where it takes any."""
-    parameters = inspect.signature(TASKS[name]).parameters
+    parameters = inspect.signature(find("task", name, TASKS)).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return None if free else list(parameters)
 

@@ -4,13 +4,14 @@ import random
 import re
 
 from grpo_jax.rewards.text import TAGS, exact_answer
-from grpo_jax.tasks.problem import Problem, Steps, Task, split
+from grpo_jax.tasks.problem import Problem, Steps, Task, judges_steps, split
 from grpo_jax.tasks.steps import scratchpad
 
 SYMBOLS = (*"0123456789+= ", *TAGS)
 _PROMPT = re.compile(r"(\d+)\+(\d+)=")
 
 
+@judges_steps
 def addition(
     digits: int = 3, heldout_size: int = 512, train_size: int = 1_000_000, seed: int = 0
 ) -> Task:

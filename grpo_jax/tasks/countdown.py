@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from grpo_jax.rewards.text import TAGS, Completion, extract_answer
 from grpo_jax.rewards.turn import Prompt, of_turn
-from grpo_jax.tasks.problem import Problem, Steps, Task, split
+from grpo_jax.tasks.problem import Problem, Steps, Task, judges_steps, split
 from grpo_jax.tasks.steps import scratchpad
 
 SYMBOLS = (*"0123456789+-*/()=> x", *TAGS)
@@ -49,6 +49,7 @@ class Term(NamedTuple):
     text: str
 
 
+@judges_steps
 def countdown(
     count: int = 3,
     max_number: int = 12,

@@ -6,7 +6,7 @@ import re
 from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import file_task, published_files, worked
-from grpo_jax.tasks.problem import Problem, Task
+from grpo_jax.tasks.problem import Problem, Task, judges_steps
 from grpo_jax.tasks.records import NoAnswer, Record, dropping, read_table, text
 from grpo_jax.tasks.steps import equations
 from grpo_jax.tasks.templates import make_template
@@ -15,6 +15,7 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _ANSWER = re.compile(r"(.*)####\s*(-?[\d,]*\d(?:\.\d+)?)\s*", re.DOTALL | re.ASCII)
 
 
+@judges_steps
 def gsm8k(
     path: str,
     heldout_path: str | None = None,

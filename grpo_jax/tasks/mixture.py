@@ -8,7 +8,7 @@ from typing import TypeVar
 from grpo_jax.rewards.call import AT_START, accepted
 from grpo_jax.rewards.evaluate import REWARDS, are_names
 from grpo_jax.rewards.text import Completion, Reward
-from grpo_jax.tasks.problem import Options, Problem, Prompt, Source, Task, listed
+from grpo_jax.tasks.problem import Options, Problem, Prompt, Source, Task, judges_steps, listed
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class Mixed:
                 yield from (_marked(problem, self.marks[kind]) for problem in listed(source))
 
 
+@judges_steps
 def mixture(parts: Mapping[str, Options]) -> Task:
     """The problems of several tasks in turn, each with its part's name in the column `kind`.
 

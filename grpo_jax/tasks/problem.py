@@ -75,6 +75,12 @@ class Task:
     files: tuple[Path, ...] = ()
 
 
+def judges_steps(make: T) -> T:
+    """Mark a function of TASKS whose tasks may have `Task.steps`, for messages that list them."""
+    vars(make)["judges_steps"] = True
+    return make
+
+
 def unread(name: str = "unread") -> Task:
     """A task whose problems are not read: for a model that is only sampled, or written."""
 

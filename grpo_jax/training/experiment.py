@@ -19,6 +19,7 @@ from grpo_jax.console.progress import doing
 from grpo_jax.engines import make_engine
 from grpo_jax.engines.filters import Sampling
 from grpo_jax.engines.stops import stop_table
+from grpo_jax.environments import find_environment
 from grpo_jax.errors import UsageError, described, excerpt
 from grpo_jax.files import at_home, fingerprint
 from grpo_jax.models.config import ModelConfig, model_config
@@ -94,7 +95,8 @@ class Experiment:
 
     @cached_property
     def player(self) -> Player:
-        """What plays the task's problems; UsageError for an engine that there is not."""
+        """What plays the task's problems; ValueError for an engine or environment that
+        there is not."""
         r, stops = self.config.rollout, None
         if r.stop:
             width = self.model.config.vocab_size
@@ -106,6 +108,7 @@ class Experiment:
             prompt_length=self.config.prompt_length,
             prompt_bucket=r.prompt_bucket,
             stop=r.stop,
+            environment=find_environment(r.environment),
         )
 
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
@@ -170,7 +173,7 @@ def build(
     ex = Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh)
     try:
         ex.player  # noqa: B018  # the engine must be there, and fit the model
-        check_source(config.rollout.source)
+        check_source(config.rollout.source, algorithm)
     except ValueError as error:
         raise UsageError(f"config.rollout: {error}") from error
     return ex

@@ -13,7 +13,7 @@ from grpo_jax.errors import UsageError
 from grpo_jax.files import RUN_NAMES, at_home, check_writable, fingerprint, inside_run
 from grpo_jax.runs.checkpoints import newest_position
 from grpo_jax.runs.run import Run, check_run, load_record, open_run, read_steps, writing_in
-from grpo_jax.runs.trackers import find_tracker
+from grpo_jax.runs.trackers import check_trackers
 from grpo_jax.tokenizers import keep_tokenizer, kept_tokenizer
 from grpo_jax.training.data_check import check_data
 from grpo_jax.training.experiment import Experiment, build
@@ -30,8 +30,7 @@ def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
     stands = "is a file" if workdir.is_file() else inside_run(workdir)
     if stands:
         raise UsageError(f"--workdir={workdir} {stands}; valid: a folder of its own")
-    for name in config.log.trackers:
-        find_tracker(name)
+    check_trackers(config.log.trackers)
     position = newest_position(workdir / "checkpoints")
     check_run(workdir, config, None, position)
     check_whole(workdir, position)

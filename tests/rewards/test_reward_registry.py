@@ -23,7 +23,7 @@ def test_names_resolve():
         ("accuracy", "the task's own, and no task"),
         ("no.such.module:f", "cannot import 'no.such.module'"),
         ("grpo_jax.rewards.form:format_tag", "did you mean 'format_tags'"),
-        ("grpo_jax.rewards.text:TAGS", "is a tuple, not a function"),
+        ("grpo_jax.rewards.text:TAGS", "is of type tuple; valid: a callable"),
     ],
 )
 def test_what_does_not_resolve_is_named(name, match):

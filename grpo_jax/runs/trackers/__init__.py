@@ -1,7 +1,7 @@
 """Trackers by name. A new one is a file, and a line in TRACKERS."""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from grpo_jax.errors import UsageError, unknown
 from grpo_jax.runs.trackers.base import Tracker, Trackers
@@ -14,12 +14,24 @@ TRACKERS = {
     "wandb": "grpo_jax.runs.trackers.wandb:WandbTracker",
     "trackio": "grpo_jax.runs.trackers.trackio:TrackioTracker",
 }
+RECORDS = "jsonl"  # whose files a run goes on from
 _METHODS = ("begin", "log", "evaluation", "completions", "finish")
 
 
 def make_trackers(names: Iterable[str]) -> Trackers:
     """New trackers of these names; UsageError as `find_tracker`."""
     return Trackers({name: find_tracker(name)() for name in names})
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """UsageError for names that a run cannot be recorded by, and as `find_tracker`."""
+    if RECORDS not in names:
+        raise UsageError(
+            f"config.log.trackers: {tuple(names)!r} lacks {RECORDS!r}, whose files a run goes on "
+            f"from; valid: {(RECORDS, *names)!r}"
+        )
+    for name in names:
+        find_tracker(name)
 
 
 def find_tracker(name: str) -> type[Tracker]:
