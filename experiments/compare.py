@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments import seeds, stages
-from grpo_jax.config.command_line import load_config_file, load_module, run_main
+from grpo_jax.config.command_line import run_main
+from grpo_jax.config.load import load_config_file, load_module
 from grpo_jax.console.progress import doing, importing
 
 flags.adopt_module_key_flags(stages)

@@ -33,7 +33,7 @@ def main():
     result_on_stdout()
     with importing():  # JAX, which --help and bad flags need not
         from grpo_jax.sharding import using
-        from grpo_jax.training.evaluation import evaluate
+        from grpo_jax.training.evaluation import evaluate_policy
         from grpo_jax.training.loading import asked_the_same, check_model
 
     ex, params, step = _examined()
@@ -47,12 +47,11 @@ def main():
     for folder in [None, *AGAINST.value]:
         if folder is not None:
             ex, params, step = asked_the_same(Path(folder), ex.config)
-        singly: dict = {}
         name = str(folder or WORKDIR.value or ex.source)
         with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh), doing(f"evaluating {name}"):
-            metrics = evaluate(ex, params, rewarder, problems, samples, singly, asked)
-        print_table(f"{name}, step {step}: {ex.task.name}", metrics)
-        told.append({"model": name, "step": step, **metrics, "singly": singly})
+            found = evaluate_policy(ex, params, rewarder, problems, samples, asked)
+        print_table(f"{name}, step {step}: {ex.task.name}", found.metrics)
+        told.append({"model": name, "step": step, **found.metrics, "singly": found.singly})
     leads = [_leads(told[0]["singly"], one.pop("singly")) for one in told[1:]]
     told[0].pop("singly")
     if leads:

@@ -25,7 +25,8 @@ from typing import Any
 from absl import flags
 
 from experiments import stages
-from grpo_jax.config.command_line import load_config_file, run_main
+from grpo_jax.config.command_line import run_main
+from grpo_jax.config.load import load_config_file
 
 flags.adopt_module_key_flags(stages)
 ITERATIONS = flags.DEFINE_integer("iterations", 2, "how many", lower_bound=1)

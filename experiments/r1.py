@@ -14,7 +14,8 @@ judged: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/repor
 from absl import flags
 
 from experiments import seeds, stages
-from grpo_jax.config.command_line import load_module, run_main
+from grpo_jax.config.command_line import run_main
+from grpo_jax.config.load import load_module
 from grpo_jax.console.progress import importing
 
 flags.adopt_module_key_flags(stages)

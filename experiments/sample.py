@@ -4,6 +4,7 @@ Asks the newest checkpoint of a run's folder, or a Hugging Face directory. Stand
 completions alone, one after another.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from grpo_jax.config.command_line import run_main
-from grpo_jax.console.progress import checked, doing, importing, result_on_stdout, say
+from grpo_jax.console.progress import checked, importing, result_on_stdout, say
 
 MODEL = flags.DEFINE_string("model", None, "a run's folder, or a Hugging Face directory")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder; the same as --model")
@@ -35,56 +36,38 @@ SEED = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
-DEFAULT_TOKENS = 256
-BUCKET = 16  # prompts are padded to a multiple of this
 
 
 def main():
     result_on_stdout()
     with importing():  # JAX, which --help and bad flags need not
-        import jax
-        import jax.numpy as jnp
-        import numpy as np
-
         from grpo_jax.config.checks import check_stop
-        from grpo_jax.engines import completion_keys
-        from grpo_jax.engines.filters import Sampling
-        from grpo_jax.engines.lockstep import Lockstep
-        from grpo_jax.engines.stops import stop_table
-        from grpo_jax.rollout.play import Player, play
-        from grpo_jax.sharding import make_mesh
-        from grpo_jax.tasks import Problem
-        from grpo_jax.tokenizers import prompt_ids
+        from grpo_jax.training.asking import MAX_TOKENS as DEFAULT_TOKENS
+        from grpo_jax.training.asking import sample
         from grpo_jax.training.experiment import with_kwargs
         from grpo_jax.training.loading import load_model
 
-    m = load_model(Path(_folder()))
+    model = load_model(Path(_folder()))
+    tokenizer = with_kwargs(model.tokenizer, _given(), "--chat_template_kwargs")
     prompt = [{"role": "user", "content": PROMPT.value}] if CHAT.value else PROMPT.value
-    tokenizer = with_kwargs(m.tokenizer, _given(), "--chat_template_kwargs")
-    longest = len(prompt_ids(tokenizer, prompt)) + BUCKET
-    limit = MAX_TOKENS.value or m.max_tokens or DEFAULT_TOKENS
-    sampling = Sampling(limit, tokenizer.stop, TEMPERATURE.value)
-    strings = m.stop if STOP.value is None else tuple(STOP.value)
-    name = "config.rollout.stop" if STOP.value is None else "--stop"
-    check_stop(strings, name)
-    width = m.model.config.vocab_size
-    stops = jnp.asarray(stop_table(tokenizer, strings, width, name)) if strings else None
+    if STOP.value is not None:
+        check_stop(STOP.value, "--stop")
     checked()
-    say(m.origin)
-    player = Player(
-        engine=Lockstep(model=m.model, stops=stops),
-        tokenizer=tokenizer,
-        mesh=make_mesh(),
-        prompt_length=longest,
-        prompt_bucket=BUCKET,
-        stop=strings,
+    say(model.origin)
+    found = sample(
+        dataclasses.replace(model, tokenizer=tokenizer),
+        [prompt],
+        n=N.value,
+        temperature=TEMPERATURE.value,
+        max_tokens=MAX_TOKENS.value,
+        stop=STOP.value,
+        seed=SEED.value,
+        stop_name="--stop",
     )
-    keys = completion_keys(jax.random.key(SEED.value), 0, np.arange(1), N.value)
-    with doing("sampling"):
-        played = play(player, m.params, [Problem(prompt)], keys, sampling)
-    for number, text in enumerate(played.completions[0]):
+    limit = MAX_TOKENS.value or model.max_tokens or DEFAULT_TOKENS
+    for number, text in enumerate(found.texts[0]):
         print(text)
-        if not played.rollouts.finished[0, number]:
+        if not found.finished[0, number]:
             print(f"completion {number + 1} was cut at {limit}", file=sys.stderr)
 
 

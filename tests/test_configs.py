@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grpo_jax.config import resolve
-from grpo_jax.config.command_line import load_config_file, load_module
+from grpo_jax.config.load import load_config_file, load_module
 from grpo_jax.models.config_json import write_config
 from grpo_jax.models.sizes import size
 from grpo_jax.tokenizers import char_tokenizer, encode, prompt_ids, save_tokenizer

@@ -92,8 +92,8 @@ def test_every_held_out_problem_counts_once(ex, monkeypatch):
     monkeypatch.setattr(play, "generate", stub)
     monkeypatch.setattr(evaluation, "ROWS", 12)  # batches of 3: the last has one too many
     with ex.rewarder(("accuracy",)) as rewarder:
-        result = evaluation.evaluate(ex, None, rewarder, problems=7, samples=4)
-        all_of_them = evaluation.evaluate(ex, None, rewarder, problems=100)
+        result = evaluation.evaluate_policy(ex, None, rewarder, problems=7, samples=4).metrics
+        all_of_them = evaluation.evaluate_policy(ex, None, rewarder, problems=100).metrics
     assert (result["n"], all_of_them["n"]) == (7, 8)
     assert result["accuracy"] == pytest.approx(5 / 7) and all_of_them["accuracy"] == 6 / 8
     assert result["accuracy/low"] < 5 / 7 < result["accuracy/high"]
@@ -127,9 +127,8 @@ def test_problems_on_which_accuracy_abstains_do_not_count(ex, monkeypatch):
 
     def told(problems):
         some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=problems))
-        singly = {}
         with some.rewarder(("accuracy",)) as rewarder:
-            return evaluation.evaluate(some, None, rewarder, 99, 2, singly), singly
+            return evaluation.evaluate_policy(some, None, rewarder, 99, 2)
 
     result, singly = told(heldout)
     assert (result["n"], result["accuracy"], result["sums/accuracy"]) == (6, 1 / 6, 1 / 6)
@@ -147,11 +146,11 @@ def test_prompts_that_are_dropped_in_training_are_not_evaluated(ex, monkeypatch)
     longer = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=heldout))
     monkeypatch.setattr(play, "generate", Stub(ex, lambda text, g: True))
     with ex.rewarder(("accuracy",)) as rewarder:
-        result = evaluation.evaluate(longer, None, rewarder, problems=4)
+        result = evaluation.evaluate_policy(longer, None, rewarder, problems=4).metrics
         assert (result["n"], result["accuracy"]) == (4, 1.0)
         none = dataclasses.replace(longer, task=dataclasses.replace(ex.task, heldout=[long]))
         with pytest.raises(ValueError, match="prompt_length=8 drops every problem of 1"):
-            evaluation.evaluate(none, None, rewarder, problems=4)
+            evaluation.evaluate_policy(none, None, rewarder, problems=4)
 
 
 def test_every_problem_is_asked_about_its_accuracy_and_nothing_else(ex, monkeypatch):
@@ -170,5 +169,5 @@ def test_every_problem_is_asked_about_its_accuracy_and_nothing_else(ex, monkeypa
     some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=heldout))
     monkeypatch.setattr(play, "generate", Stub(ex, lambda text, g: True))
     rewarder = Rewarder({"accuracy": accuracy, "never": never})
-    result = evaluation.evaluate(some, None, rewarder, problems=3, samples=2)
+    result = evaluation.evaluate_policy(some, None, rewarder, problems=3, samples=2).metrics
     assert (result["n"], result["accuracy"], result["pass@2"]) == (3, 1.0, 1.0)

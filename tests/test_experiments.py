@@ -19,7 +19,7 @@ from absl import flags
 from experiments import benchmark
 from grpo_jax import algorithms, tasks
 from grpo_jax.config import command_line, resolve
-from grpo_jax.config.command_line import load_config_file
+from grpo_jax.config.load import load_config_file
 from grpo_jax.errors import UsageError
 from grpo_jax.learning.state import abstract_state
 from grpo_jax.learning.update import update

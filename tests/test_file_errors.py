@@ -25,7 +25,7 @@ from grpo_jax.runs import run as runs
 from grpo_jax.tasks.records import read_folder, read_table
 from grpo_jax.tokenizers import char_tokenizer, load_tokenizer, save_tokenizer
 from grpo_jax.training import experiment, starting
-from grpo_jax.training.loading import holds_run, run_and_step
+from grpo_jax.training.loading import has_checkpoints, run_and_step
 
 PASS_OVER_MODES = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, linux/capability.h
 
@@ -194,7 +194,7 @@ def test_a_file_in_place_of_a_checkpoint_or_of_all_of_them(tmp_path, capsys):
     assert "2 is damaged" in capsys.readouterr().err and (directory / "2.damaged").is_file()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "checkpoints").write_text("")
-    assert holds_run(tmp_path / "other")
+    assert has_checkpoints(tmp_path / "other")
     line = told(capsys, checkpoints.restore_latest, tmp_path / "other" / "checkpoints", LIKE)
     assert line.endswith("/other/checkpoints: Not a directory")
 

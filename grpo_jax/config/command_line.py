@@ -1,14 +1,12 @@
 """The command line of an experiment: flags, config files, and errors on one line."""
 
 import ctypes
-import importlib.util
 import itertools
 import math
 import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,12 +14,13 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from grpo_jax.config import defaults, resolve
+from grpo_jax.config import resolve
 from grpo_jax.config.checks import INT_MAX, flatten, unknown_field, wrong_type
+from grpo_jax.config.load import load_config_file, one_line
 from grpo_jax.config.reward_flags import check_weights, set_weights, take_weights
 from grpo_jax.console import interrupts
 from grpo_jax.console.reporting import reporting
-from grpo_jax.errors import UsageError, described, nearest
+from grpo_jax.errors import UsageError, nearest
 
 FLAGS = flags.FLAGS
 
@@ -36,65 +35,6 @@ _TRITON = "--xla_gpu_enable_triton_gemm"
 _TAKES_ANY = "chat_template_kwargs."  # a group whose fields only the chat template knows
 
 _NO_CONFIG = "--config=configs/<name>.py is needed: the experiment to run"
-
-
-def load_config_file(path: str) -> ConfigDict:
-    """Return what `get_config()` of the Python file `path` returns.
-
-    `path` may end in ':text', which is handed to `get_config`. Raises UsageError on one line if
-    the file is missing or broken, naming the line at fault.
-    """
-    name, *argument = path.split(":", 1)
-    module = load_module(name)
-    if not callable(getattr(module, "get_config", None)):
-        raise UsageError(f"config file {name}: it has no function get_config")
-    config = _run_config(name, lambda: module.get_config(*argument))
-    if not isinstance(config, ConfigDict):
-        raise UsageError(f"config file {name}: get_config() must return a ConfigDict: {config!r}")
-    return config
-
-
-def load_module(name: str) -> Any:
-    """The module that the Python file `name` makes; UsageError as of `load_config_file`."""
-    spec = importlib.util.spec_from_file_location("config_file", name)
-    loader = spec.loader if spec else None
-    if not Path(name).is_file() or spec is None or loader is None:
-        shown = name if name else "''"
-        why = "a folder" if Path(name).is_dir() else "of another kind"
-        there = f", but {shown} is {why}" if name and Path(name).exists() else f": {shown}"
-        raise UsageError(f"--config: no Python file{there}; valid: configs/<name>.py")
-    module = importlib.util.module_from_spec(spec)
-    _run_config(name, lambda: loader.exec_module(module))
-    return module
-
-
-def _run_config(name: str, part: Callable[[], Any]) -> Any:
-    """What a part of the config file `name` gives; UsageError for whatever it raises."""
-    try:
-        return part()
-    except SystemExit as error:
-        raise UsageError(
-            f"config file {name}{_where(error, name)}: it calls sys.exit({error.code!r}); "
-            "valid: get_config() returns the config"
-        ) from error
-    except Exception as error:  # a config file is a program, which may raise anything
-        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
-
-
-def _where(error: BaseException, path: str) -> str:
-    here = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    here += [error.lineno] if isinstance(error, SyntaxError) else []
-    return f", line {here[-1]}" if here and here[-1] else ""
-
-
-def _told(error: Exception) -> str:
-    """Return the error in words; ml_collections prints the whole config for an unknown field."""
-    missing = re.search(r'[Kk]ey "(\w+)" does not exist|^[\'"]?(\w+)[\'"]?$', str(error))
-    if isinstance(error, AttributeError) and missing:
-        return unknown_field(missing[1] or missing[2], flatten(defaults().to_dict()))
-    if isinstance(error, OSError):
-        return described(error)
-    return f"{type(error).__name__}: {_one_line(error)}"
 
 
 def define_flags(
@@ -166,7 +106,7 @@ def _parsed(
     except (ValueError, LookupError) as error:  # ml_collections' of a name that it cannot read
         if isinstance(error, UsageError):
             raise
-        raise UsageError(_one_line(error)) from error
+        raise UsageError(one_line(error)) from error
     except flags.Error as error:
         if missing := re.search(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
             flag = flag_values[missing[1]]
@@ -176,7 +116,7 @@ def _parsed(
             kind = kinds.get(field)
             if kind and str(error).startswith(f"flag --{name}={value}:"):
                 raise UsageError(wrong_type(field, value, kind)) from error
-        raise UsageError(_one_line(error)) from error
+        raise UsageError(one_line(error)) from error
 
 
 def _check_name(config: ConfigDict, name: str, given: dict[str, str]) -> None:
@@ -382,7 +322,3 @@ def _parse_or_help(argv: list[str]) -> list[str]:
         return parse_flags(argv)
     except SystemExit:
         sys.exit(0)  # absl has shown the help, but ends with status 1
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -14,6 +14,7 @@ Options: TypeAlias = Mapping[str, Any]  # of a task, by name
 # A completion's steps: after how many characters of its text each ends, and its reward.
 Steps = Sequence[tuple[int, float]]
 T = TypeVar("T")
+OBJECT = "object"  # in config.task, the fingerprint of a task that a program gave as an object
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from grpo_jax.console.progress import doing, say
 from grpo_jax.runs.run import read_steps, write_atomically
 from grpo_jax.sharding import using
 from grpo_jax.statistics import seed_interval
-from grpo_jax.training.evaluation import evaluate
+from grpo_jax.training.evaluation import evaluate_policy
 from grpo_jax.training.loading import load
 
 
@@ -134,12 +134,12 @@ def cost_table(costs: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def sampled(folder: Path, samples: int) -> dict[str, float]:
-    """pass@k and maj@k of a run's newest checkpoint on its held-out problems; see `evaluate`."""
-
+    """pass@k and maj@k of a run's newest checkpoint on its held-out problems."""
     ex, params, _ = load(folder)
     sampling = doing(f"sampling {folder}'s model")
     with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh), sampling:
-        return evaluate(ex, params, rewarder, ex.config.eval.problems, samples)
+        problems = ex.config.eval.problems
+        return evaluate_policy(ex, params, rewarder, problems, samples).metrics
 
 
 def sampled_table(found: dict[str, list[dict[str, float]]], samples: int) -> list[str]:

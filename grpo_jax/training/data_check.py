@@ -14,7 +14,6 @@ from grpo_jax.console.progress import say
 from grpo_jax.errors import UsageError, excerpt
 from grpo_jax.rewards.columns import misread
 from grpo_jax.rewards.evaluate import scored_by
-from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.file_task import warn_of_unread
 from grpo_jax.tasks.mixture import judge
@@ -118,7 +117,7 @@ def _first(source: Source, n: int) -> list[Problem]:
 def _rewards(ex: Experiment) -> dict[str, Reward]:
     """The rewards of config.rewards that are functions, by name."""
     names = [name for name in ex.config.rewards if not name.startswith(PREFIX)]
-    return {name: resolve(name, ex.task.accuracy) for name in names}
+    return {name: ex.reward(name) for name in names}
 
 
 def _asks(problem: Problem, reward: str) -> bool:

@@ -20,27 +20,37 @@ from grpo_jax.tasks import Problem, Source
 from grpo_jax.tasks.mixture import KIND
 from grpo_jax.tokenizers import prefill
 from grpo_jax.training.experiment import Experiment
+from grpo_jax.types import Params
 
 ROWS = 512  # completions decoded together
 
 
-def evaluate(
+class HeldOut(NamedTuple):
+    """How a policy does on held-out problems.
+
+    metrics  as in eval.jsonl
+    singly   of each problem bool "accuracy", whether its greedy completion is right, and with
+             samples f "pass@1", the share of them that is
+    """
+
+    metrics: dict[str, float]
+    singly: dict[str, np.ndarray]
+
+
+def evaluate_policy(
     ex: Experiment,
-    params: Any,
+    params: Params,
     rewarder: Rewarder,
     problems: int,
     samples: int = 0,
-    told: dict[str, np.ndarray] | None = None,
     asked: str = "eval.problems",
-) -> dict[str, float]:
+) -> HeldOut:
     """Score held-out problems with the task's own accuracy.
 
     problems  how many, from the first; at most as many as are held out, over-long ones apart
               where they are dropped
     samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
     asked     what says how many
-    told      a dict that takes of each problem bool "accuracy", whether its greedy completion is
-              right, and with samples f "pass@1", the share of them that is
 
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
     score 1, and <kind>/accuracy those of each kind of a mixture, both of the n problems on which
@@ -59,13 +69,11 @@ def evaluate(
         answers = [a for a, counts in zip(sampled.answers, judged, strict=True) if counts]
         result |= sampled_metrics(answers, sampled.right[judged])
         singly["pass@1"] = sampled.right[judged].mean(-1)
-    if told is not None:
-        told |= singly
-    return result
+    return HeldOut(result, singly)
 
 
 def greedy_metrics(problems: Sequence[Problem], greedy: "Attempts") -> dict[str, float]:
-    """Accuracy, of each kind too, and lengths of one attempt at each problem (see `evaluate`)."""
+    """Accuracy, of each kind too, and lengths of one attempt at each problem."""
     judged = greedy.judged[:, 0]
     n, hits = int(judged.sum()), int(greedy.right.sum())
     low, high = wilson_interval(hits, n) if n else (math.nan, math.nan)
@@ -165,7 +173,7 @@ class Attempts(NamedTuple):
 
 def attempts(
     ex: Experiment,
-    params: Any,
+    params: Params,
     rewarder: Callable[..., Scores],
     problems: list[Problem],
     group: int,

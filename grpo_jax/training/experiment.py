@@ -26,11 +26,13 @@ from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder
 from grpo_jax.rewards.registry import resolve
+from grpo_jax.rewards.text import Reward
 from grpo_jax.rewards.turn import remainder
 from grpo_jax.rollout.play import Player
 from grpo_jax.rollout.sources import check_source
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import JUDGED_STEPS, Problem, Task, make_task
+from grpo_jax.tasks.problem import OBJECT
 from grpo_jax.tokenizers import (
     TextTokenizer,
     char_tokenizer,
@@ -44,7 +46,11 @@ from grpo_jax.tokenizers.chat import unused
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What every program needs of a config; `config` is the resolved config."""
+    """What every program needs of a config.
+
+    config     resolved
+    functions  rewards that are objects, by the names that config.rewards has for them
+    """
 
     config: FrozenConfigDict
     task: Task
@@ -52,6 +58,7 @@ class Experiment:
     model: Decoder
     algorithm: Algorithm
     mesh: Mesh
+    functions: Mapping[str, Reward] = dataclasses.field(default_factory=dict)
 
     @property
     def source(self) -> Path | None:
@@ -111,9 +118,13 @@ class Experiment:
             environment=find_environment(r.environment),
         )
 
+    def reward(self, name: str) -> Reward:
+        """The reward of this name; ValueError as `registry.resolve`."""
+        return self.functions.get(name) or resolve(name, self.task.accuracy)
+
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
         """The rewards of these names, ready to score in parallel."""
-        functions = {name: resolve(name, self.task.accuracy) for name in names}
+        functions = {name: self.reward(name) for name in names}
         workers = self.config.reward_workers or os.cpu_count() or 1
         with doing("starting the rewards' processes"):
             return Rewarder(
@@ -148,12 +159,16 @@ def too_long(
 
 
 def build(
-    config: FrozenConfigDict, tokenizer: TextTokenizer | None = None, task: Task | None = None
+    config: FrozenConfigDict,
+    tokenizer: TextTokenizer | None = None,
+    task: Task | None = None,
+    functions: Mapping[str, Reward] | None = None,
 ) -> Experiment:
     """The experiment of a resolved config; ValueError, naming the field, where it cannot be.
 
     tokenizer  None = that of the run in config.start, or as config.tokenizer says
     task       None = as config.task says
+    functions  rewards that are objects, by name
     """
     if config.compilation_cache:
         _keep_compiled(config.compilation_cache)
@@ -170,7 +185,7 @@ def build(
             f"config.algorithm.advantage={algorithm.advantage!r} needs a task that judges single "
             f"steps, which {task.name!r} does not; valid: {', '.join(JUDGED_STEPS)}"
         )
-    ex = Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh)
+    ex = Experiment(config, task, tokenizer, Decoder(model), algorithm, mesh, functions or {})
     try:
         ex.player  # noqa: B018  # the engine must be there, and fit the model
         check_source(config.rollout.source, algorithm)
@@ -210,6 +225,11 @@ def _model(config: FrozenConfigDict, tokenizer: TextTokenizer) -> ModelConfig:
 
 def read_task(config: FrozenConfigDict) -> Task:
     """The task of a resolved config; UsageError for a wrong option, or a file that is not there."""
+    if OBJECT in config.task:
+        raise UsageError(
+            f"config.task: {config.task.name!r} was given as an object; valid: give it again, as "
+            "task="
+        )
     try:
         return make_task(**config.task.to_dict())
     except OSError as error:

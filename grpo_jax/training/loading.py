@@ -3,36 +3,86 @@
 RUN is a run's newest checkpoint, and RUN/checkpoints/STEP another of its checkpoints.
 """
 
+import dataclasses
+import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ml_collections import FrozenConfigDict
 
 from grpo_jax.config import defaults, resolve
 from grpo_jax.config.fields import FrozenFields
 from grpo_jax.errors import UsageError
+from grpo_jax.files import at_home
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
 from grpo_jax.runs import checkpoints
-from grpo_jax.runs.run import changed_sources, load_config, load_record
+from grpo_jax.runs.run import changed_sources, load_config, load_record, read_steps
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks.problem import Task, unread
 from grpo_jax.tokenizers import TextTokenizer, kept_tokenizer, load_tokenizer
 from grpo_jax.training.experiment import Experiment, build, read_task
 from grpo_jax.training.pretrained import abstract_params, pretrained
-from grpo_jax.types import merged
+from grpo_jax.types import Params, merged
 
 
-class Model(NamedTuple):
-    """A model and its tokenizer; max_tokens is the run's, or None, and stop its stop strings."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that can be asked: the decoder, its parameters, and the tokenizer.
 
-    model: Decoder
-    params: Any
+    max_tokens  of the run's completions; None where it is of no run
+    origin      where it comes from, in words
+    stop        the run's stop strings
+    """
+
+    decoder: Decoder
+    params: Params
     tokenizer: TextTokenizer
-    max_tokens: int | None
+    max_tokens: int | None = None
     origin: str
     stop: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What a run's folder holds.
+
+    metrics      of each step, as in metrics.jsonl
+    evaluations  as in eval.jsonl
+    """
+
+    folder: Path
+    config: FrozenConfigDict
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The model of its newest checkpoint."""
+        return load_model(self.folder)
+
+
+def load_run(folder: Path | str) -> SavedRun:
+    """The run in a folder; UsageError where there is none."""
+    folder = at_home(folder)
+    return SavedRun(
+        folder=folder,
+        config=load_config(folder),
+        metrics=read_steps(folder / "metrics.jsonl"),
+        evaluations=read_steps(folder / "eval.jsonl"),
+    )
+
+
+class Loaded(NamedTuple):
+    """The experiment of a run or of a directory, the parameters, and their step, 0 = none."""
+
+    experiment: Experiment
+    params: Params
+    step: int
 
 
 def run_and_step(folder: Path) -> tuple[Path, int | None]:
@@ -49,32 +99,33 @@ def run_and_step(folder: Path) -> tuple[Path, int | None]:
     return folder.parent.parent, step
 
 
-def holds_run(folder: Path) -> bool:
+def has_checkpoints(folder: Path) -> bool:
     """Whether a folder, or the run that it is a checkpoint of, has checkpoints."""
     return (run_and_step(folder)[0] / "checkpoints").exists()
 
 
 def check_model(folder: Path) -> None:
     """UsageError where a folder holds neither a run nor a Hugging Face directory."""
-    if not holds_run(folder) and not (folder / "config.json").is_file():
+    if not has_checkpoints(folder) and not (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds no run and no model: there is no config.json in it")
 
 
-def load(workdir: Path, scores: bool = False) -> tuple[Experiment, Any, int]:
-    """As `load_trained`, with the run's own problems; a note on stderr where these have changed."""
+def load(workdir: Path, scores: bool = False, task: Task | None = None) -> Loaded:
+    """As `load_trained`, with the run's own problems where no task is given; a note on stderr where
+    these have changed."""
+    if task is not None:
+        return load_trained(workdir, scores, task)
     run, _ = run_and_step(workdir)
     task = read_task(load_config(run))
-    ex, params, step = load_trained(workdir, scores, task)
-    for name in changed_sources(load_record(run), ex.sources()):
+    loaded = load_trained(workdir, scores, task)
+    for name in changed_sources(load_record(run), loaded.experiment.sources()):
         told = f"{name} has changed since {run} began: its own evaluations were on other problems"
         print(f"warning: {told}", file=sys.stderr)
-    return ex, params, step
+    return loaded
 
 
-def load_trained(
-    workdir: Path, scores: bool = False, task: Task | None = None
-) -> tuple[Experiment, Any, int]:
-    """Return (experiment, params, step) of the run in `workdir`, whatever mesh it trained on.
+def load_trained(workdir: Path, scores: bool = False, task: Task | None = None) -> Loaded:
+    """The run in `workdir`, whatever mesh it trained on.
 
     The tokenizer is the run's, and nothing is read of its task's files: `task` has its problems,
     or none. Adapters come with the parameters under them. Raises UsageError where there is no run,
@@ -90,17 +141,19 @@ def load_trained(
     ex = build(FrozenFields(plain), tokenizer, task or unread(plain["task"]["name"]))
     if ex.model.config.lora.rank and "value" not in params:
         params = merged(pretrained(ex), params)
-    return ex, params, step
+    return Loaded(ex, params, step)
 
 
-def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
-    """As `load`, of a run or Hugging Face directory, but with the problems of another config.
+def asked_the_same(
+    folder: Path, config: FrozenConfigDict | Mapping[str, Any], task: Task | None = None
+) -> Loaded:
+    """A run or Hugging Face directory with the problems of another config, or of a task.
 
     The model, its tokenizer and its mesh are its own, and so is what its chat template is given
     where the resolved config gives nothing of that name; all else is as the config says.
     """
-    plain = dict(config if isinstance(config, dict) else config.to_dict())
-    if holds_run(folder) or not (folder / "config.json").is_file():
+    plain = dict(config.to_dict() if isinstance(config, FrozenConfigDict) else config)
+    if has_checkpoints(folder) or not (folder / "config.json").is_file():
         own, params, step = load_trained(folder)
         kept, tokenizer = own.config.to_dict(), own.tokenizer
     else:
@@ -110,23 +163,33 @@ def asked_the_same(folder: Path, config: Any) -> tuple[Experiment, Any, int]:
         tokenizer = load_tokenizer(folder)
     plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
     plain["chat_template_kwargs"] = kept["chat_template_kwargs"] | plain["chat_template_kwargs"]
-    ex = build(FrozenFields(plain), tokenizer)  # "char" is of the task that it was built for
-    return ex, pretrained(ex) if params is None else params, step
+    ex = build(FrozenFields(plain), tokenizer, task)  # "char" is of the task it was built for
+    return Loaded(ex, pretrained(ex) if params is None else params, step)
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path | str) -> Model:
     """The model of a run's folder or of a Hugging Face directory, adapters merged.
 
     UsageError where it is neither.
     """
-    if holds_run(folder):
+    folder = at_home(folder)
+    if has_checkpoints(folder):
         ex, params, step = load_trained(folder)
-        params = merge_adapters(ex.model.config, params)
-        r = ex.config.rollout
-        origin = f"{folder}, step {step}"
-        return Model(ex.model, params, ex.tokenizer, r.max_tokens, origin, r.stop)
+        return live_model(ex, merge_adapters(ex.model.config, params), f"{folder}, step {step}")
     check_model(folder)
-    model = Decoder(read_config_file(folder))
-    abstract = abstract_params(model, make_mesh())
-    params = load_weights(folder, model.config, abstract)
-    return Model(model, params, load_tokenizer(folder), None, str(folder))
+    decoder = Decoder(read_config_file(folder))
+    params = load_weights(folder, decoder.config, abstract_params(decoder, make_mesh()))
+    tokenizer = load_tokenizer(folder)
+    return Model(decoder=decoder, params=params, tokenizer=tokenizer, origin=str(folder))
+
+
+def live_model(ex: Experiment, params: Params, origin: str) -> Model:
+    """An experiment's model with these parameters."""
+    return Model(
+        decoder=ex.model,
+        params=params,
+        tokenizer=ex.tokenizer,
+        max_tokens=ex.config.rollout.max_tokens,
+        origin=origin,
+        stop=ex.config.rollout.stop,
+    )

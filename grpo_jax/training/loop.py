@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.console.interrupts import end, importing
@@ -19,6 +22,8 @@ from grpo_jax.runs import checkpoints
 from grpo_jax.runs.curves import plot_curves
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.trackers import make_trackers
+from grpo_jax.runs.trackers.base import Tracker, Trackers
+from grpo_jax.sharding import using
 from grpo_jax.training.profiling import compilations, profiler
 from grpo_jax.training.starting import check_begun
 
@@ -55,6 +60,7 @@ class Stage:
 
     name      rl, sft or reward_model; kept with each checkpoint
     total     steps in all
+    mesh      that its arrays live on
     like      the shapes of its state, to restore a checkpoint into
     begin     () -> the state that it starts from
     complete  state -> the state with what checkpoints leave out
@@ -65,12 +71,29 @@ class Stage:
 
     name: str
     total: int
+    mesh: Mesh
     like: TrainState
     begin: Callable[[], TrainState]
     complete: Callable[[TrainState], TrainState]
     source: Source
     step: Callable[[TrainState, int], Step]
     evaluate: Callable[[TrainState], Metrics] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What is known after step `number`; the next step takes the state's arrays.
+
+    evaluation  None where this step was not evaluated
+    last        whether the stage ends here, before its steps are used up
+    """
+
+    number: int
+    metrics: dict[str, float]
+    samples: list[Metrics]
+    evaluation: Metrics | None = None
+    state: TrainState
+    last: bool
 
 
 class Begun(NamedTuple):
@@ -89,23 +112,35 @@ def begin_or_resume(run: Run, stage: Stage) -> Begun:
 
     UsageError where the run has checkpoints, and none is whole.
     """
-    found = checkpoints.restore_latest(run.checkpoints, stage.like.saved)
-    if found is None:
-        check_begun(run)
-        return Begun(None, stage.begin(), False)
-    state, position, waiting = found
-    stage.source.set_state(position | {"arrays": waiting})
-    done = position["step"]
-    return Begun(done, stage.complete(state), position["ended"] or done == stage.total)
+    with using(stage.mesh):
+        found = checkpoints.restore_latest(run.checkpoints, stage.like.saved)
+        if found is None:
+            check_begun(run)
+            return Begun(None, stage.begin(), False)
+        state, position, waiting = found
+        stage.source.set_state(position | {"arrays": waiting})
+        done = position["step"]
+        return Begun(done, stage.complete(state), position["ended"] or done == stage.total)
 
 
 class Interrupted(SystemExit):
     """The run was asked to stop, and leaves with the signal's exit status."""
 
 
+class Signals(NamedTuple):
+    """What became of SIGINT and SIGTERM.
+
+    received    () -> the one that arrived, or 0
+    left_alone  () -> a context in which they do what they did before
+    """
+
+    received: Callable[[], int]
+    left_alone: Callable[[], contextlib.AbstractContextManager[None]]
+
+
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], int]]:
-    """A function that gives the signal (SIGINT, SIGTERM) that arrived, or 0.
+def stop_signals() -> Iterator[Signals]:
+    """Take note of SIGINT and SIGTERM.
 
     The first one lets the step end; a second one ends the process as any other's: an exception in
     the middle of a compilation or of a checkpoint would wait for it, for minutes.
@@ -119,8 +154,9 @@ def stop_signals() -> Iterator[Callable[[], int]]:
         for each in STOPPING:
             signal.signal(each, signal.SIG_DFL)
 
-    with _handling(note):
-        yield lambda: arrived
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in STOPPING}
+    with _handling(dict.fromkeys(STOPPING, note)):
+        yield Signals(lambda: arrived, partial(_handling, before))
 
 
 def leaving_on_signals() -> contextlib.AbstractContextManager[None]:
@@ -140,12 +176,16 @@ def leaving_on_signals() -> contextlib.AbstractContextManager[None]:
             end(128 + number)
         raise Interrupted(128 + number)
 
-    return _handling(leave)
+    return _handling(dict.fromkeys(STOPPING, leave))
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable) -> Iterator[None]:
-    old = {s: signal.signal(s, handler) for s in STOPPING}
+def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Handle signals so; they are only the main thread's to handle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -154,50 +194,110 @@ def _handling(handler: Callable) -> Iterator[None]:
 
 
 def run_stage(run: Run, config: FrozenConfigDict, stage: Stage, begun: Begun) -> TrainState:
+    """The state after every step that is left; raises as `steps_of` does."""
+    state = begun.state
+    for result in steps_of(run, config, stage, begun):
+        state = result.state
+    return state
+
+
+def steps_of(
+    run: Run,
+    config: FrozenConfigDict,
+    stage: Stage,
+    begun: Begun,
+    trackers: Sequence[Tracker] = (),
+) -> Iterator[StepResult]:
     """Every step that is left: run, record, evaluate and save each as the config says.
 
-    A step is evaluated before it is saved, so that a kill in between loses nothing. Raises
+    trackers  that hear of it besides those in config.log.trackers
+
+    A step is evaluated before it is saved, so that a kill in between loses nothing. Whoever leaves
+    the iterator where it is (`break`, an exception, close()) finds the last step saved. Raises
     Interrupted after a signal, and UsageError after too many non-finite gradients in a row.
     """
-    restored, state, total = begun.restored, begun.state, stage.total
-    saving, folder = 0.0, run.folder
+    restored, total = begun.restored, stage.total
     if restored:
         say(f"going on after step {restored} of {total}")
     with (
-        make_trackers(config.log.trackers) as trackers,
-        stop_signals() as stopped,
+        make_trackers(config.log.trackers, trackers) as hearing,
+        stop_signals() as signals,
         compilations() as compiled,
-        profiler(folder / "profile", config.log.profile_steps) as profiled,
+        profiler(run.folder / "profile", config.log.profile_steps) as profiled,
     ):
-        trackers.begin(run, config.to_dict(), restored, total)
-        if restored is None and stage.evaluate is not None:
-            trackers.evaluation(0, _evaluated(stage.evaluate, state, 0))
-        if restored is None and total == 0:  # what a run starts from, and nothing more
-            _save(run, config, stage, state, 0, ended=False)
+        with using(stage.mesh):
+            hearing.begin(run, config.to_dict(), restored, total)
+            _before_steps(run, config, stage, begun, hearing)
+        state, saving = begun.state, 0.0
         for number in range((restored or 0) + 1, total + 1):
-            with profiled(number):
-                state, metrics, samples, last = stage.step(state, number)
-                metrics = {k: float(v) for k, v in fetch(metrics).items()}
-            total = number if last else total
-            # What came since the step before: an evaluation's compilations, and its checkpoint.
-            metrics |= compiled() | {"time/checkpoint": saving}
-            trackers.log(number, metrics)
-            if _due(number, config.log.samples_every, total):
-                trackers.completions(number, samples)
-            _check_finite(metrics, number, config.optimizer.max_bad_steps, run)
-            if stage.evaluate is not None and _due(number, config.eval.every, total):
-                trackers.evaluation(number, _evaluated(stage.evaluate, state, number))
-                if number < total:
-                    plot_curves(folder)
-            received, saving = stopped(), 0.0  # asked once: a later one waits for the next step
-            if received or _due(number, config.checkpoint.every, total):
-                saving = _save(run, config, stage, state, number, ended=last)
+            with using(stage.mesh):
+                with profiled(number):
+                    step = stage.step(state, number)
+                    metrics = {k: float(v) for k, v in fetch(step.metrics).items()}
+                # What came since the step before: an evaluation's compilations, its checkpoint.
+                metrics |= compiled() | {"time/checkpoint": saving}
+                result = _recorded(run, config, stage, hearing, step, metrics, number)
+            state, saving, save = step.state, 0.0, partial(_save, run, config, stage, result)
+            received = signals.received()  # asked once: a later one waits for the next step
+            is_saved = bool(received) or _due(number, config.checkpoint.every, total, result.last)
+            if is_saved:
+                saving = save()
             if received:
                 _leave(run, number, received)
-            if last:
+            try:
+                with signals.left_alone():
+                    yield result
+            except BaseException:  # whoever asked goes no further, or was interrupted
+                if not is_saved:
+                    save()
+                raise
+            if result.last:
                 break
-    plot_curves(folder)
-    return state
+    plot_curves(run.folder)
+
+
+def _before_steps(
+    run: Run, config: FrozenConfigDict, stage: Stage, begun: Begun, hearing: Trackers
+) -> None:
+    """Evaluate what a new run starts from, and save it where it has no steps."""
+    if begun.restored is not None:
+        return
+    if stage.evaluate is not None:
+        hearing.evaluation(0, _evaluated(stage.evaluate, begun.state, 0))
+    if stage.total == 0:
+        at = StepResult(number=0, metrics={}, samples=[], state=begun.state, last=False)
+        _save(run, config, stage, at)
+
+
+def _recorded(
+    run: Run,
+    config: FrozenConfigDict,
+    stage: Stage,
+    hearing: Trackers,
+    step: Step,
+    metrics: dict[str, float],
+    number: int,
+) -> StepResult:
+    """Record a step, and evaluate it where that is due."""
+    due = partial(_due, number, total=stage.total, last=step.last)
+    hearing.log(number, metrics)
+    if due(config.log.samples_every):
+        hearing.completions(number, step.samples)
+    _check_finite(metrics, number, config.optimizer.max_bad_steps, run)
+    evaluation = None
+    if stage.evaluate is not None and due(config.eval.every):
+        evaluation = _evaluated(stage.evaluate, step.state, number)
+        hearing.evaluation(number, evaluation)
+        if number < stage.total and not step.last:  # after which they are drawn anyway
+            plot_curves(run.folder)
+    return StepResult(
+        number=number,
+        metrics=metrics,
+        samples=step.samples,
+        evaluation=evaluation,
+        state=step.state,
+        last=step.last,
+    )
 
 
 def _evaluated(evaluate: Callable[[TrainState], Metrics], state: TrainState, at: int) -> Metrics:
@@ -211,23 +311,22 @@ def _save(
     run: Run,
     config: FrozenConfigDict,
     stage: Stage,
-    state: TrainState,
-    number: int,
-    ended: bool,
+    result: StepResult,
 ) -> float:
     """Save a checkpoint; the seconds that it took."""
     began = time.monotonic()
-    at = {"stage": stage.name, "step": number, "ended": ended}
+    at = {"stage": stage.name, "step": result.number, "ended": result.last}
     drawn = stage.source.get_state()
     waiting = drawn.pop("arrays", None)
     position, keep = {**drawn, **run.kept(), **at}, config.checkpoint.keep
-    with doing(f"saving step {number}"):
-        checkpoints.save(run.checkpoints, number, state.saved, position, keep, waiting)
+    with doing(f"saving step {result.number}"):
+        state = result.state.saved
+        checkpoints.save(run.checkpoints, result.number, state, position, keep, waiting)
     return time.monotonic() - began
 
 
-def _due(number: int, every: int, total: int) -> bool:
-    return number == total or (every > 0 and number % every == 0)
+def _due(number: int, every: int, total: int, last: bool) -> bool:
+    return last or number == total or (every > 0 and number % every == 0)
 
 
 def _check_finite(metrics: Metrics, number: int, limit: int, run: Run) -> None:

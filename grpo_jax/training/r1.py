@@ -17,10 +17,12 @@ from grpo_jax.sharding import using
 from grpo_jax.tasks.mixture import KIND
 from grpo_jax.training import reward_model, rl
 from grpo_jax.training.evaluation import attempts, first_problems, greedy_metrics
+from grpo_jax.training.experiment import Experiment
 from grpo_jax.training.load_reward_model import PREFIX, load_judge
-from grpo_jax.training.loading import asked_the_same
+from grpo_jax.training.loading import Loaded, asked_the_same
 from grpo_jax.training.r1_report import print_table, write_report
 from grpo_jax.training.rejection import Rule, reject
+from grpo_jax.types import Params
 
 NEEDED = ("STAGES", "STARTS", "JUDGES", "MEASURED_ON", "REJECTION", "prepare", "get_config")
 SHOWN = 2  # completions of each kind that are kept of each stage
@@ -106,7 +108,7 @@ def judge_policies(file: ModuleType, policies: list[str], folder: Path) -> None:
         append_line(folder / "results.jsonl", {"stage": stage, **row})
 
 
-def rejection(file: ModuleType, loaded: tuple[Any, Any, int], out: Path) -> None:
+def rejection(file: ModuleType, loaded: Loaded, out: Path) -> None:
     """Sample a policy on its config's problems, and keep by the file's REJECTION."""
 
     ex, params, step = loaded
@@ -117,7 +119,7 @@ def rejection(file: ModuleType, loaded: tuple[Any, Any, int], out: Path) -> None
     print(", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
 
 
-def judged(ex: Any, params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def judged(ex: Experiment, params: Params) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What R1 looked at, of greedy completions of the held-out problems; and some of them.
 
     accuracy    share that is right, with its 95% interval; <kind>/accuracy of each kind

@@ -23,7 +23,6 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.rollout.reward_models import encode_pairs, read, rewards, rewards_of
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.summary import summary
-from grpo_jax.sharding import using
 from grpo_jax.statistics import wilson_interval
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import Stream
@@ -90,7 +89,7 @@ def train(config: Any, workdir: Path) -> None:
     if ex.task.name != "pairs":
         raise ValueError(f"config.task.name={ex.task.name!r}: a reward model needs 'pairs'")
     run = start_run(ex, workdir, sampled=False)
-    with holding(run), leaving_on_signals(), using(ex.mesh):
+    with holding(run), leaving_on_signals():
         _train(ex, run, began)
 
 
@@ -131,6 +130,7 @@ def comparing(ex: Experiment) -> Stage:
     return Stage(
         name="reward_model",
         total=c.steps,
+        mesh=ex.mesh,
         like=_alone(like),
         begin=lambda: _begun(ex, optimizer, options, like),
         complete=complete,

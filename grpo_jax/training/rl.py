@@ -1,8 +1,10 @@
 """Reinforcement learning from verifiable rewards: Algorithm 1 of DeepSeekMath (2402.03300)."""
 
+import contextlib
 import dataclasses
 import time
 import warnings
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.console.progress import announce_compilations, doing, say
 from grpo_jax.engines.speculative import speculation_metrics
+from grpo_jax.errors import UsageError
+from grpo_jax.files import at_home
 from grpo_jax.hosts import fetch
 from grpo_jax.learning.microbatches import minibatches
 from grpo_jax.learning.optimizer import Optimizer, make_optimizer
@@ -26,15 +30,18 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Failures, Rewarder
 from grpo_jax.rollout.grade import Graded, Grader, step_rewards
 from grpo_jax.rollout.sources import LONG_S, Making, RolloutSource, make_source
-from grpo_jax.runs.run import Run
 from grpo_jax.runs.summary import COLD, summary
-from grpo_jax.sharding import put_batch, using
+from grpo_jax.runs.trackers.base import Tracker
+from grpo_jax.sharding import put_batch
+from grpo_jax.tasks import Task
 from grpo_jax.tasks.loader import Stream
 from grpo_jax.tokenizers import TextTokenizer
-from grpo_jax.training.evaluation import evaluate
+from grpo_jax.training.evaluation import evaluate_policy
 from grpo_jax.training.experiment import Experiment
 from grpo_jax.training.load_reward_model import PREFIX, judge_sources, load_judges
-from grpo_jax.training.loop import Stage, Step, begin_or_resume, leaving_on_signals, run_stage
+from grpo_jax.training.loading import Model, SavedRun, live_model, load_run
+from grpo_jax.training.loop import Stage, Step, begin_or_resume, leaving_on_signals, steps_of
+from grpo_jax.training.objects import Rewards, name_objects
 from grpo_jax.training.pretrained import load_initial_params, with_base
 from grpo_jax.training.profiling import peak_flops
 from grpo_jax.training.sft import cold_start
@@ -42,32 +49,109 @@ from grpo_jax.training.starting import holding, reopen, start_run
 from grpo_jax.types import Batch
 
 
-def train(config: FrozenConfigDict, workdir: Path) -> None:
-    """Run, or go on with, the experiment of a resolved config in its run folder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """What is known after step `number`.
+
+    metrics     as a line of metrics.jsonl, without the step
+    samples     completions, each with its prompt, rewards and advantage
+    evaluation  as a line of eval.jsonl; None where this step was not evaluated
+    model       as it is now: the next step takes its arrays
+    """
+
+    number: int
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None
+    model: Model
+
+
+Callback = Callable[[TrainStep], object]
+
+
+def train(
+    config: ConfigDict | FrozenConfigDict,
+    workdir: Path | str,
+    *,
+    rewards: Rewards | None = None,
+    task: Task | None = None,
+    trackers: Sequence[Tracker] = (),
+    callbacks: Sequence[Callback] = (),
+) -> SavedRun:
+    """Run, or go on with, an experiment in its run folder, and return the run.
+
+    config     its fields; presets are filled in
+    workdir    its folder: the same call goes on where it was cut off, exactly
+    rewards    in place of config.rewards: functions by name, or a list of functions and of names as
+               config.rewards has them; each weighs what config.rewards says, or 1
+    task       in place of config.task
+    trackers   that hear of it besides those in config.log.trackers; of the cold start, if there is
+               one, only the latter hear
+    callbacks  called with each step's `TrainStep`; where one raises, the run ends with that step
+               saved, and UsageError
 
     The cold start, if any, is a run of its own in workdir/cold_start. A finished run says so.
+    UsageError for what cannot be, naming the field.
+    """
+    folder = at_home(workdir)
+    taken = steps(config, folder, rewards=rewards, task=task, trackers=trackers)
+    with leaving_on_signals(), contextlib.closing(taken):
+        for step in taken:
+            for callback in callbacks:
+                _call(callback, step, folder)
+    return load_run(folder)
+
+
+def _call(callback: Callback, step: TrainStep, folder: Path) -> None:
+    """Call a callback; UsageError for what it raises, and Ctrl-C as it is."""
+    try:
+        callback(step)
+    except Exception as error:
+        name = getattr(callback, "__name__", type(callback).__name__)
+        raise UsageError(
+            f"callback {name!r}, step {step.number}: {type(error).__name__}: {error}; the step is "
+            f"saved in {folder}"
+        ) from error
+
+
+def steps(
+    config: ConfigDict | FrozenConfigDict,
+    workdir: Path | str,
+    *,
+    rewards: Rewards | None = None,
+    task: Task | None = None,
+    trackers: Sequence[Tracker] = (),
+) -> Generator[TrainStep]:
+    """The steps that are left of a run, one at a time; arguments and errors as of `train`.
+
+    Break it off wherever it is, and the last step is saved: the same call goes on from there, and
+    comes to what it would have come to. The folder is this iterator's until it ends, or is closed.
     """
     began = time.monotonic()
     announce_compilations()
-    ex = reopen(config, workdir)
-    run = start_run(ex, workdir, judge_sources(config.rewards))
-    called = [name for name in config.rewards if not name.startswith(PREFIX)]
-    names = tuple(dict.fromkeys([*called, "accuracy"]))
-    with holding(run), leaving_on_signals(), ex.rewarder(names) as rewarder, using(ex.mesh):
-        _train(ex, run, rewarder, began)
-
-
-def _train(ex: Experiment, run: Run, rewarder: Rewarder, began: float) -> None:
-    c, stage = ex.config, reinforcement(ex, rewarder, run.folder / COLD)
-    begun = begin_or_resume(run, stage)
+    named = name_objects(config, rewards, task)
+    ex = reopen(named.config, at_home(workdir), task, named.functions)
+    c, run = ex.config, start_run(ex, at_home(workdir), judge_sources(ex.config.rewards))
     prompt = (ex.task.heldout if len(ex.task.heldout) else ex.task.train)[0].prompt
-    if begun.done:
-        say(f"{run.folder} is finished: all {c.steps} steps are done")
-        say(summary(run.folder, prompt=prompt))
-        return
-    run_stage(run, c, stage, begun)
-    say(f"{run.folder} is done (steps: {c.steps})")
-    say(summary(run.folder, time.monotonic() - began, prompt))
+    called = [name for name in c.rewards if not name.startswith(PREFIX)]
+    names = tuple(dict.fromkeys([*called, "accuracy"]))
+    with holding(run), ex.rewarder(names) as rewarder:
+        stage = reinforcement(ex, rewarder, run.folder / COLD)
+        begun = begin_or_resume(run, stage)
+        if begun.done:
+            say(f"{run.folder} is finished: all {c.steps} steps are done")
+            say(summary(run.folder, prompt=prompt))
+            return
+        for result in steps_of(run, c, stage, begun, trackers):
+            yield TrainStep(
+                number=result.number,
+                metrics=result.metrics,
+                samples=result.samples,
+                evaluation=result.evaluation,
+                model=live_model(ex, result.state.policy.full, f"{run.folder}, {result.number}"),
+            )
+        say(f"{run.folder} is done (steps: {c.steps})")
+        say(summary(run.folder, time.monotonic() - began, prompt))
 
 
 def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
@@ -105,11 +189,13 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
         return Step(made.state, made.metrics | dropped, made.samples[: c.log.samples])
 
     def held_out(state: TrainState) -> dict[str, Any]:
-        return evaluate(ex, state.policy.full, rewarder, c.eval.problems, c.eval.samples)
+        params, e = state.policy.full, c.eval
+        return evaluate_policy(ex, params, rewarder, e.problems, e.samples).metrics
 
     return Stage(
         name="rl",
         total=c.steps,
+        mesh=ex.mesh,
         like=abstract_state(ex.model, optimizer, ex.mesh, **options),
         begin=begin,
         complete=partial(with_base, ex),

@@ -155,6 +155,7 @@ def fine_tuning(ex: Experiment, rewarder: Callable[..., Scores]) -> Stage:
     return Stage(
         name="sft",
         total=c.sft.steps,
+        mesh=ex.mesh,
         like=abstract_state(ex.model, optimizer, ex.mesh, reference=False),
         begin=begin,
         complete=partial(with_base, ex),

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,27 @@ from ml_collections import FrozenConfigDict
 
 from grpo_jax.errors import UsageError
 from grpo_jax.files import RUN_NAMES, at_home, check_writable, fingerprint, inside_run
+from grpo_jax.rewards.text import Reward
 from grpo_jax.runs.checkpoints import newest_position
 from grpo_jax.runs.run import Run, check_run, load_record, open_run, read_steps, writing_in
 from grpo_jax.runs.trackers import check_trackers
+from grpo_jax.tasks import Task
 from grpo_jax.tokenizers import keep_tokenizer, kept_tokenizer
 from grpo_jax.training.data_check import check_data
 from grpo_jax.training.experiment import Experiment, build
 from grpo_jax.training.pretrained import base_sources
 
 
-def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
+def reopen(
+    config: FrozenConfigDict,
+    workdir: Path,
+    task: Task | None = None,
+    functions: Mapping[str, Reward] | None = None,
+) -> Experiment:
     """The experiment of a resolved config, with the tokenizer of the run that is in `workdir`.
+
+    task       None = as config.task says
+    functions  rewards that are objects, by name
 
     Changes nothing. UsageError where that is a run of another config, or lacks something, and for
     a tracker that there is not.
@@ -35,7 +45,7 @@ def reopen(config: FrozenConfigDict, workdir: Path) -> Experiment:
     check_run(workdir, config, None, position)
     check_whole(workdir, position)
     kept = workdir / "tokenizer"
-    return build(config, kept_tokenizer(kept) if kept.is_dir() else None)
+    return build(config, kept_tokenizer(kept) if kept.is_dir() else None, task, functions)
 
 
 def start_run(

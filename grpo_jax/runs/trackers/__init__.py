@@ -18,9 +18,24 @@ RECORDS = "jsonl"  # whose files a run goes on from
 _METHODS = ("begin", "log", "evaluation", "completions", "finish")
 
 
-def make_trackers(names: Iterable[str]) -> Trackers:
-    """New trackers of these names; UsageError as `find_tracker`."""
-    return Trackers({name: find_tracker(name)() for name in names})
+def make_trackers(names: Iterable[str], given: Iterable[Tracker] = ()) -> Trackers:
+    """New trackers of these names, and those given; UsageError as `find_tracker`."""
+    made: dict[str, Tracker] = {name: find_tracker(name)() for name in names}
+    for tracker in given:
+        check_tracker(tracker, name := type(tracker).__name__)
+        same = sum(known.split("#")[0] == name for known in made)
+        made[f"{name}#{same + 1}" if same else name] = tracker
+    return Trackers(made)
+
+
+def check_tracker(tracker: object, name: str) -> None:
+    """UsageError for an object that is no tracker."""
+    missing = [m for m in _METHODS if not callable(getattr(tracker, m, None))]
+    if missing:
+        raise UsageError(f"trackers: {name!r} is no tracker: it lacks {', '.join(missing)}")
+    if isinstance(tracker, type):
+        found = tracker.__name__
+        raise UsageError(f"trackers: {found} is a class; valid: an object of it, {found}()")
 
 
 def check_trackers(names: Sequence[str]) -> None:

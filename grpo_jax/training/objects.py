@@ -1,0 +1,84 @@
+"""Rewards and tasks that are given as objects, where a config has names."""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from grpo_jax.config import resolve
+from grpo_jax.config.fields import FrozenFields
+from grpo_jax.errors import UsageError
+from grpo_jax.rewards.text import Reward
+from grpo_jax.tasks.problem import OBJECT, Source, Task
+
+Rewards = Sequence[str | Reward] | Mapping[str, Reward]
+READ = 256  # problems of each side of a task that its fingerprint is of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    """A resolved config that names the objects, and the rewards among them by name."""
+
+    config: FrozenConfigDict
+    functions: Mapping[str, Reward]
+
+
+def name_objects(
+    config: ConfigDict | FrozenConfigDict, rewards: Rewards | None = None, task: Task | None = None
+) -> Named:
+    """The config with names for the objects; UsageError as `resolve` does, and for a nameless one.
+
+    rewards  in place of config.rewards, None = as these are: functions by name, or a list of
+             functions and of names as config.rewards has them. Each weighs what config.rewards
+             says, or 1.
+    task     in place of config.task
+    """
+    fields = config.to_dict()
+    functions: dict[str, Reward] = {}
+    if rewards is not None:
+        names, functions = _by_name(rewards)
+        fields["rewards"] = {name: fields["rewards"].get(name, 1.0) for name in names}
+    if task is not None:
+        fields["task"] = {"name": task.name, OBJECT: fingerprint_of_task(task)}
+    return Named(config=resolve(FrozenFields(fields)), functions=functions)
+
+
+def _by_name(rewards: Rewards) -> tuple[list[str], dict[str, Reward]]:
+    """The names of rewards, and those that are functions."""
+    if isinstance(rewards, Mapping):
+        for name, function in rewards.items():
+            if not callable(function):
+                raise UsageError(f"rewards: {name!r} is {function!r}; valid: a function")
+        return list(rewards), dict(rewards)
+    if isinstance(rewards, str) or not isinstance(rewards, Sequence):
+        raise UsageError(f"rewards: {rewards!r}; valid: a list of functions and names, or a dict")
+    names: list[str] = []
+    functions: dict[str, Reward] = {}
+    for reward in rewards:
+        name = reward if isinstance(reward, str) else getattr(reward, "__name__", "<nameless>")
+        if not (isinstance(reward, str) or callable(reward)) or "<" in name:
+            raise UsageError(
+                f'rewards: {reward!r} has no name; valid: {{"name": function}}, or a def'
+            )
+        if name in names:
+            raise UsageError(f'rewards: two are called {name!r}; valid: {{"name": function}}')
+        names.append(name)
+        if not isinstance(reward, str):
+            functions[name] = reward
+    return names, functions
+
+
+def fingerprint_of_task(task: Task) -> str:
+    """Of how many problems a task has, and of the first of each side."""
+    digest = hashlib.blake2b(digest_size=16)
+    for source in (task.train, task.heldout):
+        digest.update(f"{len(source)}\n".encode())
+        for problem in _first(source):
+            digest.update(f"{problem.prompt!r} {problem.columns!r}\n".encode())
+    return digest.hexdigest()
+
+
+def _first(source: Source):
+    return map(source.__getitem__, itertools.islice(range(len(source)), READ))
