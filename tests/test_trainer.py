@@ -25,6 +25,7 @@ from grpo_jax.rollout.play import Episodes
 from grpo_jax.runs import checkpoints
 from grpo_jax.runs.checkpoints import restore_params
 from grpo_jax.runs.run import open_run
+from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import Stream
 from grpo_jax.training import loop
@@ -242,6 +243,7 @@ def steps(tmp_path):
         stage = loop.Stage(
             name="counter",
             total=total,
+            mesh=make_mesh(),
             like=state,
             begin=lambda: state,
             complete=lambda state: state,
