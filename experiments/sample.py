@@ -42,6 +42,7 @@ def main():
     result_on_stdout()
     with importing():  # JAX, which --help and bad flags need not
         from grpo_jax.config.checks import check_stop
+        from grpo_jax.tokenizers import prompt_ids
         from grpo_jax.training.asking import MAX_TOKENS as DEFAULT_TOKENS
         from grpo_jax.training.asking import sample
         from grpo_jax.training.experiment import with_kwargs
@@ -52,6 +53,7 @@ def main():
     prompt = [{"role": "user", "content": PROMPT.value}] if CHAT.value else PROMPT.value
     if STOP.value is not None:
         check_stop(STOP.value, "--stop")
+    prompt_ids(tokenizer, prompt)  # which refuses what it cannot encode
     checked()
     say(model.origin)
     found = sample(
