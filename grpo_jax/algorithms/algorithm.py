@@ -120,8 +120,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-# The parts that an algorithm names, by field; "none" is no part.
-PARTS: dict[str, Mapping[str, Callable]] = {
+# The components that an algorithm names, by field; "none" is none.
+COMPONENTS: dict[str, Mapping[str, Callable]] = {
     "reward_combination": COMBINATIONS,
     "advantage": ADVANTAGES,
     "ratio": RATIOS,
@@ -132,19 +132,19 @@ PARTS: dict[str, Mapping[str, Callable]] = {
     "tis_mode": CORRECTIONS,
 }
 OPTIONAL = ("token_selection", "tis_mode")
-# The arrays that parts may ask for by name.
+# The arrays that components may ask for by name.
 ARRAYS = {
     "advantage": ("token_rewards", "values", "step_rewards", "step_ends"),
     "token_selection": ("advantages", "logp_rollout", "entropy", "rng"),
 }
 
 
-def part(algorithm: Algorithm, field: str) -> Callable[..., Array]:
-    """The function that a field of PARTS names, by its table or by its import path.
+def component(algorithm: Algorithm, field: str) -> Callable[..., Array]:
+    """The function that a field of COMPONENTS names, by its table or by its import path.
 
     ValueError names the field, what is not there and what would be valid.
     """
-    name, table = getattr(algorithm, field), PARTS[field]
+    name, table = getattr(algorithm, field), COMPONENTS[field]
     if name in table:
         return table[name]
     if ":" in str(name):
@@ -152,10 +152,10 @@ def part(algorithm: Algorithm, field: str) -> Callable[..., Array]:
     raise ValueError(_unknown(field, name, (*table, *(("none",) if field in OPTIONAL else ()))))
 
 
-def parts(algorithm: Algorithm) -> dict[str, Callable[..., Array]]:
-    """All its functions by field; ValueError as `part`."""
-    used = [f for f in PARTS if f not in OPTIONAL or getattr(algorithm, f) != "none"]
-    return {field: part(algorithm, field) for field in used}
+def components(algorithm: Algorithm) -> dict[str, Callable[..., Array]]:
+    """All its functions by field; ValueError as `component`."""
+    used = [f for f in COMPONENTS if f not in OPTIONAL or getattr(algorithm, f) != "none"]
+    return {field: component(algorithm, field) for field in used}
 
 
 def validate(algorithm: Algorithm, group: int) -> None:
@@ -165,7 +165,7 @@ def validate(algorithm: Algorithm, group: int) -> None:
     """
     if group < 1:
         raise ValueError(f"group must be at least 1, got {group}")
-    used = parts(algorithm)
+    used = components(algorithm)
     choices = {"kl_in": ("loss", "reward"), "critic": ("none", *CRITICS)}
     for field, names in choices.items():
         if (value := getattr(algorithm, field)) not in names:
@@ -180,26 +180,26 @@ def validate(algorithm: Algorithm, group: int) -> None:
 
 
 def needs_steps(algorithm: Algorithm) -> bool:
-    """Whether the advantage asks for the rewards of single steps."""
+    """Whether a component asks for the rewards of single steps."""
     try:
-        return needs_of(part(algorithm, "advantage")).steps
+        return any(needs_of(f).steps for f in components(algorithm).values())
     except ValueError:  # a config file's, unknown to programs that only ask the run's policy
         return False
 
 
 def squares_parts(algorithm: Algorithm) -> bool:
     """Whether the rewards' combination takes the squares of its parts."""
-    return getattr(part(algorithm, "reward_combination"), "squares_parts", False)
+    return getattr(component(algorithm, "reward_combination"), "squares_parts", False)
 
 
 def check_group(field: str, name: str, function: Callable, group: int) -> None:
-    """Raises ValueError where a part that compares a group's completions has too few of them."""
+    """Raises ValueError where a component that compares completions has too few of a prompt's."""
     least, why = needs_of(function).group, "compares a prompt's completions with each other"
     if least is None:
         least = UNDECLARED_GROUP if field == "advantage" else 1
         why = "does not declare needs(group=1), so it may compare a prompt's completions"
     if group < least:
-        able = [k for k, f in PARTS[field].items() if (needs_of(f).group or 1) <= group]
+        able = [k for k, f in COMPONENTS[field].items() if (needs_of(f).group or 1) <= group]
         raise ValueError(
             f"{field} {name!r} {why}: group must be at least {least}, got {group}; with {group} "
             f"valid: {', '.join(able)}"
@@ -241,7 +241,7 @@ def _unknown(field: str, value: object, names: Collection[str]) -> str:
 
 
 def _check_needs(algorithm: Algorithm, field: str, function: Callable, group: int) -> None:
-    """Raises ValueError unless what a part needs is there."""
+    """Raises ValueError unless what a component needs is there."""
     name, needed = getattr(algorithm, field), needs_of(function)
     known = [*ARRAYS.get(field, ()), *vars(algorithm)]
     for lacking in sorted({*required(function), *needed.fields} - {*known}):
@@ -254,12 +254,13 @@ def _check_needs(algorithm: Algorithm, field: str, function: Callable, group: in
         moot = other == "kl_in" and algorithm.beta == 0
         if (value := getattr(algorithm, other)) != wanted and not moot:
             raise ValueError(f"{other} must be {wanted!r} with {field} {name!r}, got {value!r}")
-    if field == "advantage" and needed.critic and algorithm.critic == "none":
+    if needed.critic and algorithm.critic == "none":
         raise ValueError(
-            f"critic must be {' or '.join(CRITICS)} with advantage {name!r}, which needs one; got "
+            f"critic must be {' or '.join(CRITICS)} with {field} {name!r}, which needs one; got "
             f"{algorithm.critic!r}"
         )
-    if field == "advantage" and algorithm.critic != "none" and not takes(function, "values"):
+    reads_values = needed.critic or takes(function, "values")
+    if field == "advantage" and algorithm.critic != "none" and not reads_values:
         raise ValueError(
             f"critic must be 'none' with advantage {name!r}, which reads no values; got "
             f"{algorithm.critic!r}"

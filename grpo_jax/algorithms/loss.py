@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from grpo_jax.algorithms import shaping
 from grpo_jax.algorithms.advantages import generalized_advantages
-from grpo_jax.algorithms.algorithm import Algorithm, call, check_group, part, unclipped
+from grpo_jax.algorithms.algorithm import Algorithm, call, check_group, component, unclipped
 from grpo_jax.algorithms.kl import importance_weighted
 from grpo_jax.algorithms.ratios import masked_difference, token
 from grpo_jax.algorithms.surrogates import never
@@ -30,7 +30,7 @@ def combine_rewards(
     chex.assert_rank(parts, 3)
     weights = jnp.asarray(weights, jnp.float32)
     chex.assert_shape(weights, (parts.shape[0],))
-    return call(part(algorithm, "reward_combination"), algorithm, parts, weights)
+    return call(component(algorithm, "reward_combination"), algorithm, parts, weights)
 
 
 def compute_advantages(
@@ -61,7 +61,7 @@ def compute_advantages(
     if steps is not None:
         steps = shaping.with_outcome(steps, rewards, mask)
         arrays |= {"step_rewards": steps.rewards, "step_ends": steps.ends}
-    function = part(algorithm, "advantage")
+    function = component(algorithm, "advantage")
     check_group("advantage", algorithm.advantage, function, rewards.shape[1])
     return jax.lax.stop_gradient(call(function, algorithm, rewards, mask, arrays=arrays))
 
@@ -107,7 +107,7 @@ def select_tokens(
         "entropy": entropy,
         "rng": rng,
     }
-    selected = call(part(algorithm, "token_selection"), algorithm, mask, arrays=arrays)
+    selected = call(component(algorithm, "token_selection"), algorithm, mask, arrays=arrays)
     return jax.lax.stop_gradient(selected)
 
 
@@ -120,13 +120,13 @@ def rollout_correction(
     """The algorithm's weight for the sampler's drift, or None when it has none."""
     if algorithm.tis_mode == "none":
         return None
-    return call(part(algorithm, "tis_mode"), algorithm, logp_old, logp_rollout, mask)
+    return call(component(algorithm, "tis_mode"), algorithm, logp_old, logp_rollout, mask)
 
 
 def loss_weights(algorithm: Algorithm, mask: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
     """Each token's weight in the algorithm's loss, from the WHOLE minibatch's mask."""
     chex.assert_rank(mask, 3)
-    weights = call(part(algorithm, "aggregation"), algorithm, mask, mask.shape[-1])
+    weights = call(component(algorithm, "aggregation"), algorithm, mask, mask.shape[-1])
     return weights.astype(jnp.float32)
 
 
@@ -139,7 +139,7 @@ def reward_kl(
     """The behaviour policy's KL to the reference that the reward pays for, or None."""
     if algorithm.kl_in != "reward":
         return None
-    return call(part(algorithm, "kl"), algorithm, logp, logp_ref, mask)
+    return call(component(algorithm, "kl"), algorithm, logp, logp_ref, mask)
 
 
 def policy_loss(
@@ -178,9 +178,9 @@ def policy_loss(
     penalty_of = _penalty_of(algorithm)
     if penalty_of is not None:
         algorithm = unclipped(algorithm)
-    log_ratio = call(part(algorithm, "ratio"), algorithm, logp, old, mask)
+    log_ratio = call(component(algorithm, "ratio"), algorithm, logp, old, mask)
     token_log_ratio = token(logp, old, mask)
-    loss = call(part(algorithm, "surrogate"), algorithm, log_ratio, advantages, logp, mask)
+    loss = call(component(algorithm, "surrogate"), algorithm, log_ratio, advantages, logp, mask)
     if correction is not None:
         loss = loss * detached(correction)
     if algorithm.token_selection != "none":
@@ -195,7 +195,7 @@ def _penalty_of(algorithm: Algorithm) -> Callable[..., Float[Array, "P G T"]] | 
     """What selected tokens pay in place of the clip; None where the selection says nothing."""
     if algorithm.token_selection == "none":
         return None
-    return getattr(part(algorithm, "token_selection"), "penalty", None)
+    return getattr(component(algorithm, "token_selection"), "penalty", None)
 
 
 def _apply_selection(
@@ -229,7 +229,7 @@ def _penalties(
     metrics = {}
     if logp_ref is not None:
         reference = jax.lax.stop_gradient(jnp.where(mask, logp_ref, 0.0))
-        kl = metrics["kl"] = call(part(algorithm, "kl"), algorithm, logp, reference, mask)
+        kl = metrics["kl"] = call(component(algorithm, "kl"), algorithm, logp, reference, mask)
         if algorithm.kl_in == "loss" and algorithm.beta > 0:
             if algorithm.kl_unbiased:
                 kl = importance_weighted(kl, token_log_ratio)
@@ -251,7 +251,7 @@ def _ratio_metrics(
     advantages: Advantages,
 ) -> dict[str, Array]:
     """approx_kl is Schulman's unbiased estimate of KL(old || policy), w - 1 - log w."""
-    where = getattr(part(algorithm, "surrogate"), "clips", never)
+    where = getattr(component(algorithm, "surrogate"), "clips", never)
     low, high = call(where, algorithm, log_ratio, advantages)
     return {
         "clip_ratio/low_mean": low,

@@ -161,7 +161,7 @@ def as_scoring(hf: Json, pad: int | None) -> Json:
     pad  what Transformers looks for the last token before; None where that ends completions too:
          it then scores rows one by one
     """
-    name = family_named(hf).scores
+    name = family_named(hf).reward_model
     return hf | {"architectures": [name], "id2label": {"0": "LABEL_0"}, "pad_token_id": pad}
 
 
@@ -175,7 +175,7 @@ def family_named(hf: Json) -> Family:
     for family in FAMILIES.values():
         if any(name.replace(SCORING, CAUSAL) == family.architecture for name in named):
             return family
-        if family.scores in named:
+        if family.reward_model in named:
             return family
         if not named and hf.get("model_type") == family.model_type:
             return family

@@ -12,6 +12,7 @@ from grpo_jax.algorithms import (
     SURROGATES,
     Algorithm,
     needs,
+    needs_steps,
     validate,
 )
 from grpo_jax.algorithms.algorithm import call
@@ -126,6 +127,7 @@ def plain(rewards, mask):
             1,
             "critic must be network or head with .*'mine'",
         ),
+        ({"group": 1, "critic": True}, plain, {"critic": "head"}, 1, None),
         (None, lambda r, m, *, values: values, {}, 2, "critic must be network or head with"),
         (None, lambda r, m, *, values: values, {"critic": "head"}, 2, None),
         (None, lambda r, m, *, values=None: r, {}, 2, None),
@@ -168,7 +170,7 @@ def test_an_advantage_may_be_anyones_by_its_import_path(monkeypatch, tmp_path):
             validate(Algorithm(advantage=name), group=2)
 
 
-def test_parts_that_are_no_advantages_declare_too(monkeypatch):
+def test_other_components_declare_too(monkeypatch):
     for field, table, name in (
         ("surrogate", SURROGATES, "clip"),
         ("token_selection", SELECTIONS, "top_entropy"),
@@ -180,6 +182,9 @@ def test_parts_that_are_no_advantages_declare_too(monkeypatch):
             validate(Algorithm(**{field: "mine"}), group=2)
         with pytest.raises(ValueError, match=f"gamma must be 0.5 with {field} 'mine', got 1.0"):
             validate(Algorithm(**{field: "mine"}), group=3)
+    assert needs_steps(Algorithm(surrogate="mine")) is False
+    monkeypatch.setitem(SURROGATES, "mine", needs(steps=True)(lambda *a: None))
+    assert needs_steps(Algorithm(surrogate="mine"))
     with pytest.raises(ValueError, match="reward_combination 'normalize_each' compares"):
         validate(Algorithm(advantage="accepted", reward_combination="normalize_each"), group=1)
 

@@ -74,7 +74,7 @@ class Family:
     local_rope: bool = False
 
     @property
-    def scores(self) -> str:
+    def reward_model(self) -> str:
         """The architecture of its reward models."""
         return self.scoring or self.architecture.replace(CAUSAL, SCORING)
 
