@@ -18,6 +18,7 @@ from grpo_jax.errors import UsageError
 from grpo_jax.models.sizes import size
 from grpo_jax.runs.run import append_line, load_config
 from grpo_jax.tasks import make_task
+from grpo_jax.training import r1_report
 from grpo_jax.training.r1 import stages_to_run, start_of
 
 pytest.importorskip("lingua", reason="the extra grpo_jax[language] is not installed")
@@ -54,6 +55,7 @@ def small(*args, parts=r1_tiny.parts, **messy):
 @pytest.fixture
 def set_flags(tmp_path, monkeypatch):
     monkeypatch.setattr(r1_tiny, "parts", small)
+    monkeypatch.setattr(r1_report, "picture", lambda found, columns: b"")  # test_metrics.py draws
     flags.FLAGS.mark_as_parsed()
     file = tmp_path / "small.py"
     file.write_text(SMALL)

@@ -14,6 +14,7 @@ from grpo_jax.config import defaults, resolve
 from grpo_jax.rewards.evaluate import Failures, Scores
 from grpo_jax.rollout.grade import Grader, grade
 from grpo_jax.rollout.play import Episodes
+from grpo_jax.runs import curves
 
 # The NumPy decoder of tests/models is the independent source here too.
 sys.path.append(str(Path(__file__).resolve().parent / "models"))
@@ -22,11 +23,14 @@ import reference  # noqa: F401
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_fast():
-    """Compile for less time and run for more: these programs are tiny."""
+    """Compile for less time and run for more, as these programs are tiny; and write curves.png
+    without the second that drawing it takes: tests/test_metrics.py draws."""
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "picture", lambda found, columns: b"")
+        yield
     jax.config.update(name, before)
 
 

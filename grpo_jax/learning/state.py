@@ -1,6 +1,7 @@
 """The state of training: drawn, made from parameters, or as shapes to restore a checkpoint into."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import flax
 import jax
@@ -77,11 +78,7 @@ def init_state(
     init = _initialiser(model, optimizer, reference, critic)
     place = shardings(jax.eval_shape(init, rng), mesh)
     if params is None:
-
-        def first_state(key):
-            return unbox(init(key))
-
-        return jax.jit(first_state, out_shardings=place)(rng)
+        return _first_state(init, mesh)(rng)
     like = unbox(jax.eval_shape(init, rng)).policy.full
     flat, given = (flax.traverse_util.flatten_dict(tree) for tree in (like, params))
     where = flax.traverse_util.flatten_dict(place.policy.full)
@@ -128,6 +125,24 @@ def abstract_state(
 
 
 def _initialiser(model, optimizer, reference, critic):
+    """key -> a boxed TrainState; one function, which JAX traces once, for all numbers of AdamW."""
+    plain = jax.tree.map(lambda _: 0.0, (optimizer, critic))
+    return _cached_initialiser(model, plain[0], reference, plain[1])
+
+
+@lru_cache(maxsize=16)
+def _first_state(init: Callable, mesh: Mesh) -> Callable:
+    """key -> what `init` gives, on the mesh; compiled once."""
+    place = shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+
+    def first_state(key):
+        return unbox(init(key))
+
+    return jax.jit(first_state, out_shardings=place)
+
+
+@lru_cache(maxsize=16)
+def _cached_initialiser(model, optimizer, reference, critic):
     def init(rng):
         tokens = jnp.zeros((1, 1, 2), jnp.int32)
         policy = split(model.init(rng, tokens, method=Decoder.initialise)["params"])
