@@ -5,7 +5,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 Params: TypeAlias = dict[str, Any]  # arrays of a model, or of a part of it, in nested dicts
 # One a token, or one a completion.
@@ -26,8 +26,7 @@ class Rollouts(struct.PyTreeNode, kw_only=True):
     logp      nats; log-prob of the token under the sampling temperature
     entropy   nats; of the distribution that the token was drawn from
     finished  True if the completion ended with a stop token
-    drafted   tokens that speculative decoding drafted, or None without it
-    accepted  those of them that became the completion's, or None
+    extras    what an engine counts besides, by name
     """
 
     prompts: Prompts
@@ -36,8 +35,7 @@ class Rollouts(struct.PyTreeNode, kw_only=True):
     logp: Float[Array, "P G T"]
     entropy: Float[Array, "P G T"]
     finished: Bool[Array, "P G"]
-    drafted: Int[Array, "P G"] | None = None
-    accepted: Int[Array, "P G"] | None = None
+    extras: dict[str, Shaped[Array, "P G"]] = struct.field(default_factory=dict)
 
 
 class StepRewards(struct.PyTreeNode, kw_only=True):

@@ -56,8 +56,11 @@ class Counting:
         zeros, mask = jnp.zeros((P, G, T)), jnp.broadcast_to(jnp.arange(T) < 2, (P, G, T))
         return Rollouts(
             prompts=prompts, tokens=tokens, mask=mask, logp=zeros, entropy=zeros,
-            finished=jnp.ones((P, G), bool),
+            finished=jnp.ones((P, G), bool), extras={"guesses": jnp.full((P, G), 7)},
         )
+
+    def metrics(self, rollouts):
+        return {"counting/guesses": float(rollouts.extras["guesses"].mean())}
 
 
 FIRST = 2
@@ -210,6 +213,7 @@ def test_the_source_makes_the_batch_and_the_tracker_logs_it(run):
     assert added("source").STEPS == [1]
     logged = added("tracker").LOGGED
     assert logged.keys() == {1} and logged[1]["reward"] == 1.5
+    assert logged[1]["counting/guesses"] == 7.0  # what the engine counts of its own
 
 
 def test_the_reward_and_the_task_are_the_runs(run):

@@ -114,7 +114,7 @@ def test_a_reward_model_learns_to_order_pairs_and_goes_on_exactly(pairs, tmp_pat
 
 def test_other_tasks_are_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"config.task.name='addition': a reward model needs 'pairs'"
+        ValueError, match=r"config.task.name='addition': a reward model needs a task of pairs"
     ):
         reward_model.train(tiny_config(), tmp_path / "run")
 

@@ -15,6 +15,7 @@ from documented import undocumented
 from tiny import compile_fast, graded_by, tiny_config  # noqa: F401
 
 from grpo_jax.console import progress
+from grpo_jax.engines.speculative import speculation_metrics
 from grpo_jax.errors import UsageError
 from grpo_jax.learning.optimizer import make_optimizer
 from grpo_jax.learning.policy import Policy
@@ -89,8 +90,8 @@ def test_a_finished_run_says_so_and_its_result_again(learnt, capsys):
     assert f"{learnt}/curves.png" in told and f"experiments.sample --model={learnt} " in told
 
 
-def graded_of(rollouts, rewards, parts):
-    episodes = Episodes(problems=[], rollouts=rollouts, completions=[])
+def graded_of(rollouts, rewards, parts, measure=None):
+    episodes = Episodes(problems=[], rollouts=rollouts, completions=[], measure=measure)
     return Graded(episodes=episodes, rewards=rewards, parts=parts, timeouts=3, rounds=1)
 
 
@@ -122,8 +123,8 @@ def test_metrics_of_a_rollout():
     assert found["completions/clipped_ratio"] == pytest.approx(1 / 3)
     assert (found["rewards/timeouts"], found["dynamic_sampling/rounds"]) == (3, 1)
     drafted, accepted = np.full((2, 4, 3), 2)
-    rollouts = rollouts.replace(drafted=drafted, accepted=accepted - 1)
-    more = trainer.rollout_metrics(graded_of(rollouts, rewards, {}))
+    rollouts = rollouts.replace(extras={"drafted": drafted, "accepted": accepted - 1})
+    more = trainer.rollout_metrics(graded_of(rollouts, rewards, {}, speculation_metrics))
     assert {k: v for k, v in more.items() if k.startswith("speculative/")} == {
         "speculative/acceptance_rate": 1 / 2,
         "speculative/tokens_per_step": 20 / 24,

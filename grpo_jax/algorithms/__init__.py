@@ -1,7 +1,7 @@
 """GRPO-family algorithms as a small algebra: jax.numpy in, jax.numpy out."""
 
 from grpo_jax.algorithms.advantages import ADVANTAGES
-from grpo_jax.algorithms.aggregation import AGGREGATIONS, drop_truncated, token_weights
+from grpo_jax.algorithms.aggregation import AGGREGATIONS, drop_truncated, token_share, token_weights
 from grpo_jax.algorithms.algorithm import Algorithm, needs_steps, squares_parts, validate
 from grpo_jax.algorithms.corrections import CORRECTIONS
 from grpo_jax.algorithms.kl import KLS
@@ -50,6 +50,7 @@ __all__ = [
     "soft_overlong",
     "squares_parts",
     "token_rewards",
+    "token_share",
     "token_weights",
     "validate",
     "value_loss",

@@ -52,6 +52,11 @@ def token_weights(
     return AGGREGATIONS[name](mask, max_length or mask.shape[-1]).astype(jnp.float32)
 
 
+def token_share(mask: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
+    """Each token's weight in the mean over the WHOLE minibatch's tokens, as metrics have it."""
+    return token_mean(mask, mask.shape[-1])
+
+
 def drop_truncated(
     mask: Bool[Array, "P G T"], finished: Bool[Array, "P G"]
 ) -> Bool[Array, "P G T"]:

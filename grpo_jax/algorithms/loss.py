@@ -162,7 +162,7 @@ def policy_loss(
     flows through logp and entropy only.
 
     weights      token_weights of the whole minibatch
-    token_share  token_weights(mask, 'token_mean') of the whole minibatch: the metrics' mean
+    token_share  of the whole minibatch: the metrics' mean
     logp_old     None: every token is used once, and stopgrad(logp) serves
     logp_ref     needed when beta > 0 and kl_in is 'loss'
     correction   of `rollout_correction`; selection of `select_tokens`

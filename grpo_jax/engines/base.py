@@ -20,6 +20,9 @@ class Engine(Protocol):
     The same keys give the same tokens, whichever engine: a completion's noise depends on its own
     key and on the position in it, and on nothing else. Padding, neighbours, the size of a batch,
     devices and restarts do not change it.
+
+    One that counts something of its own puts it into the Rollouts' extras, and may have a method
+    `metrics(rollouts) -> dict[str, float]` that says what each step logs of it.
     """
 
     def generate(

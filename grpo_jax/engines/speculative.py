@@ -53,6 +53,10 @@ class Speculative:
         """A completion for each key; compiles once for each shape and sampling."""
         return speculate(self.model, params, prompts, keys, sampling=sampling, stops=self.stops)
 
+    def metrics(self, rollouts: Rollouts) -> dict[str, float]:
+        """As `speculation_metrics`."""
+        return speculation_metrics(rollouts)
+
 
 def check_drafts(model: Decoder) -> None:
     """ValueError, naming the fields, for a model without a layer that drafts."""
@@ -64,17 +68,15 @@ def check_drafts(model: Decoder) -> None:
 
 
 def speculation_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """Of Rollouts on the host, drafted by speculation; {} of others.
+    """Of speculated Rollouts on the host.
 
     speculative/acceptance_rate   drafts that were accepted
     speculative/tokens_per_step   tokens a completion gains by one pass of the decoder, 1 to 2
     """
-    if rollouts.drafted is None or rollouts.accepted is None:
-        return {}
-    passes = max(int(rollouts.drafted.sum()), 1)
+    passes = max(int(rollouts.extras["drafted"].sum()), 1)
     gained = int(rollouts.mask[..., 1:].sum())  # the first token is the prefill's
     return {
-        "speculative/acceptance_rate": int(rollouts.accepted.sum()) / passes,
+        "speculative/acceptance_rate": int(rollouts.extras["accepted"].sum()) / passes,
         "speculative/tokens_per_step": gained / passes,
     }
 
@@ -119,7 +121,7 @@ def speculate(
     sampling: Sampling,
     stops: Int[Array, "N V"] | None = None,
 ) -> Rollouts:
-    """As `lockstep.sample`, and the same tokens; counts those `drafted` and `accepted`."""
+    """As `lockstep.sample`, and the same tokens; extras count those "drafted" and "accepted"."""
     if model.config.lora.base == "none":
         params = merge_adapters(model.config, params)  # once, not at every token
     c, (P, G), T = model.config, keys.shape, sampling.max_tokens
@@ -144,7 +146,7 @@ def speculate(
 
     none = jnp.zeros((P, G), jnp.int32)
     first = _Carry(
-        out.replace(drafted=none, accepted=none),
+        out.replace(extras={"drafted": none, "accepted": none}),
         none + 1,
         none,
         jnp.broadcast_to(hidden[:, :, -1:], (P, G, 2, c.hidden)),
@@ -226,8 +228,10 @@ def _emit(s: Any, tokens, accepted, logits, sampling: Sampling, stops):
         logp=put(out.logp, logp),
         entropy=put(out.entropy, entropy),
         finished=out.finished | (kept & stopped).any(-1),
-        drafted=out.drafted + active,
-        accepted=out.accepted + (active & accepted),
+        extras={
+            "drafted": out.extras["drafted"] + active,
+            "accepted": out.extras["accepted"] + (active & accepted),
+        },
     )
     read = None if stops is None else jnp.where(more, second, first)
     return out, length + kept.sum(-1), read

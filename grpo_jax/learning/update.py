@@ -47,7 +47,7 @@ def update(
     A state with a critic needs `critic`, as `init_state` had it.
     """
     weights = algorithms.loss_weights(algorithm, batch.mask)
-    share = algorithms.token_weights(batch.mask, "token_mean")
+    share = algorithms.token_share(batch.mask)
     loss = partial(
         _loss,
         state,

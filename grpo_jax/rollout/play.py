@@ -25,11 +25,15 @@ from grpo_jax.types import Params, Prompts, Rollouts, on_host
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episodes:
-    """Rollouts on the host, with their problems [P] and what the policy wrote, text [P][G]."""
+    """Rollouts on the host, with their problems [P] and what the policy wrote, text [P][G].
+
+    measure  the engine's own metrics of rollouts, or None
+    """
 
     problems: list[Problem]
     rollouts: Rollouts
     completions: list[list[str]]
+    measure: Callable[[Rollouts], dict[str, float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,12 @@ def finish(player: Player, problems: Sequence[Problem], rollouts: Rollouts) -> E
                     f"environment {name} gives the turn a reward, {turn.reward!r}, which nothing "
                     "reads; valid: None, and a reward in config.rewards"
                 )
-    return Episodes(problems=list(problems), rollouts=rollouts, completions=completions)
+    return Episodes(
+        problems=list(problems),
+        rollouts=rollouts,
+        completions=completions,
+        measure=getattr(player.engine, "metrics", None),
+    )
 
 
 def encode_batch(

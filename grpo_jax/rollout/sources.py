@@ -20,6 +20,7 @@ from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import Stream
 from grpo_jax.types import Params, Prompts, Rollouts
 
+_EXTRA = "extra."  # what the names of an engine's own arrays begin with in a checkpoint
 LONG_S = 5.0  # a log has a line a step, and more only where a step takes long
 
 
@@ -127,8 +128,9 @@ class Overlapped(InTurn):
     def get_state(self) -> dict[str, Any]:
         """The stream's position, and the rollouts that wait, less their prompts, which the stream
         comes to again."""
-        fields = {} if self._pending is None else vars(self._pending)
-        kept = {k: np.asarray(x) for k, x in fields.items() if k != "prompts" and x is not None}
+        fields = {} if self._pending is None else dict(vars(self._pending))
+        fields |= {_EXTRA + k: x for k, x in fields.pop("extras", {}).items()}
+        kept = {k: np.asarray(x) for k, x in fields.items() if k != "prompts"}
         return super().get_state() | {"arrays": kept, "final": self._final}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -136,7 +138,11 @@ class Overlapped(InTurn):
         super().set_state(state)
         none: Any = None
         kept, self._final = state.get("arrays"), state.get("final", False)
-        self._pending = Rollouts(prompts=none, **kept) if kept else None
+        self._pending = None
+        if kept:
+            extras = {k.removeprefix(_EXTRA): x for k, x in kept.items() if k.startswith(_EXTRA)}
+            others = {k: x for k, x in kept.items() if not k.startswith(_EXTRA)}
+            self._pending = Rollouts(prompts=none, extras=extras, **others)
 
 
 SOURCES: dict[str, Callable[[Making], RolloutSource]] = {
@@ -226,6 +232,7 @@ def _replace(old: Graded, new: Graded, slots: np.ndarray, fills: np.ndarray, rou
             problems=put_list(a.problems, b.problems),
             rollouts=jax.tree.map(put, _padded(a.rollouts, S), _padded(b.rollouts, S)),
             completions=put_list(a.completions, b.completions),
+            measure=a.measure,
         ),
         rewards=put(old.rewards, new.rewards),
         parts={name: put(values, new.parts[name]) for name, values in old.parts.items()},

@@ -78,9 +78,8 @@ def pairs(
         solve=lambda problem: problem.columns["chosen"],
         dropped=dropped,
     )
-    if not replay:
-        return task
-    return dataclasses.replace(task, train=_replaying(task.train, len(train), replay_share))
+    source = _replaying(task.train, len(train), replay_share) if replay else task.train
+    return dataclasses.replace(task, train=source, pairs=True)
 
 
 def _replaying(source: Source, new: int, share: float) -> Mixed:

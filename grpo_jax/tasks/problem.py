@@ -63,6 +63,7 @@ class Task:
               0.0 for a wrong one, so that they compare with the reward of the outcome; None where
               the task has none
     files     the files and folders that problems were read from
+    pairs     whether each problem has a "chosen" and a "rejected" completion among its columns
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     overlap: int = 0
     steps: Callable[[Problem, str], Steps] | None = None
     files: tuple[Path, ...] = ()
+    pairs: bool = False
 
 
 def judges_steps(make: T) -> T:

@@ -154,7 +154,7 @@ def _prompt_faults(ex: Experiment, problems: Sequence[Problem]) -> list[Fault]:
             continue
         special = isinstance(problem.prompt, str)
         texts.append(Text(problem, "prompt", prompt, ex.config.prompt_length, special=special))
-        for name in ("chosen", "rejected") if ex.task.name == "pairs" else ():
+        for name in ("chosen", "rejected") if ex.task.pairs else ():
             texts.append(Text(problem, f"column {name!r}", problem.columns[name], math.inf))
     return found + faults(ex, texts)
 

@@ -78,7 +78,7 @@ def pairs_batch(ex: Experiment, problems: Sequence[Problem]):
 
 
 def train(config: Any, workdir: Path) -> None:
-    """Train, or go on with, the reward model of a resolved config whose task is `pairs`.
+    """Train, or go on with, the reward model of a resolved config whose task is of pairs.
 
     rollout.prompts pairs a step, `steps` steps; evaluation is the share of held-out pairs whose
     chosen completion gets more. ValueError for another task.
@@ -86,8 +86,10 @@ def train(config: Any, workdir: Path) -> None:
     began = time.monotonic()
     announce_compilations()
     ex = reopen(config, workdir)
-    if ex.task.name != "pairs":
-        raise ValueError(f"config.task.name={ex.task.name!r}: a reward model needs 'pairs'")
+    if not ex.task.pairs:
+        raise ValueError(
+            f"config.task.name={ex.task.name!r}: a reward model needs a task of pairs (Task.pairs)"
+        )
     run = start_run(ex, workdir, sampled=False)
     with holding(run), leaving_on_signals():
         _train(ex, run, began)

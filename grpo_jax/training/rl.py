@@ -16,7 +16,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.console.progress import announce_compilations, doing, say
-from grpo_jax.engines.speculative import speculation_metrics
 from grpo_jax.errors import UsageError
 from grpo_jax.files import at_home
 from grpo_jax.hosts import fetch
@@ -381,7 +380,8 @@ def _rollout_metrics(graded: Graded) -> dict[str, Any]:
         judged = [reward for group in graded.steps for one in group for _, reward in one]
         metrics["rewards/steps/mean"] = np.mean(judged)
         metrics["rewards/steps/number"] = len(judged) / rewards.size  # a completion
-    return metrics | speculation_metrics(rollouts)
+    measure = graded.episodes.measure
+    return metrics | (measure(rollouts) if measure else {})
 
 
 def samples(graded: Graded, advantages: np.ndarray) -> list[dict[str, Any]]:

@@ -114,8 +114,8 @@ def test_greedy_drafts_are_those_of_the_training_pass(greedy):
         while n < len(tokens):
             hit = drafts[p, 0, n - 1].argmax() == tokens[n]
             drafted, accepted, n = drafted + 1, accepted + hit, n + 1 + hit
-        assert (out.drafted[p, 0], out.accepted[p, 0]) == (drafted, accepted)
-    assert 0 < out.accepted.sum() < out.drafted.sum()
+        assert (out.extras["drafted"][p, 0], out.extras["accepted"][p, 0]) == (drafted, accepted)
+    assert 0 < out.extras["accepted"].sum() < out.extras["drafted"].sum()
 
 
 T, STOP = 4, 3
@@ -215,12 +215,14 @@ def test_samples_are_distributed_as_plain_sampling_says(case):
     for tokens, chance in plain.items():
         assert total[tokens] == pytest.approx(chance, abs=1e-12)
     rows = out.mask.shape[1]
-    drawn = zip(out.tokens[0], out.mask[0], out.drafted[0], out.accepted[0], strict=True)
+    drawn = zip(
+        out.tokens[0], out.mask[0], out.extras["drafted"][0], out.extras["accepted"][0], strict=True
+    )
     counts = Counter((tuple(t[m].tolist()), int(d), int(a)) for t, m, d, a in drawn)
     assert set(counts) <= set(outcomes)
     statistic, df = chi_square(counts, {k: rows * x for k, x in outcomes.items()})
     assert df > 20 and statistic < df + 4 * np.sqrt(2 * df)
-    assert 0.2 < out.accepted.sum() / out.drafted.sum() < 0.9
+    assert 0.2 < out.extras["accepted"].sum() / out.extras["drafted"].sum() < 0.9
 
 
 def test_samples_are_those_of_plain_decoding_token_for_token(case):
@@ -257,15 +259,18 @@ def test_short_limits_and_prompts_of_one_token():
     for sampling in (one, two):
         out, n = fast_run(DRAFTS, sampling, prompts), sampling.max_tokens
         np.testing.assert_array_equal(out.tokens, want[..., :n])
-        assert np.all(out.drafted == n - 1) and out.mask.all()
+        assert np.all(out.extras["drafted"] == n - 1) and out.mask.all()
 
 
 def test_metrics_count_passes_of_the_decoder(greedy):
     _, plain, out = greedy
-    assert speculation_metrics(plain) == {}
+    assert plain.extras == {}
     got = speculation_metrics(out)
-    assert got["speculative/acceptance_rate"] == out.accepted.sum() / out.drafted.sum()
-    gained = (out.mask.sum(-1) - 1).sum() / out.drafted.sum()
+    assert (
+        got["speculative/acceptance_rate"]
+        == out.extras["accepted"].sum() / out.extras["drafted"].sum()
+    )
+    gained = (out.mask.sum(-1) - 1).sum() / out.extras["drafted"].sum()
     assert got["speculative/tokens_per_step"] == gained and 1 < gained < 2
 
 
