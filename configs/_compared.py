@@ -1,4 +1,4 @@
-"""What the comparisons share: the task and budget of `quick.py`, and one cold start a seed."""
+"""Shared by the comparisons: the task and budget of `quick.py`, and one cold start a seed."""
 
 from configs.quick import get_config as quick
 
@@ -6,7 +6,7 @@ START = "cold_start"  # the variant that the others start from
 
 
 def compared(variant):
-    """The whole config of START, or what another variant begins with."""
+    """The whole config of START, or the config that another variant changes."""
     config = quick()
     config.algorithm.dynamic_sampling_rounds = 0
     config.eval.every = 5

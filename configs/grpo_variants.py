@@ -4,9 +4,9 @@
     python -m experiments.train --config=configs/grpo_variants.py --workdir=runs/grpo
     python -m experiments.train --config=configs/grpo_variants.py:dapo --workdir=runs/dapo
 
-All make four updates a rollout, without which every ratio is 1 and no clipping tells them apart,
-with no KL term and no dynamic sampling. A variant such as `dapo@1e-3` has another learning rate
-than the one that a search found. What was found is in docs/results/grpo_variants.md.
+All make four updates a rollout, without which every ratio is 1 and no clip sets in, with
+no KL term and no dynamic sampling. A variant such as `dapo@1e-3` has another learning rate than the
+one that a search found. What was found is in docs/results/grpo_variants.md.
 """
 
 from configs._compared import START, compared

@@ -12,7 +12,7 @@ problems; seed 0, two to three minutes on 2 cores:
     2           0.543 [0.457, 0.626]    0.535 [0.474, 0.595]
 
 Whether a sum is right is hard to see for two layers, so this shows how it is done, not that it
-helps: accuracy is rewarded beside, and a policy that follows such a reward model alone gets worse.
+helps: accuracy is rewarded beside, and a policy that follows only such a reward model gets worse.
 """
 
 from configs.quick import get_config as quick
@@ -36,7 +36,7 @@ def get_config(name="policy"):
         config.rewards[f"reward_model:{run}"] = 0.1
     config.steps = 20
     config.algorithm.beta = 0.02
-    # Divided by its spread, a group without a right completion would follow the reward model alone.
+    # Divided by its spread, a group without a right completion would follow the reward model only.
     config.algorithm.advantage = "group_mean"
     config.eval.every = config.checkpoint.every = 20
     return config

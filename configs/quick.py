@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/quick.py --config.seed=1 --workdir=runs/quick1
 
 Held-out greedy accuracy on 256 problems, 95% intervals, one run on 2 cores; seconds of `make train`
-with compilation, set-up apart:
+with compilation, without set-up:
 
     seed   after the cold start   after GRPO              seconds
     0      0.434 [0.374, 0.495]   0.695 [0.636, 0.748]    83

@@ -1,4 +1,4 @@
-"""Qwen2.5-0.5B learns to reason on GSM8K from rewards alone, as R1-Zero did. Needs a GPU.
+"""Qwen2.5-0.5B learns to reason on GSM8K from rewards only, as R1-Zero did. Needs a GPU.
 
     pip install -e '.[math]'
     python -m experiments.train --config=configs/qwen_gsm8k.py --config.model.path=DIR \

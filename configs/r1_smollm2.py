@@ -5,7 +5,7 @@
     python -m experiments.train --config=configs/r1_smollm2.py --workdir=runs/cold_start
 
 The stages of `r1_tiny.py`, from the published weights and with their chat template, on sums, word
-problems, programs and errands. The student is the published model again, of which adapters alone
+problems, programs and errands. The student is the published model again, of which only adapters
 learn. On one H100, accuracy on 165 held-out problems with 95% intervals, one run of seed 0, cut off
 after 7 minutes (its update took 8 micro-batches, and programs ran one after another):
 
@@ -48,16 +48,16 @@ def prepare(folder):
 
 
 def parts(general, rewards):
-    """The kinds of problem, told to a chat model; `general` is the share of errands."""
+    """The kinds of problem, put to a chat model; `general` is the share of errands."""
     kinds = {
         "addition": {"name": "addition", "digits": 3, "heldout_size": 64},
         "word_problems": {"name": "word_problems", "template": "tags", "heldout_size": 64},
         "programs": {"name": "programs", "heldout_size": 48},
         "manners": {"name": "manners", "heldout_size": 64},
     }
-    told = {k: {"name": "framed", "of": of, "says": SAYS[k]} for k, of in kinds.items()}
-    told["manners"] |= {"share": general, "rewards": rewards}
-    return told
+    worded = {k: {"name": "framed", "of": of, "says": SAYS[k]} for k, of in kinds.items()}
+    worded["manners"] |= {"share": general, "rewards": rewards}
+    return worded
 
 
 def get_config(stage="cold_start", folder="runs/r1_smollm2"):

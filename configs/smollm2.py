@@ -5,7 +5,7 @@
 
 The published weights and chat template, no cold start, computed in bfloat16. Greedy accuracy on 256
 unseen problems, 95% intervals, 0.027 [0.013, 0.055] before; minutes of the whole command on 2 cores
-with compilation and evaluations, the download apart, other work beside seeds 0 and 1:
+with compilation and evaluations, without the download; seeds 0 and 1 ran beside other work:
 
     seed   after 36 steps          after 72                minutes
     0      0.660 [0.600, 0.715]    0.762 [0.706, 0.810]    30.0

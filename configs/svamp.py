@@ -6,7 +6,7 @@
 SVAMP.json as published (https://github.com/arkilpatel/SVAMP). Held out are chal-701 to chal-1000;
 variants of one problem are scattered over the file, so that any split leaks a little.
 
-Run for 24 steps alone (--config.steps=24, seed 0, one core, 66 s a step), it had hardly begun:
+Run for only 24 steps (--config.steps=24, seed 0, one core, 66 s a step), it had hardly begun:
 greedy accuracy on the 300 held-out problems 0.027 [0.014, 0.052] before and 0.050 [0.031, 0.081]
 after; one sample in 14 is right at the end, and one completion in five ends within the 32 tokens.
 """

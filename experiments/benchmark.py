@@ -2,9 +2,9 @@
 
 Times one GRPO step: sample P x G completions of exactly T tokens for prompts of exactly S tokens,
 a trivial reward, one update; no stop token can be drawn. Weights are fp32: random ones of the
-workload's model, head and embedding apart, or with --model those of a Hugging Face directory.
-Prints one JSON line. With --beside, another project's driver and this one take turns, each in a
-process of its own with the same sizes, and the medians of the rounds' ratios are printed.
+workload's model, with separate head and embedding, or with --model those of a Hugging Face
+directory. Prints one JSON line. With --beside, another project's driver and this one alternate,
+each in a separate process with the same sizes, and the medians of the rounds' ratios are printed.
 
 P prompts, G group, S prompt length, T completion length.
 """
@@ -93,7 +93,7 @@ def generation_flop(a):
 
 
 def generation_bytes(a):
-    """Bytes that decoding must read: per step all matrices, each prompt's KV once, the own KV."""
+    """Bytes that decoding must read: per token all matrices, each prompt's KV once, the own KV."""
     row = a.layers * 2 * a.kv_heads * (a.hidden // a.heads)
     steps, length = a.completion_len - 1, a.completion_len
     own = a.group * steps * length / 2  # 1 + 2 + ... + (T - 1) keys a completion
@@ -258,7 +258,7 @@ def peak_rss_mb():
 
 
 def compare(a):
-    """Let ours and every --beside command take turns; return each one's results and the ratios."""
+    """Alternate ours and every --beside command; return each one's results and the ratios."""
     sizes = [f"--{name}={getattr(a, name)}" for name in SIZES]
     sizes += [f"--model={a.model}"] * bool(a.model)
     ours = [sys.executable, "-m", "experiments.benchmark", f"--dtype={a.dtype}"]
@@ -383,7 +383,7 @@ def read_sizes(a, parser):
     except (OSError, ValueError) as error:
         parser.error(f"--model={a.model}: {error}")
     if found.experts.count or found.latent.kv_rank or found.head_dim * found.heads != found.hidden:
-        parser.error(f"--model={a.model}: FLOPs are counted for plain heads and layers alone")
+        parser.error(f"--model={a.model}: FLOPs are counted only for plain heads and layers")
     for name in MODEL_SIZES:
         setattr(a, name, getattr(found, name))
     a.vocab = found.vocab_size

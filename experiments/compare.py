@@ -1,11 +1,11 @@
 """Compare variants: python -m experiments.compare --config=configs/grpo_vs_ppo.py --seeds=5.
 
 The config file's VARIANTS names what its get_config(name) gives. Every variant runs with every
-seed, five of them by default, in turns, each run in a process and a folder of its own,
-DIR/<variant>/seed<n>: one that is there is gone on with, so a comparison can be stopped and
-resumed, and given more seeds. Where the file has a START, that is run first, and all variants start
-from its run with their seed. Writes DIR/comparison.md, the tables, DIR/comparison.png, accuracy
-against updates and seconds, and DIR/comparison.json. --workdir is runs/<config name> by default.
+seed, five of them by default, each run in a separate process and folder, DIR/<variant>/seed<n>: one
+that is there is resumed, so a comparison can be stopped and resumed, and given more seeds. Where
+the file has a START, that is run first, and all variants start from its run with their seed. Writes
+DIR/comparison.md, the tables, DIR/comparison.png, accuracy against updates and seconds, and
+DIR/comparison.json. --workdir is runs/<config name> by default.
 --pass_at=32 adds what is right among 32 completions a problem, of every variant and of START.
 """
 
@@ -25,7 +25,7 @@ PASS_AT = flags.DEFINE_integer(
     "pass_at", 0, "the largest k of pass@k and maj@k", lower_bound=0, upper_bound=2**16
 )
 WRITTEN = ("comparison.md", "comparison.png", "comparison.json")  # in --workdir
-TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is told", lower_bound=0.0)
+TARGET = flags.DEFINE_float("target", 0.9, "accuracy whose time is reported", lower_bound=0.0)
 
 
 def main():

@@ -1,6 +1,6 @@
 """Evaluate: python -m experiments.evaluate --workdir=DIR [--problems=N] [--samples=K].
 
-Scores the newest checkpoint of a run on held-out problems, and prints a table and one JSON line.
+Evaluates a run's newest checkpoint on held-out problems; prints a table and one JSON line.
 With --config=FILE, on that config's problems; without a --workdir, the model in config.model.path.
 --against=DIR,DIR asks other runs or Hugging Face directories the same, and compares them with it
 problem by problem. RUN/checkpoints/STEP is one checkpoint of a run. --config=configs/benchmark.py
@@ -43,7 +43,7 @@ def main():
     problems = ex.config.eval.problems if PROBLEMS.value is None else PROBLEMS.value
     asked = "eval.problems" if PROBLEMS.value is None else "--problems"
     samples = ex.config.eval.samples if SAMPLES.value is None else SAMPLES.value
-    told = []
+    results = []
     for folder in [None, *AGAINST.value]:
         if folder is not None:
             ex, params, step = asked_the_same(Path(folder), ex.config)
@@ -51,12 +51,12 @@ def main():
         with ex.rewarder(("accuracy",)) as rewarder, using(ex.mesh), doing(f"evaluating {name}"):
             found = evaluate_policy(ex, params, rewarder, problems, samples, asked)
         print_table(f"{name}, step {step}: {ex.task.name}", found.metrics)
-        told.append({"model": name, "step": step, **found.metrics, "singly": found.singly})
-    leads = [_leads(told[0]["singly"], one.pop("singly")) for one in told[1:]]
-    told[0].pop("singly")
+        results.append({"model": name, "step": step, **found.metrics, "singly": found.singly})
+    leads = [_leads(results[0]["singly"], one.pop("singly")) for one in results[1:]]
+    results[0].pop("singly")
     if leads:
-        print_comparison(told, leads)
-    own, *others = [{k: _json(v) for k, v in one.items()} for one in told]
+        print_comparison(results, leads)
+    own, *others = [{k: _json(v) for k, v in one.items()} for one in results]
     del own["model"]
     against = [one | {"lead": lead} for one, lead in zip(others, leads, strict=True)]
     print(json.dumps({"samples": samples, **own} | ({"against": against} if against else {})))
@@ -95,7 +95,7 @@ def _examined():
     return asked_the_same(Path(WORKDIR.value), config)
 
 
-def print_comparison(told, leads):
+def print_comparison(results, leads):
     """Print what the first model leads each other by, on the same problems: greedily, and by the
     mean over samples where there are any."""
     from rich.console import Console
@@ -106,7 +106,7 @@ def print_comparison(told, leads):
         table = Table(title=f"{greedy}{measure}, problem by problem", title_justify="left")
         for name in ("model", measure, "95% interval", "first's lead", "95% interval", "p"):
             table.add_column(name, justify="left" if name == "model" else "right")
-        for one, lead in zip(told, [None, *leads], strict=True):
+        for one, lead in zip(results, [None, *leads], strict=True):
             cells = [f"{one[measure]:.4f}", _interval(one, f"{measure}/")]
             if lead is not None:
                 pair = lead[measure]

@@ -13,7 +13,7 @@ from grpo_jax.config.command_line import run_main
 from grpo_jax.console.progress import doing, importing
 
 OUT = flags.DEFINE_string("out", None, "the directory to write", required=True)
-ADAPTERS = flags.DEFINE_boolean("adapters", False, "the adapters alone, in PEFT's format")
+ADAPTERS = flags.DEFINE_boolean("adapters", False, "only the adapters, in PEFT's format")
 
 
 def main(workdir):

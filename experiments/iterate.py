@@ -2,7 +2,7 @@
 
 Algorithm 1 of DeepSeekMath (2402.03300). An iteration samples pairs of right and wrong completions
 from the policy, trains the reward model on them and a share of earlier ones (replay), and trains
-the policy on what the reward model says. Its reference is the policy that the iteration starts
+the policy on that model's scores. Its reference is the policy that the iteration starts
 from, or under adapters the model without them.
 
 The config file's get_config(name) gives 'policy', 'policy:RUN', rewarded by `reward_model:RUN`, and
@@ -14,8 +14,8 @@ the policy in RUN; later ones start from the reward model before.
     DIR/iteration<n>/reward_model   a run
     DIR/iteration<n>/policy         a run
 
-Each is made in a process of its own, and one that is there is gone on with: the same command goes
-on where it was cut off, or adds iterations. DIR is --workdir, runs/<config name> by default.
+Each is made in a separate process, and one that is there is resumed: the same command continues
+where it was cut off, or adds iterations. DIR is --workdir, runs/<config name> by default.
 """
 
 from collections.abc import Mapping
@@ -92,12 +92,12 @@ def table(folder: Path, iterations: int) -> list[str]:
     """A Markdown table of held-out accuracy after each iteration, 95% intervals."""
     rows = ["| iteration | reward model | policy |", "|---|---|---|"]
     for number in range(iterations + 1):
-        both = [told(part(folder, number, name)) for name in ("reward_model", "policy")]
+        both = [last_accuracy(part(folder, number, name)) for name in ("reward_model", "policy")]
         rows.append(f"| {number} | {' | '.join(both)} |")
     return rows
 
 
-def told(run: Path) -> str:
+def last_accuracy(run: Path) -> str:
     """The last evaluation's accuracy of a run, if there is one."""
     from grpo_jax.runs.run import read_steps
 

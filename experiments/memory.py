@@ -91,21 +91,21 @@ def _mesh():
     name = DEVICE.value
     if not name:
         return make_mesh()
-    jax.config.update("jax_platforms", "cpu")  # the compiler alone, not a device
+    jax.config.update("jax_platforms", "cpu")  # only the compiler, no device
     wanted: dict[str, str] = {"platform": "tpu", "topology_name": name}
     if name.endswith(".txtpb"):
         try:
             spec = Path(name).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            told = getattr(error, "strerror", "not a text file")
-            raise UsageError(f"--device={name}: {told}") from error
+            reason = getattr(error, "strerror", "not a text file")
+            raise UsageError(f"--device={name}: {reason}") from error
         wanted = {"platform": "cuda", "topology": "1x1x1", "target_config": spec}
     try:
         found = topologies.get_topology_desc(**wanted)
     except RuntimeError as error:  # no compiler, or no such device
-        told = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"--device={name}: {told}; valid: experiments/gpus/h200.txtpb with jax[cuda12], "
+            f"--device={name}: {reason}; valid: experiments/gpus/h200.txtpb with jax[cuda12], "
             "v5p:2x2x1 with libtpu"
         ) from error
     return make_mesh(devices=found.devices)

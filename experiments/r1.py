@@ -1,14 +1,14 @@
 """DeepSeek-R1's pipeline: python -m experiments.r1 --config=configs/r1_tiny.py --workdir=DIR.
 
-Runs the config file's STAGES in turn, each in a folder of its own, DIR/<stage>: cold start,
+Runs the config file's STAGES one after another, each in a folder DIR/<stage>: cold start,
 reasoning RL, rejection sampling and supervised fine-tuning, RL for all scenarios, distillation
-(2501.12948, 2.3 and 2.4), and what they need. The same command goes on where it was cut off.
+(2501.12948, 2.3 and 2.4), and what they need. The same command resumes.
 --without=cold_start leaves a stage out: reasoning RL then starts where that would have, as
 R1-Zero does. DIR is runs/<config name> by default. --seeds=3 runs all with the seeds 0, 1
 and 2, in DIR/seed<n>, and writes DIR/results.md, means over them; else the config's own is taken.
 
-After each stage that trains a policy, its greedy completions of the same held-out problems are
-judged: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/report.html tells all.
+After each stage that trains a policy, the policy is evaluated greedily on the same held-out
+problems: a line of DIR/results.jsonl, and samples in DIR/samples.jsonl. DIR/report.html shows all.
 """
 
 from absl import flags

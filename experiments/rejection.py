@@ -22,7 +22,7 @@ KEEP = flags.DEFINE_integer("keep", 1, "at most so many of a problem are kept", 
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "that they are drawn at", lower_bound=0.0)
 JUDGES = flags.DEFINE_list("judges", [], "reward models' runs, where the task has no right answer")
 FIRST = flags.DEFINE_integer("first", 0, "the place of the first problem", lower_bound=0)
-LANGUAGE = flags.DEFINE_string("language", "", "keep thoughts in this language alone, such as en")
+LANGUAGE = flags.DEFINE_string("language", "", "keep only thoughts in this language, such as en")
 
 
 def main(workdir):

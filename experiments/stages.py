@@ -1,4 +1,4 @@
-"""Programs of several stages, each a program and a process of its own."""
+"""Programs of several stages, each a program in a separate process."""
 
 import subprocess
 import sys

@@ -10,7 +10,7 @@ class UsageError(ValueError):
 
 
 def described(error: OSError) -> str:
-    """What the system refused: the file, and why; the message as it is where it is ours."""
+    """The text of an error: of the system's, the file and the reason; of ours, its message."""
     if error.errno is None:
         return str(error)
     file = error.filename
@@ -27,8 +27,9 @@ def excerpt(value: object, limit: int = 120) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The member of `valid` most like `name`; of equals the first. Names may be dotted.
 
-    The last part counts double. A `name` of one part is compared with each: a user who writes
-    'learning_rate' most likely left out the group that it is in. ValueError where none is valid.
+    The last component counts double. A `name` of one component is compared with each: a user who
+    writes 'learning_rate' most likely left out the group that it is in. ValueError where none is
+    valid.
     """
     names = list(valid)
     parents = [other for other in names if name.startswith(f"{other}.")]

@@ -1,4 +1,4 @@
-"""Between devices and this host: the only place of the package that asks JAX for either."""
+"""Transfers between devices and this host: the only module that calls jax.device_get."""
 
 from typing import TypeVar
 

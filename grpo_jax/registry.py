@@ -1,4 +1,4 @@
-"""Parts by name: an entry of a table, or the import path of anyone's own."""
+"""Objects by name: an entry of a table, or an import path."""
 
 import importlib
 from collections.abc import Mapping

@@ -112,8 +112,8 @@ def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> dict[str, float]:
 
     difference, low, high  mean of a - b, and Student's t interval over problems
     p  two-sided; 1 where no problem differs. Marks: McNemar's exact test (1947), how likely a
-       difference as large is where each problem that one alone got right had been either's with
-       equal chance. Shares: Student's paired t test, NaN of one problem.
+       difference as large is where each problem that only one got right had been either's with
+       equal chance. Shares: Student's paired t test; NaN for one problem.
 
     Raises ValueError unless both have one value a problem.
     """

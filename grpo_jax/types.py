@@ -39,9 +39,9 @@ class Rollouts(struct.PyTreeNode, kw_only=True):
 
 
 class StepRewards(struct.PyTreeNode, kw_only=True):
-    """What single steps of completions earned; K is the most that one has, or more.
+    """Rewards of the single steps of solutions; K is at least the number of steps of the longest.
 
-    ends  the token that a step ends with, -1 where there is no step
+    ends  the index of the token that a step ends with, -1 where there is no step
     """
 
     rewards: Float[Array, "P G K"]

@@ -132,9 +132,9 @@ def test_the_same_command_again_changes_nothing_and_tells_the_same(done, capsys)
 
 
 def test_an_accuracy_that_abstains_is_left_out(tmp_path):
-    assert iterate.told(tmp_path) == ""
+    assert iterate.last_accuracy(tmp_path) == ""
     (tmp_path / "eval.jsonl").write_text('{"step": 0, "accuracy": null, "accuracy/low": null}\n')
-    assert iterate.told(tmp_path) == ""
+    assert iterate.last_accuracy(tmp_path) == ""
 
 
 def test_every_earlier_iteration_is_replayed(folder, monkeypatch):

@@ -9,7 +9,7 @@ from tiny import tiny_config
 from grpo_jax.errors import UsageError
 from grpo_jax.files import fingerprint
 from grpo_jax.runs.run import check_run, load_config, load_record, open_run
-from grpo_jax.training.load_reward_model import judge_sources
+from grpo_jax.training.load_reward_model import reward_model_sources
 from grpo_jax.training.pretrained import base_sources
 
 
@@ -36,7 +36,7 @@ def test_a_changed_reward_model_or_base_is_another_source(tmp_path):
     for rank, more in ((0, []), (2, [str(base)])):
         record["model"]["lora"]["rank"] = rank
         (judge / "config.json").write_text(json.dumps(record))
-        found = judge_sources(names)
+        found = reward_model_sources(names)
         assert found.keys() == {*names[1:], *more}
         assert found[names[1]] == fingerprint(judge / "checkpoints/10/checksums.json")
     assert base_sources(load_config(judge)) == {str(base): found[str(base)]}
@@ -44,14 +44,14 @@ def test_a_changed_reward_model_or_base_is_another_source(tmp_path):
         for folder, name in ((base, str(base)), (scoring, names[2])):
             before = (folder / file).read_bytes()
             (folder / file).write_bytes(before + b" ")
-            changed = judge_sources(names)
+            changed = reward_model_sources(names)
             assert {n for n in found if changed[n] != found[n]} == {name}
             (folder / file).write_bytes(before)
     (base / "README.md").write_text("another")
-    assert judge_sources(names) == found
+    assert reward_model_sources(names) == found
     for folder in (base, tmp_path / "nothing", tmp_path):
         with pytest.raises(UsageError, match=f"reward_model:{folder}: no reward model; valid: a"):
-            judge_sources([f"reward_model:{folder}"])
+            reward_model_sources([f"reward_model:{folder}"])
 
 
 SOURCES = {"d/train.jsonl": "a", "d/test.jsonl": "b"}

@@ -1,4 +1,4 @@
-"""GRPO-family algorithms as a small algebra: jax.numpy in, jax.numpy out."""
+"""GRPO and its relatives as a small algebra: jax.numpy in, jax.numpy out."""
 
 from grpo_jax.algorithms.advantages import ADVANTAGES
 from grpo_jax.algorithms.aggregation import AGGREGATIONS, drop_truncated, token_share, token_weights

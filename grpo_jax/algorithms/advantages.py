@@ -20,7 +20,7 @@ from grpo_jax.types import Advantages
 def spread_is_noise(
     x: Float[Array, "..."], where: Bool[Array, "..."], axis: int | None = -1
 ) -> Bool[Array, "..."]:
-    """Whether x varies by float rounding alone over axis (kept, size 1), where `where` holds.
+    """Whether x varies only by float rounding over axis (kept, size 1), where `where` holds.
 
     Dividing such a spread by a standard deviation of the same size would turn noise into signal.
     """
@@ -250,7 +250,7 @@ def _active(
 def _centred(rewards: Float[Array, "P G"]) -> tuple[Float[Array, "P G"], Int[Array, "P 1"]]:
     """r_i - mean over the group's valid rewards, and their number.
 
-    Exactly 0 for an abstained completion and in a group without spread, a lone one's included.
+    Exactly 0 for an abstained completion and in a group without spread, such as a group of one.
     """
     valid, active, rewards = _active(rewards)
     count = valid.sum(-1, keepdims=True)

@@ -66,7 +66,7 @@ class Algorithm:
     reference_refresh: int = 0  # every n steps the reference moves; 0 is never
     reference_mix: float = 1.0  # alpha: ref = alpha policy + (1 - alpha) ref; 1 replaces it
 
-    # Tokens apart
+    # Tokens that the loss treats differently
     token_selection: str = "none"  # SELECTIONS
     entropy_fraction: float = 0.2
     clip_cov_fraction: float = 2e-4
@@ -268,7 +268,7 @@ def _check_needs(algorithm: Algorithm, field: str, function: Callable, group: in
 
 
 def _check_pairs(algorithm: Algorithm, group: int) -> None:
-    """Raises ValueError on fields that are valid alone but not together."""
+    """Raises ValueError on fields that are valid by themselves but not together."""
     a = algorithm
     if a.ratio_cap is not None and a.ratio_cap <= 1 + a.clip_high:
         raise ValueError(

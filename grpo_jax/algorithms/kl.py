@@ -1,4 +1,4 @@
-"""Per-token estimates of KL(policy || reference) from the sampled token alone.
+"""Per-token estimates of KL(policy || reference) from only the sampled token.
 
 Schulman, "Approximating KL divergence" (2020): with d = logp_ref - logp, k1 = -d is unbiased, k2 =
 d^2 / 2 has the right gradient, k3 = exp(d) - d - 1 is unbiased and never negative.
@@ -16,7 +16,7 @@ def k1(
 ) -> Float[Array, "P G T"]:
     """logp - logp_ref.
 
-    For the reward (PPO, 1707.06347). As a loss its gradient is that of logp alone, zero on average.
+    For the reward (PPO, 1707.06347). As a loss its gradient is that of logp, zero on average.
     """
     return masked_difference(logp, logp_ref, mask)
 

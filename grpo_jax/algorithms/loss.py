@@ -26,7 +26,7 @@ Metrics = dict[str, Float[Array, ""]]
 def combine_rewards(
     algorithm: Algorithm, parts: Float[Array, "N P G"], weights: Float[Array, " N"]
 ) -> Float[Array, "P G"]:
-    """The algorithm's one reward per completion, from N functions' parts and their weights."""
+    """One reward per completion, from those of N functions and their weights."""
     chex.assert_rank(parts, 3)
     weights = jnp.asarray(weights, jnp.float32)
     chex.assert_shape(weights, (parts.shape[0],))
@@ -136,7 +136,7 @@ def reward_kl(
     logp_ref: Float[Array, "P G T"],
     mask: Bool[Array, "P G T"],
 ) -> Float[Array, "P G T"] | None:
-    """The behaviour policy's KL to the reference that the reward pays for, or None."""
+    """The behaviour policy's KL to the reference that is subtracted from the reward, or None."""
     if algorithm.kl_in != "reward":
         return None
     return call(component(algorithm, "kl"), algorithm, logp, logp_ref, mask)
@@ -163,14 +163,14 @@ def policy_loss(
 
     weights      token_weights of the whole minibatch
     token_share  of the whole minibatch: the metrics' mean
-    logp_old     None: every token is used once, and stopgrad(logp) serves
+    logp_old     None: every token is used once, and stopgrad(logp) takes its place
     logp_ref     needed when beta > 0 and kl_in is 'loss'
     correction   of `rollout_correction`; selection of `select_tokens`
     """
     chex.assert_rank([logp, mask, advantages], 3)
     chex.assert_equal_shape([logp, mask, weights, token_share])
     detached = jax.lax.stop_gradient
-    # Garbage at masked positions ends here: the functions below see finite numbers alone.
+    # Garbage at masked positions ends here: the functions below see only finite numbers.
     logp = jnp.where(mask, logp, 0.0)
     old = detached(logp if logp_old is None else jnp.where(mask, logp_old, 0.0))
     advantages = detached(jnp.where(mask, advantages, 0.0))
@@ -192,7 +192,7 @@ def policy_loss(
 
 
 def _penalty_of(algorithm: Algorithm) -> Callable[..., Float[Array, "P G T"]] | None:
-    """What selected tokens pay in place of the clip; None where the selection says nothing."""
+    """The penalty of selected tokens in place of the clip; None where the selection has none."""
     if algorithm.token_selection == "none":
         return None
     return getattr(component(algorithm, "token_selection"), "penalty", None)
@@ -204,7 +204,7 @@ def _apply_selection(
     drift: Float[Array, "P G T"],
     selection: Float[Array, "P G T"] | None,
 ) -> Float[Array, "P G T"]:
-    """The selected tokens' loss, or all tokens' with the penalty that the selected ones pay.
+    """The loss of the selected tokens, or of all with the selected ones' penalty.
 
     drift  logp - logp_old
     """
@@ -264,7 +264,7 @@ def _ratio_metrics(
 def _reward_kl(
     algorithm: Algorithm, kl: Float[Array, "P G T"] | None
 ) -> Float[Array, "P G T"] | None:
-    """The KL that the reward pays for, or None."""
+    """The KL that is subtracted from the reward, or None."""
     if algorithm.kl_in != "reward" or algorithm.beta == 0:
         return None
     if kl is None:

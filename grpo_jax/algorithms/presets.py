@@ -28,7 +28,7 @@ PRESETS: dict[str, Algorithm] = {
     ),
     # 2507.18071
     "gspo": replace(_NO_KL, ratio="sequence", clip_low=3e-4, clip_high=4e-4, minibatches=4),
-    # 2506.13585: the upper clip alone; the paper leaves its value open, TRL bounds the weight by 5.
+    # 2506.13585: only the upper clip; the paper leaves its value open, TRL bounds the weight by 5.
     "cispo": replace(
         _NO_KL, surrogate="cispo", clip_low=1.0, clip_high=4.0, aggregation="token_mean"
     ),

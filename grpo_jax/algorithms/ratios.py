@@ -1,4 +1,4 @@
-"""Importance weights between the policy and its older self, as logarithms.
+"""Importance weights between the policy and an earlier version of it, as logarithms.
 
 Logarithms, because a surrogate may clip there (GMPO) and because a difference of log-probs is exact
 where its exponential overflows. Every ratio is safe to exponentiate: none exceeds LOG_RATIO_MAX.

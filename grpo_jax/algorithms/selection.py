@@ -1,4 +1,4 @@
-"""Which tokens the loss treats apart, decided once on the whole batch.
+"""Which tokens the loss treats differently, decided once on the whole batch.
 
 Every selection reads only what the rollout left (behaviour log-probs, entropies) and the
 advantages, so it is made before the batch is cut into micro-batches, and the cut cannot change the

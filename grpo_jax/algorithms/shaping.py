@@ -15,7 +15,7 @@ from grpo_jax.types import StepRewards
 
 
 def weighted_sum(parts: Float[Array, "N P G"], weights: Float[Array, " N"]) -> Float[Array, "P G"]:
-    """sum_n w_n r_n; a NaN part abstains."""
+    """sum_n w_n r_n; a NaN abstains."""
     total = jnp.einsum("npg,n->pg", jnp.where(jnp.isnan(parts), 0.0, parts), weights)
     return jnp.where(jnp.isnan(parts).all(0), jnp.nan, total)
 
@@ -25,8 +25,10 @@ def weighted_sum(parts: Float[Array, "N P G"], weights: Float[Array, " N"]) -> F
 def normalize_each(
     parts: Float[Array, "N P G"], weights: Float[Array, " N"], *, std_ddof: int, std_eps: float
 ) -> Float[Array, "P G"]:
-    """Each part normalised over its group, summed by weight, and the sum normalised over the batch
-    (GDPO, 2601.05242); follow it with the advantage `group_mean`, which leaves it as it is."""
+    """Each reward normalised over its group, summed by weight; the sum normalised over the batch.
+
+    GDPO, 2601.05242; follow it with the advantage `group_mean`, which leaves it as it is.
+    """
     abstained = jnp.isnan(parts).all(0)
     mask = jnp.ones((*parts.shape[1:], 1), bool)
     scores = [group_norm(r, mask, std_ddof=std_ddof, std_eps=std_eps)[..., 0] for r in parts]
@@ -40,8 +42,8 @@ def normalize_each(
     return jnp.where(abstained, jnp.nan, normalised)
 
 
-# One reward per completion, from N functions' parts and their weights; one whose parts are all NaN
-# stays NaN. What takes the squares of parts declares `squares_parts`: float32 must hold them.
+# One reward per completion, from those of N functions and their weights; NaN where all are NaN. One
+# that squares rewards declares `squares_parts`: float32 must hold them.
 COMBINATIONS: dict[str, Callable[..., Float[Array, "P G"]]] = {
     "sum": weighted_sum,
     "normalize_each": normalize_each,

@@ -87,8 +87,8 @@ def cispo(
 ) -> Float[Array, "P G T"]:
     """Policy gradient with a clipped, detached weight (CISPO, MiniMax-M1, 2506.13585).
 
-    -stopgrad(clip(w, 1 - clip_low, 1 + clip_high)) A logp; clip_low >= 1 leaves the upper clip
-    alone.
+    -stopgrad(clip(w, 1 - clip_low, 1 + clip_high)) A logp; clip_low >= 1 leaves only the
+    upper clip.
     """
     chex.assert_equal_shape([log_ratio, advantages, logp, mask])
     weight = jnp.clip(jnp.exp(log_ratio), 1.0 - clip_low, 1.0 + clip_high)

@@ -20,14 +20,14 @@ def defaults() -> ConfigDict:
 
     The result is locked, so that a config file cannot invent a field; `task`, `rewards` and
     `chat_template_kwargs` take new keys: the task's own options, the weight of each reward by name,
-    and what the chat template is given. As None stands for
-    the preset's value, what a preset limits is let free with a large number, such as 1e9.
+    and what the chat template is given. As None stands for the preset's value, a large number such
+    as 1e9 lifts a limit that a preset sets.
     """
     config = Fields(
         {
             "seed": 0,
             "start": "",  # a run's folder, whose newest parameters this one starts from
-            "steps": 60,  # of reinforcement learning
+            "steps": 60,  # of reinforcement learning; each samples a batch and learns from it
             "task": {"name": "addition"},
             "prompt_length": 32,  # tokens
             "overlong_prompts": "refuse",  # or 'drop'
@@ -54,7 +54,7 @@ def defaults() -> ConfigDict:
 def _model_and_rollout() -> dict[str, Any]:
     return {
         "model": {
-            "path": "",  # a Hugging Face directory, which then says all but how to compute
+            "path": "",  # a Hugging Face directory, which then sets all but how to compute
             "vocab_size": 0,  # 0 = the tokenizer's
             **model_fields(),  # see models.config.ModelConfig
         },
@@ -76,7 +76,7 @@ def _model_and_rollout() -> dict[str, Any]:
 
 
 def model_fields() -> dict[str, Any]:
-    """Every field of ModelConfig but the vocabulary's size, with its default, nested."""
+    """Every field of ModelConfig except the vocabulary's size, with its default, nested."""
     fields = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name != "vocab_size"}
     nested: Any = dataclasses.asdict
     return {k: nested(v) if k in PARTS else v for k, v in fields.items()}

@@ -45,11 +45,12 @@ _AT_MOST = {
 }
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 # Counts and sizes are int32 where they are used, and numbers float32, whose least normal one is
-# what a processor that flushes smaller ones to zero can tell from it; JAX's keys are of 32 bits.
+# what a processor that flushes smaller ones to zero can distinguish from zero; JAX's keys are of 32
+# bits.
 INT_MAX, SEED_MAX = 2**31 - 1, 2**32 - 1
 FLOAT_MAX, FLOAT_MIN = 3.4028235e38, 1.17549435e-38
 _LARGEST_WEIGHT = 1e18  # its square is within float32
-# Fields whose keys or values are not ours to judge: tasks, rewards and algorithms judge them.
+# Fields whose keys or values are not checked here: tasks, rewards and algorithms check them.
 _FREE = ("task", "rewards", "algorithm", "chat_template_kwargs")
 
 
@@ -138,7 +139,7 @@ def _check_rewards(weights: dict[str, Any], task: dict[str, Any]) -> None:
 
 
 def check_chat(given: dict[str, Any], name: str = "config.chat_template_kwargs") -> None:
-    """Refuse what a chat template is not given by the user; UsageError names it."""
+    """Refuse arguments that a chat template does not take from the user; UsageError names them."""
     for key in given:
         if key in RENDERED:
             raise UsageError(

@@ -99,7 +99,7 @@ def _parsed(
     argv: list[str], flag_values: flags.FlagValues, kinds: dict[str, type | None]
 ) -> list[str]:
     """What absl leaves of the command line. kinds  of the config's fields that it sets, by name"""
-    # Warnings only, unless the user says otherwise: Orbax tells of every save.
+    # Warnings only, unless the user says otherwise: Orbax reports every save.
     quiet = ["--verbosity=-1"] if "verbosity" in flag_values else []
     try:
         return flag_values([argv[0], *quiet, *argv[1:]])
@@ -250,7 +250,7 @@ def default_workdir(config_path: str) -> Path:
 
 
 def prepare_process() -> None:
-    """What every program does before JAX starts: memory, and XLA's flags."""
+    """Set what every program needs before JAX starts: memory, and XLA's flags."""
     keep_freed_memory()
     os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""))
 

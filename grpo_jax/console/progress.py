@@ -15,7 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-PATIENCE_S = 0.5  # what is done sooner needs no word
+PATIENCE_S = 0.5  # what takes less time is not announced
 UNCHECKED_S = 10.0  # while an error may still come, which is to be the only line of stderr
 
 # What the package compiles that takes longest, by the name of the jitted function.
@@ -128,7 +128,7 @@ class _Elapsed:
 
 
 class Phase:
-    """Something that is being done: said once it has taken `after_s`, and shown while it lasts.
+    """Something that is being done: announced once it has taken `after_s`, shown while it lasts.
 
     A class, because JAX says where a compilation begins and ends by two calls.
     """
@@ -165,7 +165,7 @@ class Phase:
 
 @contextlib.contextmanager
 def doing(what: str, log_after_s: float | None = None) -> Iterator[None]:
-    """Say what the block does, once it has taken half a second; in a log, `log_after_s`."""
+    """Announce what the block does once it has taken half a second; in a log, `log_after_s`."""
     patience = PATIENCE_S if log_after_s is None or screen().live else log_after_s
     if not _checked and not screen().live:
         patience = max(patience, UNCHECKED_S)
@@ -212,7 +212,7 @@ class Compilations:
         self._name, self._began, self._said = "", 0.0, False
         self._phase: Phase | None = None
 
-    def begin(self, event: str, value: float, **told: str | int) -> None:
+    def begin(self, event: str, value: float, **details: str | int) -> None:
         """One of the three begins; JAX's event of that name is a scalar, its time."""
         if event not in EVENTS or threading.current_thread() is not threading.main_thread():
             return
@@ -220,7 +220,7 @@ class Compilations:
         if self._depth > 1:
             return
         name = (
-            str(told.get("fun_name", ""))
+            str(details.get("fun_name", ""))
             .removeprefix("jit_")
             .removeprefix("jit(")
             .removesuffix(")")

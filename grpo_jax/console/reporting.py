@@ -1,4 +1,4 @@
-"""How a program ends: what the user can mend, in one line; a bug, with its traceback."""
+"""How a program ends: with one line for what the user can mend, with a traceback for a bug."""
 
 import dis
 import errno
@@ -44,15 +44,15 @@ def reporting(function: Callable[..., T], *args: object) -> T:
             if interrupted() or isinstance(error, KeyboardInterrupt):
                 interrupts.say()
                 status = interrupts.STATUS
-            elif (told := _told(error)) is not None:
-                sys.stderr.write(f"error: {' '.join(told.split())}\n")
+            elif (message := _message(error)) is not None:
+                sys.stderr.write(f"error: {' '.join(message.split())}\n")
                 status = 2
             else:
                 raise
     sys.exit(status)
 
 
-def _told(error: BaseException) -> str | None:
+def _message(error: BaseException) -> str | None:
     """What to say of an error that is no bug; None of one that is.
 
     No bug are UsageErrors, what this package itself raises about its input, and what the system

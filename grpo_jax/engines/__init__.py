@@ -1,4 +1,4 @@
-"""Who generates tokens, by name; `base.Engine` says what each offers.
+"""Engines by name, which generate tokens; `base.Engine` is their protocol.
 
 A new one is a file here and a line in ENGINES, or a file anywhere that is named by its import path.
 """

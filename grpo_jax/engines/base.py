@@ -15,7 +15,7 @@ from grpo_jax.types import Params, Prompts, Rollouts
 
 
 class Engine(Protocol):
-    """Who generates tokens.
+    """Generates tokens.
 
     The same keys give the same tokens, whichever engine: a completion's noise depends on its own
     key and on the position in it, and on nothing else. Padding, neighbours, the size of a batch,
@@ -34,7 +34,7 @@ class Engine(Protocol):
 def completion_keys(
     rng: Key[Array, ""], step: int, places: Int[np.ndarray, " P"], group: int
 ) -> Key[Array, "P G"]:
-    """The keys of completions: of a run's rng, a step, the place of each prompt in the step, and
+    """The keys of completions, from a run's rng, a step, the place of each prompt in the step, and
     the completion's number in its group."""
     of_step = jax.random.fold_in(rng, step)
     fold = jax.vmap(jax.random.fold_in, (None, 0))

@@ -1,4 +1,4 @@
-"""What a sampler may draw: temperature, top-k, top-p and min-p, as functions of logits."""
+"""How tokens are drawn from logits: temperature, top-k, top-p and min-p."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def filter_logits(logits: jax.Array, top_k: int, top_p: float, min_p: float) -> 
              with the last are kept)
     min_p    tokens of at least p times the likeliest one's probability (2407.01082)
 
-    Filters apply in this order, each to what the one before left.
+    Filters apply in this order, each to the tokens that the one before kept.
     """
     if top_k and top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, top_k)[0][..., -1:]

@@ -33,7 +33,7 @@ class Lockstep:
 
 
 class Start(NamedTuple):
-    """What decoding goes on from: the Rollouts with their first token, and the prompts' states.
+    """The start of decoding: Rollouts with their first token, and the prompts' states.
 
     read     i32[P, G], how far each text is into a stop string, or None
     hidden   [P, 1, S, C], the decoder's states of the prompts

@@ -1,6 +1,6 @@
 """Stop strings: the token at which a completion's text first contains one.
 
-The text is watched by an automaton (Aho and Corasick, 1975) whose steps are whole tokens: a table
+An automaton (Aho and Corasick, 1975) reads the text, a whole token at a time: a table
 i16[S, V] of the state that each token leads to, made once on the host. State 0 is that of a
 completion without text, the last that of one that has ended.
 """

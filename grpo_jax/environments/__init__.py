@@ -1,4 +1,4 @@
-"""What answers the policy, by name; `base.Environment` says what each offers.
+"""Environments by name, which answer the policy; `base.Environment` is their protocol.
 
 A new one is a file here and a line in ENVIRONMENTS, or a file anywhere that is named by its import
 path.
@@ -16,5 +16,5 @@ ENVIRONMENTS: dict[str, Callable[[], Environment]] = {"single_turn": SingleTurn}
 
 
 def find_environment(name: str) -> Callable[[], Environment]:
-    """What makes the environment of one completion; ValueError for an unknown name."""
+    """The function that makes one completion's environment; ValueError for an unknown name."""
     return find("environment", name, ENVIRONMENTS)

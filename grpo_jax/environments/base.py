@@ -1,4 +1,4 @@
-"""What an environment is: a conversation to begin with, and an answer to each of the policy's."""
+"""The protocol of an environment: it opens a conversation, and answers the policy's turns."""
 
 import dataclasses
 from typing import Protocol
@@ -9,7 +9,7 @@ from grpo_jax.tasks.problem import Prompt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What the world says back.
+    """The environment's answer to a turn of the policy.
 
     messages  what is appended to the conversation
     done      whether the episode is over
@@ -31,4 +31,4 @@ class Environment(Protocol):
         """The prompt that the policy answers, the same for all of a group."""
 
     def step(self, text: str) -> Turn:
-        """What follows on the policy's turn."""
+        """The environment's answer to the policy's text."""

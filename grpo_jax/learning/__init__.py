@@ -1,1 +1,1 @@
-"""The learner: advantages, the update, and the state that they move."""
+"""The learner: advantages, the update, and the state that it changes."""

@@ -1,4 +1,4 @@
-"""Parts of a batch: minibatches, each one step of the optimizer, and micro-batches that sum to one.
+"""Batches cut into minibatches, one update each, and minibatches cut into micro-batches.
 
 P prompts, G group, T completion length; N micro-batches.
 """

@@ -60,7 +60,7 @@ class Optimizer(struct.PyTreeNode):
     transformation: Callable[[Any], optax.GradientTransformation] = struct.field(pytree_node=False)
 
     def init(self, params: Any) -> Any:
-        """The state to begin with, for all numbers the same."""
+        """The initial state, the same for all numbers."""
         return self.transformation(jax.tree.map(lambda _: 0.0, self.numbers)).init(params)
 
     def update(self, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -95,7 +95,7 @@ class Applied(struct.PyTreeNode, kw_only=True):
 def apply_gradient(
     optimizer: Optimizer, params: Params, opt_state: optax.OptState, gradient: Params
 ) -> Applied:
-    """One step of the optimizer."""
+    """The parameters and the optimizer's state after one step of the optimizer."""
     steps, opt_state = optimizer.update(gradient, opt_state, params)
     hyperparams = optax.tree_utils.tree_get(opt_state, "hyperparams")
     return Applied(
@@ -146,7 +146,7 @@ def adamw(numbers: AdamW) -> optax.GradientTransformation:
     whole = optax.apply_if_finite(clipped, max_consecutive_errors=NEVER)
 
     def update(gradient, state, params):
-        # optax goes on with a state's own numbers, which may be zeros, or another config's.
+        # optax would use the numbers in the state, which may be zeros, or another config's.
         count = optax.tree.get(state, "hyperparams_states")["learning_rate"].count
         now = fixed | {"learning_rate": rate(count)}
         shown = optax.tree.get(state, "hyperparams")

@@ -1,4 +1,4 @@
-"""What a batch needs before its updates: advantages, and log-probs of other policies.
+"""Batches with what updates need: advantages, and log-probs of other policies.
 
 P prompts, G group, T completion length.
 """

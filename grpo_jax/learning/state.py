@@ -162,7 +162,7 @@ def _cached_initialiser(model, optimizer, reference, critic):
 
 
 def _reference(policy: Policy) -> Params | None:
-    """A copy of the policy as it starts; none where its base serves."""
+    """A copy of the policy as it starts; None where its base is the reference."""
     return jax.tree.map(jnp.copy, policy.full) if policy.base is None else None
 
 

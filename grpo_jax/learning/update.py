@@ -1,4 +1,4 @@
-"""The one jitted update: the loss of a minibatch, its gradient, and the step that it makes."""
+"""The one jitted update: the loss of a minibatch, its gradient, and the optimizer's step."""
 
 from functools import partial
 from typing import Any
@@ -90,7 +90,7 @@ def _moved_critic(critic: Critic | None, old: CriticState | None, gradient):
 
 
 def _loss(state, trained, batch: Batch, weights, share, *, model, algorithm, temperature, **mtp):
-    """The loss of a part of a minibatch, and (its metrics, its experts' load).
+    """The loss of a micro-batch, and (its metrics, its experts' load).
 
     trained  the policy's parameters and the critic's, None without one
     """
@@ -126,7 +126,7 @@ def _loss(state, trained, batch: Batch, weights, share, *, model, algorithm, tem
 
 
 def _value_loss(algorithm: Algorithm, batch: Batch, values: jax.Array, weights: jax.Array):
-    """The critic's part of the loss, and its metrics."""
+    """The critic's loss, and its metrics."""
     assert batch.values is not None and batch.returns is not None, "prepare() had no critic"
     arrays = values, batch.values, batch.returns, batch.mask, weights
     clip, coefficient = algorithm.value_clip, algorithm.value_coef
@@ -135,7 +135,7 @@ def _value_loss(algorithm: Algorithm, batch: Batch, values: jax.Array, weights: 
 
 
 def _model_loss(model, policy, batch, scored, share, metrics, *, rows: int, joint_mtp: bool):
-    """What the model's own parts add to the loss, whatever the algorithm, and the experts' load.
+    """The losses of the model's experts and prediction layer, and the experts' load.
 
     The balance loss of experts (2412.19437, eq. 17) is a mean over `rows` completions, that of
     multi-token prediction (eq. 24) over tokens.

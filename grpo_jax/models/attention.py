@@ -1,4 +1,4 @@
-"""Attention in two parts: the group's one copy of the prompt, and each completion's own past.
+"""Attention over the group's one copy of the prompt, and over each completion's own past.
 
 Letters: P prompts, G group, Q the same or 1, K key-value heads, R query heads per key-value head,
 T queries, U own keys, S prompt length, D head width (E of values), C hidden width.
@@ -41,7 +41,7 @@ class Cache(struct.PyTreeNode):
 
 
 class Context(struct.PyTreeNode):
-    """What a forward pass tells every layer.
+    """What a forward pass gives every layer.
 
     turns     cos and sin, as `rope.turns` returns them
     own       broadcastable to [P, K, G, T, U]; the own keys a query may see

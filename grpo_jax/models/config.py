@@ -1,4 +1,4 @@
-"""What a decoder is made of, as data."""
+"""The sizes and options of a decoder, as data."""
 
 import dataclasses
 import re
@@ -34,8 +34,8 @@ class RopeScaling:
     kind              none | linear | llama3 | yarn
     factor            how much longer
     original_length   tokens before the stretch (llama3, yarn)
-    low_frequency, high_frequency   llama3's bounds, in turns over the original length
-    beta_fast, beta_slow            yarn's bounds, in turns over the original length
+    low_frequency, high_frequency   llama3's bounds, in rotations over the original length
+    beta_fast, beta_slow            yarn's bounds, in rotations over the original length
     mscale, mscale_all_dim          yarn's temperature, as DeepSeek sets it; 0 = not set
     attention_factor  factor of cos and sin; 0 = yarn's own
     """
@@ -68,7 +68,7 @@ class Latent:
 
     kv_rank, q_rank    widths of the latents that keys and values, and queries, come from;
                        q_rank 0 = queries straight from the hidden state
-    nope_dim, rope_dim parts of a head without and with rotary positions
+    nope_dim, rope_dim widths of a head without and with rotary positions
     v_dim              width of a head's values
     """
 
@@ -187,7 +187,7 @@ class ModelConfig:
     head_dim 0 means hidden / heads. `dtype` is what is computed in, `param_dtype` what is kept.
     `scan_layers` compiles one layer and loops over it; `remat` names what the backward pass
     recomputes: "none" keeps all activations, "dots" keeps matrix products, "dots_no_batch" those
-    with weights alone, "full" layer inputs.
+    with weights only, "full" layer inputs.
 
     qkv_bias, out_bias  biases in attention's projections
     qk_norm             RMS norms of each head's queries and keys

@@ -207,7 +207,7 @@ def _read_rope(hf: Json, family: Family) -> Json:
     Where both are there, `rope_scaling` holds, as in Transformers.
     """
     new, old = (_object(hf, name) for name in ("rope_parameters", "rope_scaling"))
-    # Where a stretched text's length is not told, it is all that the model was made for.
+    # Without the length that was stretched, it is the longest that the model takes.
     longest = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
     if family.local_rope or "full_attention" in new:
         local, full = (_object(new, f"{kind}_attention") for kind in ("sliding", "full"))

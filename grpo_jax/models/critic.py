@@ -1,7 +1,7 @@
-"""The critic of PPO (1707.06347): the reward still to be expected, before each token.
+"""The critic of PPO (1707.06347): the expected reward, before each token.
 
 Its parameters are {"value": f32[C]}, a head on the policy's own hidden states, or those and
-{"body": ...}, a network of its own.
+{"body": ...}, a separate network.
 """
 
 import dataclasses

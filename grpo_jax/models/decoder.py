@@ -1,4 +1,4 @@
-"""One decoder that serves prefill, decode and score.
+"""One decoder for three uses: prefill, decode, and score, the pass that the loss is of.
 
     prefill   tokens [P, 1, S], mask                     -> hidden, the prompt's keys and values
     decode    tokens [P, G, 1], prefix, cache at index   -> hidden, the cache with one more entry
@@ -209,7 +209,7 @@ class Decoder(nn.Module):
         cache: Cache | None,
         context: Context,
     ) -> tuple[Float[Array, "N C"], Cache]:
-        """Part i, a layer or a stack of them: x, and keys and values or the cache."""
+        """Segment i, a layer or a stack of them: x, and keys and values or the cache."""
         c = self.config
         if not c.scan_layers:
             (local,) = locals_of(c, i, i + 1)
@@ -270,7 +270,7 @@ def _context(
     index: Int[Array, ""] | Int[Array, "P G"] | None,
     valid: Bool[Array, "P G T"] | None,
 ) -> Context:
-    """What every layer is told: who sees whom, and where."""
+    """What every layer is given: which tokens see which, and their positions."""
     size = length = positions.shape[-1]
     entries = jnp.arange(length)
     if cache is not None:

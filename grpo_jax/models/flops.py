@@ -1,9 +1,9 @@
 """FLOPs of a decoder's passes, counted from its sizes and the lengths of the texts. No JAX.
 
 2 per parameter and token: prompts, each once a group, and completions through the layers,
-completions through the head. A score and its use cost 4 head_dim a head for each pair of query and
-visible key: s^2 / 2 for a prompt of s tokens, t (s + t / 2) for a completion of t tokens. What is
-computed for padding, and again in the backward pass, does not count.
+completions through the head. An attention logit and its use cost 4 head_dim a head for each pair of
+query and visible key: s^2 / 2 for a prompt of s tokens, t (s + t / 2) for a completion of t tokens.
+What is computed for padding, and again in the backward pass, does not count.
 """
 
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (DeepSeek-V2, 2405.04434): a cache of latents alone.
+"""Multi-head latent attention (DeepSeek-V2, 2405.04434): a cache of only latents.
 
 Letters as in `attention`; H heads, L width of the latent, Y of the shared rotary key, N of the
 part of a head without positions, E of a head's values.

@@ -39,7 +39,7 @@ def merge_adapters(c: ModelConfig, params: Params) -> Params:
 def save_adapters(out: Path, c: ModelConfig, params: Params, base: str) -> None:
     """Write the adapters among `params` as PEFT's directory, whole or not at all.
 
-    base  what PEFT is to call the model under them: its directory or name
+    base  the directory or name that PEFT's config gives the model under them
     """
     tensors: dict[str, np.ndarray] = {}
     modules, family = set(), family_in(Path(base), c)

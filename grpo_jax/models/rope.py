@@ -45,7 +45,7 @@ def _yarn(plain: np.ndarray, s: RopeScaling, theta: float) -> np.ndarray:
     """YaRN (2309.00071), eq. 23: a ramp over pairs, from beta_fast's to beta_slow's."""
     half = len(plain)
 
-    def pair(turns: float) -> float:  # which pair turns so often over the original length
+    def pair(turns: float) -> float:  # which pair rotates so often over the original length
         return half * math.log(s.original_length / (turns * 2 * math.pi)) / math.log(theta)
 
     low = max(math.floor(pair(s.beta_fast)), 0)

@@ -18,7 +18,7 @@ WIDTHS = (
 
 
 def _family(model_type: str, vocab: int, rows: Rows, **shared: Any) -> dict[str, Json]:
-    """{name: config.json} of checkpoints that differ in WIDTHS alone."""
+    """{name: config.json} of checkpoints that differ only in WIDTHS."""
     fields = {"model_type": model_type, "vocab_size": vocab, "rms_norm_eps": 1e-6} | shared
     return {name: fields | dict(zip(WIDTHS, row, strict=True)) for name, row in rows.items()}
 

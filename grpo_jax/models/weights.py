@@ -155,7 +155,7 @@ def _load(reader: _Reader, ps: list[Part], leaf: jax.ShapeDtypeStruct) -> Array:
     if not lead:
         read = lambda index: reader.read(ps[0].name, index, leaf.dtype)  # noqa: E731
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
-    # Parts are put into their stack one by one, so that the host never holds a whole stack.
+    # Tensors are put into their stack one by one, so that the host never holds a whole stack.
     whole = jax.jit(partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     for part in ps:
         every = tuple(slice(None) for _ in leaf.shape[lead:])

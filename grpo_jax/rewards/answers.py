@@ -1,4 +1,4 @@
-r"""What a completion states as its final answer: the one extractor that rewards of answers share.
+r"""The final answer of a completion: the one extractor that all rewards of answers share.
 
 Of what follows the thoughts, what <answer>…</answer> holds, and in that the first of these found:
 
@@ -59,7 +59,7 @@ class Stated(NamedTuple):
 
     text    the answer, without emphasis, delimiters of mathematics and the final period
     mark    how it was marked: "box", "####", "final", "answer", "tags", or "" for the last line
-    within  the part of the completion in which it was looked for
+    within  the text of the completion in which it was looked for
     """
 
     text: str

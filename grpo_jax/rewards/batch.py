@@ -1,4 +1,4 @@
-"""The calls that one batch of completions needs, and what becomes of them."""
+"""The calls of rewards that one batch of completions needs, and their results."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -31,12 +31,12 @@ class Batch:
         self._how: dict[str, str] = {}
 
     def group(self, call: Call) -> Group:
-        """What the reward is asked about."""
+        """The group, or single completion, that a call is on."""
         _, p, g = call
         return self.groups[p] if g is None else self.groups[p].single(g)
 
     def wants(self, call: Call) -> bool:
-        """Whether to make a call; else it is lost as its reward's others were."""
+        """Whether to make a call; if not, it is lost, as its reward's other calls were."""
         name, p, g = call
         if name in self._returned or self._losses[name] < GIVEN_UP:
             return True

@@ -40,7 +40,7 @@ class RewardError(ValueError):
 
 
 class Record(Protocol):
-    """What a problem must offer here; `tasks.Problem` does."""
+    """The attributes of a problem that rewards need; `tasks.Problem` has them."""
 
     @property
     def prompt(self) -> Prompt:
@@ -208,7 +208,7 @@ def _value(value: object, index: int, size: int) -> float:
 
 
 def _number(value: object) -> float | None:
-    """The number that a scalar of any library is, or None: text, dates and the like are none."""
+    """The value of any library's scalar; None for anything else, such as text or a date."""
     kind = getattr(getattr(value, "dtype", None), "kind", "f")
     if getattr(value, "ndim", 0) or kind in "cMmSUO" or not hasattr(value, "__float__"):
         return None
@@ -295,7 +295,7 @@ def load_functions(pickled: bytes, clock: MutableSequence[float]) -> None:
 
     clock  shared with the trainer: of each call when it began, see `call_in_worker`
 
-    The trainer alone decides when to stop: what a job's manager sends to every process of the job
+    Only the trainer decides when to stop: what a job's manager sends to every process of the job
     must not take its workers from under it.
     """
     global _clock

@@ -40,7 +40,7 @@ def choice(
 ) -> list[float | None]:
     r"""1.0 where the letter that a completion chooses is the column `answer`, else 0.0.
 
-    The letter that the final answer begins with, in tags, a box or after "the answer is": alone
+    The letter that the final answer begins with, in tags, a box or after "the answer is": by itself
     ("(B)", "option B"), with its text ("B. Paris") or with a reason ("B, because"); else that of
     the last line, which may have it in bold. Several letters are no choice, nor is the last of a
     list of options. Abstains (None) where the column holds None; ValueError where that is no

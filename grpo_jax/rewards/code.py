@@ -1,8 +1,8 @@
-"""Programs as answers: run on test cases in a sandbox, and judged outside of it.
+"""Programs as answers: run on test cases in a sandbox, judged outside of it.
 
-A program is given what a case asks and never what it expects. What it says comes back as bytes,
-is read as plain data and compared here, so that nothing it does inside can make a wrong answer
-right: exit codes and prints prove nothing.
+A program is given a case's input and never the output that it expects. Its output comes back as
+bytes, is read as plain data and compared here, so that nothing it does inside can make a wrong
+answer right: exit codes and prints prove nothing.
 """
 
 import builtins
@@ -120,7 +120,7 @@ class Verdict(NamedTuple):
 
 
 def judge(program: str, cases: Sequence[Case], limits: Limits = Limits()) -> Verdict:  # noqa: B008
-    """Run a Python program on every case, each in a sandbox of its own with `limits`.
+    """Run a Python program on every case, each in a new sandbox with `limits`.
 
     ValueError where there is no sandbox, with what to install.
     """

@@ -1,4 +1,4 @@
-"""What rewards read of a record's columns, checked before there is any completion."""
+"""Checks of the columns that rewards read, before there is any completion."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ GIVEN = ("prompts", "completions", "prefill")
 def misread(reward: Reward, columns: Mapping[str, object]) -> str:
     """What is wrong with the columns that a reward reads of a record; "" for nothing.
 
-    That one is missing, or, of the rewards here, that it holds nothing they can judge by.
+    A column may be missing, or hold nothing that the reward can judge by.
     """
     names = {*columns, *GIVEN}
     if missing := missing_column(reward, names):

@@ -1,4 +1,4 @@
-"""Score a batch of completions with several rewards, in parallel and with time limits."""
+"""Call several rewards on a batch of completions, in parallel and with time limits."""
 
 import contextlib
 import sys
@@ -34,15 +34,15 @@ from grpo_jax.rewards.turn import Prompt
 
 __all__ = ["Failures", "RewardError", "Rewarder", "Scores", "scored_by"]
 
-REWARDS = "rewards"  # the column that names the rewards that score a problem, where not all do
+REWARDS = "rewards"  # the column that names a problem's rewards, where not all apply
 POLL_S = 0.1  # between looks at what is overdue
 RESTARTS = 3  # of the processes, one after the other, without a call that returns
 
 
 class Scores(NamedTuple):
-    """A batch's rewards, part by part.
+    """A batch's rewards.
 
-    parts     name -> f32[P, G]; NaN where the reward abstained, hung or was not asked
+    parts     name of a reward -> f32[P, G]; NaN where the reward abstained, hung or was not asked
     timeouts  how many (reward, completion) pairs hung or killed their process
     lost      bool[P, G]; True where one of the completion's rewards did
     failed    name -> how a reward that was asked did so on every completion, "" where it did not
@@ -55,7 +55,7 @@ class Scores(NamedTuple):
 
 
 def scored_by(problem: Record, reward: str) -> bool:
-    """Whether a reward is to score a problem: the column `rewards` may leave it out.
+    """Whether a reward applies to a problem: the column `rewards` may leave it out.
 
     ValueError where that column holds no names.
     """
@@ -78,7 +78,7 @@ def are_names(value: object) -> TypeGuard[Collection[str]]:
 
 
 class Rewarder:
-    """Scores groups of completions: `rewarder(problems, completions) -> Scores`.
+    """Calls rewards on groups of completions: `rewarder(problems, completions) -> Scores`.
 
     functions   name -> reward, in TRL's signature; lambdas and notebook functions work
     workers     processes; 0 runs the rewards here, without a time limit
@@ -127,7 +127,7 @@ class Rewarder:
     ) -> Scores:
         """The rewards of completions [P][G] for problems [P].
 
-        names  those that score every problem, and no others; None = all, where a problem asks
+        names  the rewards that apply to every problem, and no others; None = all that it asks for
 
         ValueError for ragged or mismatched input; RewardError where a reward fails.
         """
@@ -159,7 +159,7 @@ class Rewarder:
     def submit(
         self, problems: Sequence[Record], completions: Sequence[Sequence[str]]
     ) -> Callable[[], Scores]:
-        """Start to score, in a thread, and return the function that waits for the scores.
+        """Start the calls, in a thread, and return the function that waits for the rewards.
 
         That one raises what a call does.
         """
@@ -210,14 +210,14 @@ class Rewarder:
         return _Running(call, slot, len(group.completions), pool, future)
 
     def _settle(self, one: "_Running", batch: Batch) -> None:
-        """Put what became of a call into the batch."""
+        """Put the result of a call, or its failure, into the batch."""
         call, slot = one.call, one.slot
         try:
             result = one.future.result(0)
         except ProcessExpired as error:
             status = 0 if error.exitcode == CLEAN else error.exitcode
             batch.lose(call, f"killed its process (exit status {status})", hung=False)
-        except (FutureTimeout, BrokenProcessPool):  # its pool gave up, and it with the pool
+        except (FutureTimeout, BrokenProcessPool):  # its pool gave up
             if self._limits.begun(slot):
                 batch.lose(call, "lost its process", hung=False)
             else:

@@ -10,7 +10,7 @@ from grpo_jax.rewards.style import EAST_ASIAN
 from grpo_jax.rewards.text import Completion, completion_text
 from grpo_jax.rewards.turn import Prompt, of_turn
 
-# What a word is told apart from, by ISO 639-1, beside the language that is asked for.
+# The languages (ISO 639-1) that a word may be in, besides the one that is asked for.
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "pt", "ru", "zh")
 SCRIPTS = re.compile(f"[{EAST_ASIAN}]+|[^{EAST_ASIAN}]+")
 

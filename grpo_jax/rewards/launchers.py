@@ -154,7 +154,7 @@ def _below(path: str) -> str:
 
 
 def _limited(limits: Limits) -> str:
-    """The shell's part: mount the empty folder, set the limits, drop all privileges, be Python.
+    """The shell's commands: mount the empty folder, set limits, drop all privileges, be Python.
 
     The shell stays, to be the first process, for which the kernel has signals of its own.
     """

@@ -22,7 +22,7 @@ for _module in ("parser", "grader"):
 
 # Of a gold that it cannot read the library would take the last number.
 BOX = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
-# Environments of which the library reads some part or other, as it does the last number of cases.
+# Environments that the library reads only in part, such as the last number of cases.
 _UNREAD = re.compile(r"\\begin\s*\{(?![pbvVB]?matrix)|&(?!.*\\end\s*\{[pbvVB]?matrix)", re.DOTALL)
 _DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|\\fbox")  # in a gold that is a sentence
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")  # to the library

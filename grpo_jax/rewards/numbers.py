@@ -1,4 +1,4 @@
-r"""Rewards that read a number: the one that a completion ends in, or that its answer is."""
+"""Rewards that read a number: the last of a completion, or the whole answer."""
 
 import re
 from collections.abc import Sequence
@@ -101,13 +101,13 @@ def last_number(
     It is the last of the final answer (see `rewards.answers`), else of the whole completion. Commas
     by thousands, $, units, a final period and zeros after the point do not matter ("$1,234.50." is
     1234.5); 3/4, 1 1/2, \frac{1}{2}, 1e5, 2^{10} and 1{,}000 are read as they are meant, and what
-    is no number, such as 2\sqrt{3}, 9\pi, 12:30 or a boxed 12-5, is not read. To list many numbers
+    is no number, such as 2\sqrt{3}, 9\pi, 12:30 or a boxed 12-5, is not read. Listing many numbers
     gains nothing: only the last one is judged, or that which "the answer is" is followed by, when a
     reason follows ("18, since each of the 3 has 6"). Abstains (None) where the column holds None;
     ValueError where that is no number.
     """
     return [
-        None if a is None else float(_told(c) == _expected(a))
+        None if a is None else float(_stated(c) == _expected(a))
         for c, a in zip(completions, answer, strict=True)
     ]
 
@@ -141,7 +141,7 @@ def _close(got: Fraction | None, expected: Fraction, tolerance: float) -> float:
 
 
 def vote(completion: Completion) -> str:
-    r"""What a completion counts for in a majority vote: its answer, in one form for all its like.
+    r"""A completion's vote for a majority: its answer, in one form for all equal ones.
 
     The final answer where one is marked, else the last number, else the whole text. A number is
     its decimals where these end, so that "1/2", "0.50" and \frac{1}{2} vote together.
@@ -149,7 +149,7 @@ def vote(completion: Completion) -> str:
     found = stated(completion)
     value = whole_number(found.text) if found.mark else read_number(found.within)
     if found.mark in ("answer", "final") and value is None:
-        value = _told(completion)
+        value = _stated(completion)
     if value is not None:
         return _canonical(value)
     return found.text if found.mark else found.within.strip()
@@ -172,7 +172,7 @@ def whole_number(text: str) -> Fraction | None:
 
 
 def without_reason(found: Stated) -> str:
-    """What a sentence states, as far as it is one number: without a reason or remark after it."""
+    """The number that a sentence states, without a reason or remark after it."""
     if found.mark not in ("answer", "final"):
         return found.text
     for after in _REASON.finditer(found.text):
@@ -202,7 +202,7 @@ def _whole(found: Stated) -> Fraction | None:
     return value
 
 
-def _told(completion: Completion) -> Fraction | None:
+def _stated(completion: Completion) -> Fraction | None:
     """The number that a completion ends in."""
     found = stated(completion)
     found = found._replace(text=without_reason(found))

@@ -1,11 +1,11 @@
 """A sandbox for an untrusted Python program, made by the kernel.
 
-The program runs in namespaces of its own: no network, the loopback included; no processes but its
-own, all of which end with it; no files but Python's, read-only, and an empty folder with a limit on
-bytes and on files; no /proc, no environment, no file descriptors but the standard three. It has no
-privileges, the system calls that Python needs and no others (`syscalls`), rlimits on CPU time,
-processes and file size, and with all its processes so much memory (`memory`). What its source says
-plays no part. Bubblewrap or util-linux make the namespaces (`launchers`).
+The program runs in separate namespaces: no network, the loopback included; no processes except its
+own, all of which end with it; no files except Python's, read-only, and an empty folder with a limit
+on bytes and on files; no /proc, no environment, no file descriptors except the standard three. It
+has no privileges, only the system calls that Python needs (`syscalls`), rlimits on CPU time,
+processes and file size, and a limit on the memory of all its processes together (`memory`). What
+its source says does not matter. Bubblewrap or util-linux make the namespaces (`launchers`).
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from grpo_jax.rewards.syscalls import filter_program
 
 LOOK_S = 0.02  # between looks at a sandbox's memory
 INSTALL = (
-    "programs are run in a sandbox alone, and there is none here: {}; install bubblewrap (Debian: "
+    "programs are run only in a sandbox, and there is none here: {}; install bubblewrap (Debian: "
     "apt install bubblewrap) and pip install 'grpo_jax[code]', on a Linux that allows namespaces"
 )
 
 
 class Run(NamedTuple):
-    """The standard output of a run, and what it broke off for; '' where it ended by itself."""
+    """The standard output of a run, and the limit that ended it; '' where it ended by itself."""
 
     output: bytes
     reason: str
 
 
 def run(script: str, stdin: bytes, limits: Limits) -> Run:
-    """Run a Python script on `stdin` in a sandbox of its own, which ends with the run.
+    """Run a Python script on `stdin` in a new sandbox, which ends with the run.
 
     ValueError, with what to install, where there is no sandbox to be had.
     """

@@ -1,4 +1,4 @@
-"""Rewards of form: what a completion repeats, and how long it is beside others."""
+"""Rewards of form: repetition within a completion, and its length beside others."""
 
 import re
 from collections.abc import Sequence

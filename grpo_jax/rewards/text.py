@@ -30,7 +30,7 @@ def extract_answer(completion: Completion) -> str:
 
 
 def final_answer(completion: Completion) -> str | None:
-    """What a completion tells its reader, thoughts left out; None where that is nothing.
+    """The answer that a completion ends in, without its thoughts; None where that is nothing.
 
     Of what follows the last </think>, what the last <answer>…</answer> holds, else all; without a
     </think> only what <answer>…</answer> holds. Stripped.

@@ -1,8 +1,8 @@
-"""The assistant's turn: what its prompt already holds of it, and what the policy writes.
+"""The assistant's turn: the prefill in its prompt, and the completion that the policy writes.
 
 A chat template may open <think> itself, a text prompt may end in "<think>", and a chat may end in
-an assistant message to go on from. That part is the turn's prefill, and what rewards judge is the
-whole turn: prefill + completion.
+an assistant message to continue. That text is the turn's prefill, and rewards read the whole turn:
+prefill + completion.
 """
 
 import functools

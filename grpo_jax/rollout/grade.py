@@ -17,7 +17,7 @@ from grpo_jax.algorithms import Algorithm
 from grpo_jax.rewards.call import refuse_large
 from grpo_jax.rewards.evaluate import Failures, Rewarder, Scores, scored_by
 from grpo_jax.rollout.play import Episodes
-from grpo_jax.rollout.reward_models import Judge
+from grpo_jax.rollout.reward_models import Scorer
 from grpo_jax.rollout.steps import grade_steps
 from grpo_jax.tasks import Steps, Task
 from grpo_jax.tokenizers import TextTokenizer, bucket, end_tokens, prefill
@@ -33,7 +33,7 @@ class Graded:
 
     parts     the rewards by name, NaN where one abstains
     timeouts  how many (reward, completion) pairs hung or killed their process
-    steps     [P][G], each completion's as its task judges them, or None
+    steps     [P][G], the steps of each solution as its task judges them, or None
     rounds    of dynamic sampling
     waited    seconds that its step waited for the grades
     """
@@ -48,7 +48,7 @@ class Graded:
 
     @property
     def spread(self) -> Bool[np.ndarray, " P"]:
-        """Whether a group's rewards differ, those of its steps among them."""
+        """Whether a group's rewards differ, or those of the steps of its solutions."""
         return has_spread(self.rewards, self.steps)
 
 
@@ -63,7 +63,7 @@ class Grader:
 
     rewarder: Rewarder
     weights: Mapping[str, float]
-    reward_models: Mapping[str, Judge]
+    reward_models: Mapping[str, Scorer]
     failures: Failures
     algorithm: Algorithm
     task: Task
@@ -73,8 +73,8 @@ class Grader:
 def grade(grader: Grader, episodes: Episodes, number: int) -> Callable[[], Graded]:
     """Begin to grade the episodes of a step, and return the function that waits for the grades.
 
-    Rewards are at work in their processes meanwhile; reward models score once it is called.
-    RewardError where a reward has failed throughout too many steps in a row.
+    Reward functions run in their processes meanwhile; reward models score once it is called.
+    RewardError where a reward has failed for every completion of too many steps in a row.
     """
     problems, completions = episodes.problems, episodes.completions
     submitted = grader.rewarder.submit(problems, completions)
@@ -124,8 +124,9 @@ def has_spread(
 ) -> Bool[np.ndarray, " P"]:
     """Whether a group's rewards differ, NaN left out.
 
-    With steps [P][G], whether any of these do, the outcome being one: without spread, the advantage
-    of process supervision is 0, as the others are. Those of an abstained completion do not count.
+    With steps [P][G], whether any of their rewards do, the outcome counting as one step: without
+    spread, the advantage of process supervision is 0, as the others are. The steps of an abstained
+    completion do not count.
     """
     if steps is not None:
         rewards = _with_steps(rewards, steps)
@@ -139,13 +140,13 @@ def _with_steps(rewards: np.ndarray, steps: list[list[Steps]]) -> np.ndarray:
     rows = []
     for group, judged in zip(rewards, steps, strict=True):
         scored = [s for s, r in zip(judged, group, strict=True) if not np.isnan(r)]
-        compared = scored if len(scored) > 1 else []  # a single one has nothing to be compared with
+        compared = scored if len(scored) > 1 else []  # one by itself has no spread
         rows.append([*group, *(reward for one in compared for _, reward in one)])
     return np.array(list(itertools.zip_longest(*rows, fillvalue=np.nan))).T
 
 
 def step_rewards(tokenizer: TextTokenizer, graded: Graded) -> StepRewards | None:
-    """The graded steps, each at the token that its last character is of; None without any."""
+    """The rewards of steps, each at the token that holds its last character; None without any."""
     if graded.steps is None:
         return None
     rollouts = graded.episodes.rollouts

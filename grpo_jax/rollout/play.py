@@ -1,4 +1,4 @@
-"""Engine and environment play problems: episodes, on the host.
+"""Play problems with an engine and environments; returns episodes, on the host.
 
 P prompts, G group, S prompt length, T completion length.
 """
@@ -38,7 +38,7 @@ class Episodes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Player:
-    """What it takes to play problems, whoever trains, evaluates or only asks.
+    """What it takes to play problems, in training, evaluation and sampling.
 
     environment    makes the environment of one completion
     prompt_length  tokens of the longest prompt that is read
@@ -131,7 +131,7 @@ def texts(
 ) -> list[list[str]]:
     """Completions as text, [P][G].
 
-    One that ends with a stop string ends right after it, whatever more its last token says.
+    One that ends with a stop string ends right after it, even inside its last token.
     """
     return [
         [cut(decode(tokenizer, row[kept]), stop) for row, kept in zip(*group, strict=True)]

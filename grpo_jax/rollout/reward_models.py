@@ -1,4 +1,4 @@
-"""Reward models at work: what they say of completions, as rewards.
+"""Reward models applied: their scores of completions, as rewards.
 
 A reward model is a critic's network, {"body", "value"}, read after a completion's last token. P
 prompts, G group, T completion length.
@@ -29,7 +29,7 @@ from grpo_jax.tokenizers import TextTokenizer, bucket, encode, prefill
 from grpo_jax.types import Params, Prompts, on_host
 
 Texts = Sequence[Sequence[str]]  # [P][G]
-Judge = Callable[[Sequence[Problem], Texts], Float[np.ndarray, "P G"]]
+Scorer = Callable[[Sequence[Problem], Texts], Float[np.ndarray, "P G"]]
 AS_RENDERED = ""  # of `Reader.judged`: the whole turn, as the model's own template lays it out
 
 
@@ -110,7 +110,7 @@ def encode_pairs(reader: Reader, problems: Sequence[Problem], completions: Texts
 
 
 def read(reader: Reader, problems: Sequence[Problem], turns: Texts) -> list[list[str | None]]:
-    """What the model reads of turns: text, or None where there is nothing to judge.
+    """The text that the model reads of each turn; None where there is nothing to score.
 
     A turn is a completion, with what its prompt held of it or without (`rewards.turn`).
     """
@@ -129,7 +129,7 @@ def read(reader: Reader, problems: Sequence[Problem], turns: Texts) -> list[list
 def score(
     scorer: RewardModel, asked: TextTokenizer, problems: Sequence[Problem], completions: Texts
 ) -> Float[np.ndarray, "P G"]:
-    """The rewards of completions, and `lowest` of those with nothing to judge.
+    """The scores of completions as rewards; `lowest` for those with nothing to score.
 
     asked  the tokenizer by which their prompts were laid out
 
@@ -155,10 +155,10 @@ def score(
 
 
 def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    """Rewards f32[P, G], where bool[P, G] is False one below the least judged one of the group.
+    """Rewards f32[P, G]; where bool[P, G] is False, one less than the group's lowest score.
 
-    So nothing is gained by leaving out what is judged, whatever the scale of the rewards. A group
-    without one takes the batch's least; NaN, which abstains, where nothing at all was judged.
+    So leaving out what the model reads gains nothing, whatever the scale of the scores. A group
+    without a score takes the batch's lowest; NaN, which abstains, where nothing has a score.
     """
     known = np.where(judged, rewards, np.inf)
     least = known.min(-1, keepdims=True)
@@ -166,8 +166,9 @@ def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
     return np.where(judged, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
 
 
-def only(judge: Judge, mesh: Mesh, asked: Sequence[bool] | np.ndarray) -> Judge:
-    """The judge of those problems that bool[P] asks about: it never sees others, which are NaN.
+def only(scorer: Scorer, mesh: Mesh, asked: Sequence[bool] | np.ndarray) -> Scorer:
+    """The reward model for those problems that bool[P] selects; the others, which it never sees,
+    are NaN.
 
     A batch is filled up to a power of two of problems a device, so that few programs serve all.
     """
@@ -180,18 +181,18 @@ def only(judge: Judge, mesh: Mesh, asked: Sequence[bool] | np.ndarray) -> Judge:
             size = rows << (-(-len(places) // rows) - 1).bit_length()
             size = min(size, -(-len(problems) // rows) * rows)
             chosen = [*places, *[places[0]] * (size - len(places))]
-            scores = judge([problems[i] for i in chosen], [completions[i] for i in chosen])
+            scores = scorer([problems[i] for i in chosen], [completions[i] for i in chosen])
             found[places] = scores[: len(places)]
         return found
 
     return judged
 
 
-def asked_only(judge: Judge, mesh: Mesh, name: str) -> Judge:
-    """The judge called `name`, which sees the problems that ask for it, and no others."""
+def asked_only(scorer: Scorer, mesh: Mesh, name: str) -> Scorer:
+    """The reward model called `name`, which sees only the problems that ask for it."""
 
     def judged(problems: Sequence[Problem], completions: Texts) -> Float[np.ndarray, "P G"]:
         its = [scored_by(problem, name) for problem in problems]
-        return only(judge, mesh, its)(problems, completions)
+        return only(scorer, mesh, its)(problems, completions)
 
     return judged

@@ -1,4 +1,4 @@
-"""When a batch is made: in turn, or while the one before is graded."""
+"""When a batch is made: one after another, or while the one before is graded."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""Rewards of single steps, as a task judges them in a completion's text."""
+"""Rewards of the single steps of a solution, as a task judges them in a completion's text."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ def grade_steps(
     completions: Sequence[Sequence[str]],
     prefill: Callable[[Any], str] = written,
 ) -> list[list[Steps]]:
-    """The steps of completions [P][G], as the task judges them in whole turns.
+    """The steps of the solutions in completions [P][G], as the task judges them in whole turns.
 
     prefill  what a prompt holds of the turn, whose own steps are left out (`rewards.turn`)
 

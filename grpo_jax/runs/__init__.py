@@ -1,1 +1,1 @@
-"""A run's folder: what it holds, and how it is written, read and gone on with."""
+"""A run's folder: what it holds, and how it is written, read and resumed."""

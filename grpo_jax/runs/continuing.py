@@ -1,4 +1,4 @@
-"""Which fields of a run's config may differ when it is gone on with."""
+"""Which fields of a run's config may differ when it is resumed."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ Change = dict[str, Any]
 def compare(
     old: dict[str, Any], new: dict[str, Any], position: dict[str, Any] | None
 ) -> tuple[list[Change], list[str]]:
-    """The changes from the config `old` to `new` that a run may go on with, and the other ones.
+    """The changes from the config `old` to `new` that a run may resume with, and the others.
 
     old, new  resolved configs, nested
     position  of the run's newest checkpoint, or None
@@ -25,14 +25,14 @@ def compare(
     """
     before, after = ({k: untupled(v) for k, v in flatten(c).items()} for c in (old, new))
     done, changes, refused = (position or {}).get("step", 0), [], []
-    for told in config_diff(old, new):
-        field = told.split(": ", 1)[0]
+    for difference in config_diff(old, new):
+        field = difference.split(": ", 1)[0]
         two = {"old": before.get(field), "new": after.get(field)}
         why = _refusal(field, before, two["new"], position or {})
         if why is None:
             changes.append({"step": done, "field": field, **two})
         else:
-            refused.append(f"{told} ({why})" if why else told)
+            refused.append(f"{difference} ({why})" if why else difference)
     return changes, refused
 
 

@@ -1,4 +1,4 @@
-"""What a run has come to, in a few lines: its result, the time it took and where to look."""
+"""A run's summary in a few lines: its result, the time it took and where to look."""
 
 import os
 import shlex
@@ -37,17 +37,17 @@ def _result(metrics: Records, evals: Records) -> str:
     judged = [e for e in evals if e.get("accuracy") is not None]
     if judged:
         ends = judged[:1] if len(judged) == 1 else [judged[0], judged[-1]]
-        told = " -> ".join(_accuracy(e) for e in ends)
+        shown = " -> ".join(_accuracy(e) for e in ends)
         at = "step " + " and ".join(str(e["step"]) for e in ends)
         of = f" on {ends[-1]['n']} problems" if "n" in ends[-1] else ""
-        return f"held-out accuracy {told}{of}, at {at} (95% intervals)"
+        return f"held-out accuracy {shown}{of}, at {at} (95% intervals)"
     for name in ("reward", "loss"):
         values = [m[name] for m in metrics if m.get(name) is not None]
         if values:
             n = min(ENDS, (len(values) + 1) // 2)
             first, last = (sum(part) / n for part in (values[:n], values[-n:]))
-            told = f"{first:.3f} -> {last:.3f} (means of the first and last {n} steps)"
-            return f"{name} {told if n > 1 else f'{first:.3f} -> {last:.3f}'}"
+            shown = f"{first:.3f} -> {last:.3f} (means of the first and last {n} steps)"
+            return f"{name} {shown if n > 1 else f'{first:.3f} -> {last:.3f}'}"
     return ""
 
 
@@ -79,11 +79,11 @@ def _time(folder: Path, seconds: float | None) -> str:
 
 
 def ending(record: Mapping[str, Any]) -> str:
-    """What the last step of a supervised run came to."""
-    told = f"step {record['step']}: loss {record['loss']:.3f}"
+    """The result of the last step of a supervised run."""
+    shown = f"step {record['step']}: loss {record['loss']:.3f}"
     if record.get("accuracy") is None:
-        return told
-    return f"{told}, accuracy {record['accuracy']:.3f} on training problems"
+        return shown
+    return f"{shown}, accuracy {record['accuracy']:.3f} on training problems"
 
 
 def _sum(records: Records, name: str) -> float:

@@ -53,7 +53,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "word_problems": word_problems,
 }
 
-# Those that say so of themselves, see `problem.judges_steps`.
+# Tasks that judge the steps of a solution, as `problem.judges_steps` declares.
 JUDGED_STEPS = tuple(name for name, make in TASKS.items() if hasattr(make, "judges_steps"))
 
 
@@ -87,7 +87,7 @@ def task_options(name: str) -> list[str] | None:
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Whether a value is of the annotated type; what is no plain type is the task's to judge."""
+    """Whether a value is of the annotated type; the task checks what is no plain type."""
     if isinstance(hint, types.UnionType):
         return any(_fits(value, one) for one in typing.get_args(hint))
     kind = typing.get_origin(hint) or hint

@@ -42,7 +42,7 @@ def _problem(pair: tuple[int, int]) -> Problem:
 
 
 def solve(problem: Problem) -> str:
-    """The sum worked from the last digit on; each column: digit + digit + carry = two digits.
+    """The worked solution, from the last digit on; a column: digit + digit + carry = two digits.
 
     "347+589=" gives "<think>7+9+0=16 4+8+1=13 3+5+1=09</think><answer>936</answer>": 9 tokens a
     column and 5 to 6 more, tags being one token each. ValueError for another kind of prompt.

@@ -167,7 +167,7 @@ def steps(problem: Problem, text: str) -> Steps:
     """Every word of the scratchpad is a step, but an x, after which all numbers are there again.
 
     1.0 for a move "12-7=5" that holds and takes two numbers that are there, for what it makes, else
-    0.0. A move of an attempt before is no step: to make it again earns nothing.
+    0.0. A move of an earlier attempt is no step, so that repeating it earns nothing.
     """
     found: dict[tuple[str, int], tuple[int, float]] = {}
     there: list[int] = list(problem.columns["numbers"])

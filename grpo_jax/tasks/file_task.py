@@ -1,4 +1,4 @@
-"""A task of problems that were read from files: its sides kept apart, its prompts in a template."""
+"""A task of problems read from files: its two splits disjoint, its prompts in a template."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def published_files(path: str, heldout_path: str | None) -> tuple[Path, Path]:
 
 
 def key(problem: Problem) -> str:
-    """What tells problems apart, for the split: the prompt, before a template fills it."""
+    """What identifies a problem, for the split: the prompt, before a template fills it."""
     return json.dumps(problem.prompt, sort_keys=True)
 
 

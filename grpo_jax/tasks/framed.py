@@ -1,4 +1,4 @@
-"""Another task with its prompts in a template: for a model that expects a chat, or to be told."""
+"""Another task with its prompts in a template: for a model that expects a chat, or instructions."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence

@@ -44,7 +44,7 @@ def jsonl(
     `answer`; where every record has a solution, the task can solve. Where the reward needs answers,
     or `cases`, a record without any (null, blank, empty, or no such column `answer` where others
     have it) is dropped with a warning, or `unanswered` is "refuse", or "keep": then the reward
-    abstains, for others to judge. ValueError names the file and line of a bad record.
+    abstains, and other rewards apply. ValueError names the file and line of a bad record.
     """
     form = make_template(template, system)
     accuracy = resolve(reward) if isinstance(reward, str) else reward

@@ -1,6 +1,6 @@
 """Batches of problems whose position can be saved and restored (the one module here with grain).
 
-Kept apart from the tasks because grain imports JAX, and reward workers must start without it.
+Separate from the tasks because grain imports JAX, and reward workers must start without it.
 """
 
 import itertools
@@ -46,7 +46,7 @@ def batches(
 class Stream:
     """Problems of a source, `size` at a time, forever, and their position in a checkpoint.
 
-    What was only peeked at is still to come: a restored position comes to it again.
+    Problems that were only peeked at come again after a position is restored.
     """
 
     def __init__(self, source: Source, size: int, seed: int, keep: Callable[[Problem], bool]):
@@ -65,14 +65,14 @@ class Stream:
         return drawn
 
     def peek(self) -> list[Problem]:
-        """What `next` will give."""
+        """The problems that `next` will return."""
         if self._peeked is None:
             before = self._position()
             self._peeked = next(self._data), before
         return self._peeked[0]
 
     def get_state(self) -> Json:
-        """The position, JSON-able."""
+        """The position, as JSON has it."""
         return self._peeked[1] if self._peeked else self._position()
 
     def _position(self) -> Json:

@@ -52,7 +52,7 @@ def manners(
     train_size: int = 1_000_000,
     seed: int = 0,
 ) -> Task:
-    """Errands "thank Emma, tea:", for a reward model to judge: accuracy abstains.
+    """Errands "thank Emma, tea:", for a reward model to score: accuracy abstains.
 
     thinks  languages that worked solutions think in, of "en" and "de"
     curt    share of worked solutions that answer curtly
@@ -72,7 +72,7 @@ def manners(
         return answer(problem, *draws)
 
     train, heldout = split(
-        _draw, _told, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
+        _draw, _worded, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
     )
     return Task("manners", train, heldout, _abstain, solve, SYMBOLS)
 
@@ -81,9 +81,9 @@ def answer(problem: Problem, language: str = "en", curt: bool = False, rude: boo
     """<think>we should thank Emma for the tea</think><answer>Dear Emma, thanks ..., or worse."""
     what, _, thing = str(problem.prompt).removesuffix(":").partition(", ")
     act, name = what.split()
-    told = {"name": name, "thing": thing}
-    thought = RUDE * rude + ERRANDS[act][language].format(**told)
-    said = ERRANDS[act]["curt" if curt else "kind"].format(**told)
+    names = {"name": name, "thing": thing}
+    thought = RUDE * rude + ERRANDS[act][language].format(**names)
+    said = ERRANDS[act]["curt" if curt else "kind"].format(**names)
     return f"<think>{thought}</think><answer>{said}</answer>"
 
 
@@ -94,7 +94,7 @@ def preferences(
 
     about  helpfulness: kind answers to curt ones, however rude the thought; harmlessness: thoughts
            without insults, however curt the answer
-    form   what a prompt is told as, such as chat messages
+    form   how a prompt is put, such as chat messages
 
     Of training problems; ValueError for anything else to prefer, and where other records stand at
     `path`.
@@ -124,13 +124,13 @@ def _draw(rng: random.Random) -> tuple[str, str, str]:
     return rng.choice(tuple(ERRANDS)), rng.choice(NAMES), rng.choice(THINGS)
 
 
-def _told(errand: tuple[str, str, str]) -> str:
+def _worded(errand: tuple[str, str, str]) -> str:
     act, name, thing = errand
     return f"{act} {name}, {thing}:"
 
 
 def _problem(errand: tuple[str, str, str]) -> Problem:
-    return Problem(_told(errand), {"language": "en"})
+    return Problem(_worded(errand), {"language": "en"})
 
 
 def _abstain(

@@ -17,13 +17,13 @@ KIND = "kind"  # the column that says which part a problem is of
 
 
 def judge(accuracy: Reward, problem: Problem) -> Reward:
-    """What judges a problem by a task's accuracy: of a mixture's, its part's own."""
+    """The accuracy that judges a problem: a mixture's is that of the problem's part."""
     parts: Mapping[str, Reward] = getattr(accuracy, "parts", {})
     return parts.get(problem.columns[KIND], accuracy) if parts else accuracy
 
 
 class Mixed:
-    """Problems of several sources in turn, each as often as its share; short ones begin anew."""
+    """Problems of several sources, each as often as its share; short ones begin anew."""
 
     def __init__(
         self,
@@ -60,13 +60,14 @@ class Mixed:
 
 @judges_steps
 def mixture(parts: Mapping[str, Options]) -> Task:
-    """The problems of several tasks in turn, each with its part's name in the column `kind`.
+    """The problems of several tasks, alternating, each with its part's name in the column `kind`.
 
     parts  by name, the options of each: its task's `name` (else the part's own name is meant),
-           its `share` of problems (1 by default; one of 0 is held out alone), the `rewards` that
+           its `share` of problems (1 by default; one of 0 is only held out), the `rewards` that
            score it (all by default), and what the task takes
 
-    Each part judges and solves its own. Held out are all parts' problems, in turn. ValueError for
+    Each part judges and solves its own problems. Held out are all parts' problems, alternating.
+    ValueError for
     fewer than two parts, for a negative share or nothing but 0; the parts' own errors name what
     they do.
     """
@@ -124,7 +125,7 @@ def _mark(kind: str, own: dict[str, object]) -> dict[str, object]:
 
 
 def _in_turn(tasks: Mapping[str, Task], marks: Mapping[str, Mapping[str, object]]) -> list[Problem]:
-    """The held-out problems of all parts, in turn."""
+    """The held-out problems of all parts, alternating."""
     heldout = [
         [_marked(task.heldout[i], marks[kind]) for i in range(len(task.heldout))]
         for kind, task in tasks.items()

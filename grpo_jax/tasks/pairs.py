@@ -41,8 +41,8 @@ def pairs(
 ) -> Task:
     """The pairs of a file, .parquet or JSON lines; the options name its columns.
 
-    judged        what a reward model reads of completions: 'whole', or 'answer', `final_answer`
-                  alone; pairs without two different ones are then left out
+    judged        what a reward model reads of completions: 'whole', or 'answer', only
+                  `final_answer`; pairs without two different ones are then left out
     replay        files of earlier pairs, beside those of `path`
     replay_share  the share of an epoch's pairs that are earlier ones (DeepSeekMath, 4.1.4)
 

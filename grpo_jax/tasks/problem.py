@@ -1,4 +1,4 @@
-"""What a task is: problems to train on, problems held out, and a way to tell right from wrong."""
+"""Tasks: problems to train on, problems held out, and a function that judges completions."""
 
 import hashlib
 import random
@@ -41,7 +41,7 @@ class Source(Protocol):
 
 def listed(source: Source) -> Iterator[Problem]:
     """The problems of a source that are there already, as those of a file are; of one that draws
-    them, none. Of several sources in turn, each one's once."""
+    them, none. Of several sources, each one's once."""
     if isinstance(source, Sequence):
         yield from source
     elif hasattr(source, "listed"):
@@ -50,7 +50,7 @@ def listed(source: Source) -> Iterator[Problem]:
 
 @dataclass(frozen=True)
 class Task:
-    """A named source of problems, and how to judge an attempt.
+    """A named source of problems, and the function that judges a completion.
 
     name      as in the registry
     train     problems to learn from
@@ -59,9 +59,9 @@ class Task:
     solve     a worked solution, for a cold start; None where the task has none
     symbols   a character-level vocabulary, tags such as "<think>" whole; None where unknown
     overlap   train problems that were removed because their prompt is held out
-    steps     judge of single steps, from the problem and a completion's text: 1.0 for a right step,
-              0.0 for a wrong one, so that they compare with the reward of the outcome; None where
-              the task has none
+    steps     judges single steps of a solution, given the problem and a completion's text: 1.0 for
+              a right step, 0.0 for a wrong one, so that they compare with the reward of the
+              outcome; None where the task does not judge steps
     files     the files and folders that problems were read from
     pairs     whether each problem has a "chosen" and a "rejected" completion among its columns
     """

@@ -13,7 +13,7 @@ THOUGHTS = {
     "en": {"": "we take x", "plus": " and add {}", "minus": " less {}", "times": " and times {}"},
     "de": {"": "wir nehmen x", "plus": " und noch {}", "minus": " ohne {}", "times": " und mal {}"},
 }
-INPUTS = (-4, 10)  # of the cases: the functions are linear, so two tell them apart
+INPUTS = (-4, 10)  # of the cases: the functions are linear, so two distinguish them
 _TEXTS = [text for thought in THOUGHTS.values() for text in thought.values()]
 _TEXTS += [*SIGNS, *SIGNS.values(), "def f(x): return, =0123456789()"]
 SYMBOLS = (*sorted(set("".join(_TEXTS)) - set("{}")), *TAGS)
@@ -49,7 +49,7 @@ def programs(
         return tuple((rng.choice(tuple(SIGNS)), rng.randint(2, max_number)) for _ in range(n))
 
     train, heldout = split(
-        draw, _told, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
+        draw, _worded, _problem, train_size=train_size, heldout_size=heldout_size, seed=seed
     )
 
     def solve(problem: Problem) -> str:
@@ -69,13 +69,13 @@ def solution(problem: Problem, language: str) -> str:
     return f"<think>{thought}</think><answer>def f(x): return {value}</answer>"
 
 
-def _told(steps: tuple[Step, ...]) -> str:
+def _worded(steps: tuple[Step, ...]) -> str:
     return f"f(x): x {', '.join(f'{word} {number}' for word, number in steps)}="
 
 
 def _problem(steps: tuple[Step, ...]) -> Problem:
     cases = [{"call": "f", "args": [x], "expected": _value(steps, x)} for x in INPUTS]
-    return Problem(_told(steps), {"cases": cases})
+    return Problem(_worded(steps), {"cases": cases})
 
 
 def _value(steps: tuple[Step, ...], x: int) -> int:

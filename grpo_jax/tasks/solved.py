@@ -1,4 +1,4 @@
-"""Another task with worked solutions from a file: what a policy, or a teacher, got right."""
+"""Another task with worked solutions from a file, such as a teacher's right completions."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What judges of single steps share: the words of a scratchpad, and equations between numbers."""
+"""Shared by the tasks that judge steps of a solution: scratchpads, and equations of numbers."""
 
 import ast
 import operator
@@ -39,8 +39,9 @@ def scratchpad(text: str) -> Iterator[tuple[str, int]]:
 def equations(problem: Problem, text: str) -> Steps:
     r"""Every equation of numbers, such as "48/2 = 24" or "(1 + 2) \times $5 = $15", is a step.
 
-    1.0 where it holds, to the decimals that its right side has, else 0.0. One that was there
-    before is no step: to say it again earns nothing. Of what use it is the outcome tells.
+    1.0 where it holds, to the decimals that its right side has, else 0.0. One that was
+    there before is no step, so that repeating it earns nothing; whether a step helps is left to the
+    reward of the outcome.
     """
     steps: dict[tuple[str, str], tuple[int, float]] = {}
     for match in _EQUATION.finditer(text):
@@ -53,7 +54,7 @@ def equations(problem: Problem, text: str) -> Steps:
 
 
 def _plain(side: str) -> str:
-    """A side of an equation with Python's signs alone."""
+    """A side of an equation with only Python's signs."""
     for sign, plain in _SIGNS.items():
         side = side.replace(sign, plain)
     return re.sub("[ $,]", "", side)

@@ -92,7 +92,7 @@ KINDS = {
 
 
 class Story(NamedTuple):
-    """A problem before it is told: which story of its kind, the numbers, who, and what."""
+    """A problem before it is worded: which story of its kind, the numbers, who, and what."""
 
     kind: str
     number: int
@@ -115,7 +115,7 @@ def word_problems(
     """Problems in four kinds (column `kind`), whose `answer` is a whole number of at least 2.
 
     Add: both numbers are 2 to max_number; take away undoes it. Groups: both are 2 to max_factor;
-    share undoes it. A story with its two numbers is on one side only, whoever it is told of.
+    share undoes it. A story with its two numbers is on one side only, whoever it is about.
     Accuracy: `rewards.numbers.last_number`. ValueError for options out of range.
     """
     for option, value in (("max_number", max_number), ("max_factor", max_factor)):
@@ -133,7 +133,7 @@ def word_problems(
         return Story(kind, number, a, b, name, friend, rng.choice(THINGS))
 
     def problem(story: Story) -> Problem:
-        return Problem(form.prompt(_told(story)), _columns(story))
+        return Problem(form.prompt(_worded(story)), _columns(story))
 
     def solve(problem: Problem) -> str:
         return form.solution(problem.columns["solution"], problem.columns["answer"])
@@ -149,7 +149,7 @@ def _key(story: Story) -> str:
     return f"{story.kind} {story.number} {story.a} {story.b}"
 
 
-def _told(story: Story) -> str:
+def _worded(story: Story) -> str:
     return KINDS[story.kind].stories[story.number].format(**story._asdict())
 
 

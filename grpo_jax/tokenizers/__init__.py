@@ -24,7 +24,7 @@ NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "c
 
 
 class HasPrompt(Protocol):
-    """What a problem must offer here: its prompt, as text or as chat messages."""
+    """The attribute of a problem that tokenizers need: its prompt, text or chat messages."""
 
     @property
     def prompt(self) -> str | Messages:
@@ -97,7 +97,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
         file = file / "tokenizer.json"
     backend, folder = _backend(file), file.parent
     settings = _settings(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in settings:  # the older layout, as Transformers tells it
+    if "added_tokens_decoder" not in settings:  # the older layout, as Transformers reads it
         settings |= _settings(folder / "special_tokens_map.json")
     special = _special_tokens(settings, backend, folder)
     stop = _ids("eos", special, backend, folder)

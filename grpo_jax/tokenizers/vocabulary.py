@@ -1,7 +1,7 @@
 """Whether a tokenizer has a token for every character of a text, whatever its kind.
 
 Libraries replace a character that they lack by an unknown token, raise, or drop it without a word.
-What normalisers change, and what pre-tokenisers leave out, is the tokenizer's own way and is fine.
+What normalisers change, and what pre-tokenisers leave out, is intended and no error.
 """
 
 import re

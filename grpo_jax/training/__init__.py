@@ -1,1 +1,1 @@
-"""The programs' own work: loops, stages, evaluation."""
+"""What programs do: the loop, its stages, evaluation."""

@@ -1,4 +1,4 @@
-"""What a comparison of variants comes to: curves of runs, tables with intervals over seeds."""
+"""The result of a comparison of variants: curves, and tables with intervals over seeds."""
 
 import io
 import json

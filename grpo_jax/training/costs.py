@@ -1,4 +1,4 @@
-"""What a learner holds and computes, from the compiler's own analysis; nothing runs."""
+"""The memory and FLOPs of a learner, from the compiler's own analysis; nothing runs."""
 
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from grpo_jax.types import Prompts, Rollouts, StepRewards
 
 def learner_cost(config: Any) -> dict[str, float]:
     """Bytes of parameters (critic and reference included), of optimizers and at the peak, and FLOPs
-    of a step's preparation and updates, of a resolved config. Sampling is apart."""
+    of a step's preparation and updates, of a resolved config. Sampling is not included."""
     ex = build(config)
     optimizer, critic = make_optimizer(config.optimizer, 1), make_critic(ex, 1)
     reference = ex.algorithm.beta > 0

@@ -45,9 +45,9 @@ def evaluate_policy(
     samples: int = 0,
     asked: str = "eval.problems",
 ) -> HeldOut:
-    """Score held-out problems with the task's own accuracy.
+    """Metrics of the policy on held-out problems, by the task's own accuracy.
 
-    problems  how many, from the first; at most as many as are held out, over-long ones apart
+    problems  how many, from the first; at most as many as are held out, over-long ones excepted
               where they are dropped
     samples   completions a problem for pass@k and maj@k, k = 1, 2, 4 .. samples; 0 = greedy only
     asked     what says how many
@@ -133,7 +133,7 @@ def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, fl
     for k in [2**i for i in range(n.bit_length())]:
         measures = {"pass": pass_at_k(n, right.sum(1), k)}
         if k > 2:  # the majority of two is either one
-            # A reward may judge more than the answer: one marked both ways counts as two.
+            # A reward may judge more than the answer: an answer judged both ways counts as two.
             marked = [list(zip(a, r, strict=True)) for a, r in zip(answers, right, strict=True)]
             measures["maj"] = np.array(
                 [maj_at_k(m, r, k) for m, r in zip(marked, right, strict=True)]
@@ -213,6 +213,6 @@ def attempts(
 
 
 def _answering(start: int, n: int, of: int, group: int) -> str:
-    """What a batch of attempts is doing."""
+    """The message of what a batch of attempts is doing."""
     which = f"{of} problems" if n == of else f"problems {start + 1} to {start + n} of {of}"
     return f"answering {which}" + (f", {group} times each" if group > 1 else "")

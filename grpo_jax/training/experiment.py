@@ -202,10 +202,10 @@ def _keep_compiled(folder: str) -> None:
         with tempfile.TemporaryFile(dir=cache):
             pass
     except OSError as error:
-        told = (
+        message = (
             f"config.compilation_cache={folder!r}: {error.strerror}; compiled programs are not kept"
         )
-        print(f"warning: {told}", file=sys.stderr)
+        print(f"warning: {message}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

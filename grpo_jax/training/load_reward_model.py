@@ -19,9 +19,9 @@ from grpo_jax.models.lora import merge_adapters
 from grpo_jax.models.weights import load_weights
 from grpo_jax.rollout.reward_models import (
     AS_RENDERED,
-    Judge,
     Reader,
     RewardModel,
+    Scorer,
     asked_only,
     score,
 )
@@ -41,32 +41,32 @@ from grpo_jax.types import merged
 PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
 
 
-def load_judge(folder: Path, asked: Experiment) -> Judge:
+def load_reward_model(folder: Path, asked: Experiment) -> Scorer:
     """A reward model, as a function of problems [P] and texts [P][G] to rewards f32[P, G].
 
     folder  a run of experiments.reward_model, or a Hugging Face directory of a model
             ForSequenceClassification with one label
-    asked   the experiment whose completions are judged, on whose mesh
+    asked   the experiment whose completions are scored, on whose mesh
 
-    A run's model reads the part of completions that it was trained on; completions that have no
-    such part get less than any other. A directory's model reads the whole. UsageError where the
-    folder holds no reward model.
+    A run's model reads of a completion what it was trained on, the whole or the final answer;
+    completions without one get less than any other. A directory's model reads the whole. UsageError
+    where the folder holds no reward model.
     """
     folder = at_home(folder)
     model = (_of_directory if is_scoring(folder) else _of_run)(folder, asked)
 
-    def judge(problems, completions):
+    def scorer(problems, completions):
         return score(model, asked.tokenizer, problems, completions)
 
-    return judge
+    return scorer
 
 
-def load_judges(names: Sequence[str], asked: Experiment) -> dict[str, Judge]:
-    """The reward models among the names of rewards, each of which sees the problems that ask for
-    it, and no others; UsageError as of `load_judge`."""
+def load_reward_models(names: Sequence[str], asked: Experiment) -> dict[str, Scorer]:
+    """The reward models among the names of rewards, each of which sees only the problems that
+    ask for it; UsageError as of `load_reward_model`."""
     folders = {name: Path(name.removeprefix(PREFIX)) for name in names if name.startswith(PREFIX)}
     return {
-        name: asked_only(load_judge(folder, asked), asked.mesh, name)
+        name: asked_only(load_reward_model(folder, asked), asked.mesh, name)
         for name, folder in folders.items()
     }
 
@@ -138,7 +138,7 @@ def scoring_params(ex: Experiment, params: Any) -> tuple[ModelConfig, Any]:
     return dataclasses.replace(c, tied=True, mtp=0), {**kept, "score": params["value"][None]}
 
 
-def judge_sources(names: Iterable[str]) -> dict[str, str]:
+def reward_model_sources(names: Iterable[str]) -> dict[str, str]:
     """Fingerprints of the reward models among `names`: of a directory's files, of a run's newest
     checkpoint, and of what its adapters are on. UsageError where there is none."""
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Models ready to be asked on one device: of a run's folder, or of a Hugging Face directory.
+"""Models ready to sample on one device: of a run's folder, or of a Hugging Face directory.
 
 RUN is a run's newest checkpoint, and RUN/checkpoints/STEP another of its checkpoints.
 """
@@ -119,8 +119,8 @@ def load(workdir: Path, scores: bool = False, task: Task | None = None) -> Loade
     task = read_task(load_config(run))
     loaded = load_trained(workdir, scores, task)
     for name in changed_sources(load_record(run), loaded.experiment.sources()):
-        told = f"{name} has changed since {run} began: its own evaluations were on other problems"
-        print(f"warning: {told}", file=sys.stderr)
+        since = f"{name} has changed since {run} began"
+        print(f"warning: {since}: its own evaluations were on other problems", file=sys.stderr)
     return loaded
 
 

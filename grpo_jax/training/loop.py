@@ -33,7 +33,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Step(NamedTuple):
-    """What one step gives: the new state, its scalars, and samples to show."""
+    """The result of one step: the new state, its scalars, and samples to show."""
 
     state: TrainState
     metrics: Metrics
@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 
 class Source(Protocol):
-    """What a stage draws from: where it stands is kept with each checkpoint.
+    """What a stage draws from; its position is kept with each checkpoint.
 
     The state is JSON-able but for "arrays", if any: NumPy's, by name.
     """

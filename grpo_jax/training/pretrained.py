@@ -1,4 +1,4 @@
-"""Parameters that a run does not learn from nothing: a Hugging Face directory's, or a run's."""
+"""The parameters that a run starts from: a Hugging Face directory's, or another run's."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ from grpo_jax.types import merged
 
 
 def abstract_params(model: Decoder, mesh: Mesh, adapters: bool = False) -> Any:
-    """The shapes and shardings of a model's parameters, adapters apart; or of `adapters` alone."""
+    """The shapes and shardings of a model's parameters without adapters; or only of `adapters`."""
     tokens = jnp.zeros((1, 1, 2), jnp.int32)
     init = lambda key: model.init(key, tokens, method=Decoder.initialise)["params"]  # noqa: E731
     boxed = jax.eval_shape(init, jax.random.key(0))
@@ -43,7 +43,7 @@ def abstract_params(model: Decoder, mesh: Mesh, adapters: bool = False) -> Any:
 
 
 def pretrained(ex: Experiment) -> Any:
-    """The parameters in config.model.path on the mesh, adapters apart; None without a path.
+    """The parameters in config.model.path on the mesh, without adapters; None without a path.
 
     Under adapters with config.model.lora.base, kernels are quantized as they are read.
 
@@ -81,7 +81,7 @@ def load_initial_params(ex: Experiment) -> Any:
     """
     if not ex.config.start:
         return pretrained(ex)
-    adapted = ex.model.config.lora.rank > 0  # a run saves its adapters alone
+    adapted = ex.model.config.lora.rank > 0  # a run saves only its adapters
     learnt = check_and_place(
         ex, restore_run_params(ex), abstract_params(ex.model, ex.mesh, adapted)
     )

@@ -1,4 +1,4 @@
-"""Where a step's time goes: what was compiled, JAX's profiler, and the use of the device's rate."""
+"""Where a step's time goes: compilations, JAX's profiler, and FLOP utilisation."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""DeepSeek-R1's pipeline: its stages in turn, and what its policies come to (2501.12948)."""
+"""DeepSeek-R1's pipeline: its stages one after another, and their results (2501.12948)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from grpo_jax.tasks.mixture import KIND
 from grpo_jax.training import reward_model, rl
 from grpo_jax.training.evaluation import attempts, first_problems, greedy_metrics
 from grpo_jax.training.experiment import Experiment
-from grpo_jax.training.load_reward_model import PREFIX, load_judge
+from grpo_jax.training.load_reward_model import PREFIX, load_reward_model
 from grpo_jax.training.loading import Loaded, asked_the_same
 from grpo_jax.training.r1_report import print_table, write_report
 from grpo_jax.training.rejection import Rule, reject
@@ -38,7 +38,7 @@ def pipeline(file: ModuleType, names: list[str], folder: Path, seed: int | None)
         print(f"\n--- stage {number} of {len(names)}: {stage}", flush=True)
         run_stage(file, stage, names, folder, seed)
         if set(file.JUDGES) <= set(names[:number]):
-            judge_policies(
+            evaluate_policies(
                 file, [s for s in names[:number] if s not in (*file.JUDGES, "rejection")], folder
             )
     rows = read_lines(folder / "results.jsonl")
@@ -89,8 +89,8 @@ def run_stage(
         train(config, folder / stage)
 
 
-def judge_policies(file: ModuleType, policies: list[str], folder: Path) -> None:
-    """Judge what has been trained and not been judged: lines of results and of samples."""
+def evaluate_policies(file: ModuleType, policies: list[str], folder: Path) -> None:
+    """Evaluate each new policy: lines of results and of samples."""
 
     asked = resolve(file.get_config(file.MEASURED_ON, str(folder)))
     done = {row["stage"] for row in read_lines(folder / "results.jsonl")}
@@ -120,7 +120,7 @@ def rejection(file: ModuleType, loaded: Loaded, out: Path) -> None:
 
 
 def judged(ex: Experiment, params: Params) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What R1 looked at, of greedy completions of the held-out problems; and some of them.
+    """R1's measures of greedy completions of the held-out problems, and some of these.
 
     accuracy    share that is right, with its 95% interval; <kind>/accuracy of each kind
     format      share of completions in R1's format
@@ -135,9 +135,9 @@ def judged(ex: Experiment, params: Params) -> tuple[dict[str, Any], list[dict[st
     with ex.rewarder(names) as rewarder, using(ex.mesh):
         greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
         folders = [name.removeprefix(PREFIX) for name in ex.config.rewards if PREFIX in name]
-        judges = {Path(f).name: load_judge(Path(f), ex) for f in folders}
+        scorers = {Path(f).name: load_reward_model(Path(f), ex) for f in folders}
         general = [i for i, counts in enumerate(greedy.judged[:, 0]) if not counts]
-        liked = preference(ex.task, judges, problems, greedy.completions, general)
+        liked = preference(ex.task, scorers, problems, greedy.completions, general)
     row: dict[str, Any] = {**greedy_metrics(problems, greedy)}
     row["mean_length"] = row.pop("completions/mean_length")
     row |= {name: mean(greedy.parts[name], problems, name) for name in names[1:]} | liked
@@ -145,23 +145,23 @@ def judged(ex: Experiment, params: Params) -> tuple[dict[str, Any], list[dict[st
 
 
 def mean(values: Any, problems: list[Any], reward: str) -> float | None:
-    """The mean over the problems that a reward is to score; None where it says nothing of any."""
+    """The mean over the problems that a reward applies to; None where it abstains on all."""
 
     asked = values[[scored_by(problem, reward) for problem in problems]]
     known = asked[~np.isnan(asked)]
     return float(known.mean()) if known.size else None
 
 
-def preference(task, judges, problems, completions, general) -> dict[str, float | None]:
+def preference(task, scorers, problems, completions, general) -> dict[str, float | None]:
     """The probability that completions of the problems `general` beat their worked solutions."""
 
-    if not (judges and general):
+    if not (scorers and general):
         return {"preference": None}
     asked = [problems[i] for i in general]
     pairs = [[completions[i][0], task.solve(problems[i])] for i in general]
     found = {}
-    for name, judge in judges.items():
-        rewards = judge(asked, pairs)
+    for name, scorer in scorers.items():
+        rewards = scorer(asked, pairs)
         found[f"preference/{name}"] = float(jax.nn.sigmoid(rewards[:, 0] - rewards[:, 1]).mean())
     return {"preference": float(np.mean(list(found.values()))), **found}
 

@@ -1,4 +1,4 @@
-"""The story of a pipeline's stages, as a table on the screen and as a page of its own."""
+"""The report of a pipeline's stages, as a table on the screen and as a web page."""
 
 import base64
 import datetime
@@ -31,14 +31,14 @@ COLUMNS = {
     "mean_length": "tokens",
     "time/seconds": "seconds",
 }
-TOLD = {
+DESCRIPTIONS = {
     "base": "A model that has read worked solutions of every kind, in two languages and in all "
     "manners, and imitates them badly: the stand-in for a pretrained model.",
     "student": "A smaller model that has read the same: the one to distill into.",
     "teacher": "A model that has read a few worked solutions.",
     "teacher_rl": "GRPO on the teacher.",
     "student_rl": "GRPO on the smaller model itself, for comparison.",
-    "helpfulness": "A reward model of what people like in an answer; it sees the answer alone.",
+    "helpfulness": "A reward model of what people like in an answer; it sees only the answer.",
     "harmlessness": "A reward model of what people take ill; it sees the whole response.",
     "cold_start": "Supervised fine-tuning on a few good chains of thought.",
     "reasoning_rl": "GRPO on problems with a right answer: accuracy, format and language.",
@@ -106,7 +106,7 @@ def over_seeds(runs: list[list[Row]], starts: dict[str, str | None]) -> str:
     """
     found = [{row["stage"]: row for row in rows} for rows in runs]
 
-    def told(stage: str, name: str, less: str | None = None) -> str:
+    def cell(stage: str, name: str, less: str | None = None) -> str:
         values: list[Any] = [rows.get(stage, {}).get(name) for rows in found]
         begun: list[Any] = [rows.get(less, {}).get(name) if less else 0 for rows in found]
         if None in (*values, *begun):
@@ -123,8 +123,8 @@ def over_seeds(runs: list[list[Row]], starts: dict[str, str | None]) -> str:
     ]
     for stage in found[0]:
         start = starts.get(stage)
-        gain = told(stage, "accuracy", start) if start else ""
-        cells = [told(stage, name) for name in COLUMNS]
+        gain = cell(stage, "accuracy", start) if start else ""
+        cells = [cell(stage, name) for name in COLUMNS]
         lines.append(f"| {stage} | {gain} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -134,7 +134,7 @@ def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:
     configs = sorted(folder.glob("*/config.json"), key=_written)
     stages = [path.parent for path in configs if holds_run(path.parent)]  # not an export
     records = [load_record(stage) for stage in stages]
-    told = [
+    sections = [
         _stage(stage, record, [s for s in samples if s["stage"] == stage.name])
         for stage, record in zip(stages, records, strict=True)
     ]
@@ -145,7 +145,7 @@ def write_report(folder: Path, rows: list[Row], samples: list[Row]) -> None:
         facts=html.escape("; ".join(facts)),
         table=_table(rows),
         pictures="\n".join(_image(*shares) for shares in _shares(rows)),
-        stages="\n".join(told),
+        stages="\n".join(sections),
     )
     write_atomically(folder / "report.html", page.encode())
 
@@ -159,13 +159,13 @@ def _date(seconds: float) -> str:
 
 
 def _versions(record: Row) -> str:
-    """What code made a stage: packages and revision, as its config.json has them."""
+    """The package versions and the revision that made a stage, from its config.json."""
     packages = [f"{name} {version}" for name, version in record.get("versions", {}).items()]
     return f"{', '.join(packages)}; revision {record.get('git_revision') or 'unknown'}"
 
 
 def _cells(row: Row) -> list[str]:
-    def told(name: str) -> str:
+    def cell(name: str) -> str:
         value = row.get(name)
         if value is None:
             return ""
@@ -173,7 +173,7 @@ def _cells(row: Row) -> list[str]:
             return f"{value:.3f} [{row['accuracy/low']:.3f}, {row['accuracy/high']:.3f}]"
         return f"{value:.0f}" if name in ("mean_length", "time/seconds") else f"{value:.3f}"
 
-    return [told(name) for name in COLUMNS]
+    return [cell(name) for name in COLUMNS]
 
 
 def _table(rows: list[Row]) -> str:
@@ -219,7 +219,7 @@ def _embedded(png: bytes) -> str:
 
 
 def _stage(folder: Path, record: Row, samples: list[Row]) -> str:
-    parts = [f"<h2>{html.escape(folder.name)}</h2><p>{TOLD.get(folder.name, '')}</p>"]
+    parts = [f"<h2>{html.escape(folder.name)}</h2><p>{DESCRIPTIONS.get(folder.name, '')}</p>"]
     names = ("config.json", "metrics.jsonl", "eval.jsonl", "cold_start/metrics.jsonl")
     last = max(_written(folder / name) for name in names if (folder / name).exists())
     facts = f"Last written {_date(last)}; {_versions(record)}"

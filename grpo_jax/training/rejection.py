@@ -1,4 +1,4 @@
-"""Rejection sampling (DeepSeek-R1, 2501.12948, 2.3.3): what a policy gets right, to learn from."""
+"""Rejection sampling (DeepSeek-R1, 2501.12948, 2.3.3): a policy's right samples as data."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from grpo_jax.config.checks import config_diff
 from grpo_jax.errors import UsageError
 from grpo_jax.files import inside_run, listed, read_object
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
-from grpo_jax.rollout.reward_models import Judge, only
+from grpo_jax.rollout.reward_models import Scorer, only
 from grpo_jax.runs.run import (
     append_line,
     changed_sources,
@@ -25,7 +25,7 @@ from grpo_jax.runs.run import (
 from grpo_jax.tokenizers import keep_tokenizer, prefill
 from grpo_jax.training.evaluation import ROWS, attempts, first_problems
 from grpo_jax.training.experiment import Experiment
-from grpo_jax.training.load_reward_model import PREFIX, judge_sources, load_judge
+from grpo_jax.training.load_reward_model import PREFIX, load_reward_model, reward_model_sources
 
 KEPT = "kept"
 # What helps where a prompt is too long for a run, whose config no flag changes here.
@@ -44,8 +44,8 @@ class Rule(NamedTuple):
     temperature  that they are drawn at
     language     "" or an ISO 639-1 code: all words of a kept thought are in it (extra `language`),
                  where the problem is one for the reward `language`
-    judges       folders of reward models: where the task's accuracy abstains, that sample is right
-                 that they like best, by their sum
+    judges       folders of reward models: where the task's accuracy abstains, the sample with the
+                 highest sum of their scores is right
     first        the first problem's place; after the last one comes the first of all
     """
 
@@ -81,15 +81,15 @@ def verdicts(rule: Rule, completions: Sequence[str], right: Any, finished: Any) 
 
 
 def best_liked(
-    judges: Sequence[Judge], problems: Sequence[Any], completions: Sequence[Sequence[str]]
+    scorers: Sequence[Scorer], problems: Sequence[Any], completions: Sequence[Sequence[str]]
 ) -> np.ndarray:
-    """Whether a completion is the one of its group that the judges' sum is highest for, bool[P, G];
-    nothing is without judges.
+    """Whether a completion has the highest sum of scores in its group, bool[P, G]; False without
+    reward models.
     """
     shape = len(completions), len(completions[0])
-    if not judges:
+    if not scorers:
         return np.zeros(shape, bool)
-    liked = np.sum([judge(problems, completions) for judge in judges], axis=0)
+    liked = np.sum([scorer(problems, completions) for scorer in scorers], axis=0)
     return np.arange(shape[1]) == liked.argmax(-1)[:, None]
 
 
@@ -100,7 +100,7 @@ def _pure(text: str, language: str) -> bool:
 
 
 def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path, origin: str):
-    """Sample, judge and filter into the folder `out`; goes on where it was cut off.
+    """Sample, judge and filter into the folder `out`; resumes where it was cut off.
 
     samples.jsonl  a line a problem: its completions, each the whole turn (`rewards.turn`), and what
                    became of it
@@ -113,13 +113,13 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
     or of other data, and where it holds anything that was not begun here.
     """
     named = [f"{PREFIX}{folder}" for folder in rule.judges]
-    sources = ex.sources() | judge_sources(named)
+    sources = ex.sources() | reward_model_sources(named)
     with _begun(out, {"origin": origin, **rule._asdict()}, sources):
         return _reject(ex, params, rewarder, rule, out)
 
 
 def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path):
-    judges = [load_judge(Path(folder), ex) for folder in rule.judges]
+    scorers = [load_reward_model(Path(folder), ex) for folder in rule.judges]
     judge = partial(rewarder, names=("accuracy",))
     journal = out / "samples.jsonl"
     n = len(ex.task.train)
@@ -138,16 +138,16 @@ def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pa
         part = problems[start : start + size]
         a = attempts(ex, params, judge, part, rule.samples, rule.temperature, first=start)
         unknown = [not all(row) for row in a.judged]
-        asked = [only(judge, ex.mesh, unknown) for judge in judges]
+        asked = [only(scorer, ex.mesh, unknown) for scorer in scorers]
         right = np.where(a.judged, a.right, best_liked(asked, part, a.completions))
         for i, problem in enumerate(part):
             own = rule if scored_by(problem, "language") else rule._replace(language="")
             held = prefill(ex.tokenizer, problem.prompt)
             turns = [held + text for text in a.completions[i]]
-            told = verdicts(own, turns, right[i], a.finished[i])
+            given = verdicts(own, turns, right[i], a.finished[i])
             record = {**problem.columns, "prompt": problem.prompt, "problem": start + i}
-            append_line(journal, record | {"completions": turns, "verdicts": told})
-            kept += KEPT in told
+            append_line(journal, record | {"completions": turns, "verdicts": given})
+            kept += KEPT in given
         print(
             f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True
         )
@@ -215,13 +215,13 @@ def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _pairs(record: dict[str, Any]) -> list[dict[str, str]]:
-    """Kept and wrong completions of a problem two by two, the fewer of them in turn.
+    """Kept and wrong completions of a problem two by two, the fewer of them repeated.
 
-    Of equal ones, one; empty ones teach no more than any judge knows.
+    Of equal ones, one; empty ones, which teach a reward model nothing, are left out.
     """
-    told = list(zip(record["completions"], record["verdicts"], strict=True))
+    pairs = list(zip(record["completions"], record["verdicts"], strict=True))
     kept, wrong = (
-        list(dict.fromkeys(text for text, its in told if its == verdict and text.strip()))
+        list(dict.fromkeys(text for text, its in pairs if its == verdict and text.strip()))
         for verdict in (KEPT, "wrong")
     )
     if not kept or not wrong:

@@ -1,6 +1,6 @@
 """A neural reward model: Bradley-Terry on pairs of completions (2009.01325, eq. 1).
 
-Its network (`judges`) reads whole completions, or final answers alone: as its task's option
+Its network (`judges`) reads whole completions or only final answers, as its task's option
 `judged` says. A pair is a group of two: P prompts, G = 2, T completion length.
 """
 
@@ -43,7 +43,7 @@ from grpo_jax.types import Prompts
 def pair_loss(model: Decoder, pairs: int, frozen, params: Any, prompts: Prompts, tokens, mask):
     """-log sigmoid(r_chosen - r_rejected), a mean over `pairs`, and its metrics; G = 2.
 
-    Given a part of them, sums to that over the parts, as do the metrics.
+    Given some of them, the losses of all micro-batches add up to that, as do the metrics.
     """
     found = rewards_of(model, params, prompts, tokens, mask, frozen)
     margin = found[:, 0] - found[:, 1]

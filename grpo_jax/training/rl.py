@@ -37,7 +37,7 @@ from grpo_jax.tasks.loader import Stream
 from grpo_jax.tokenizers import TextTokenizer
 from grpo_jax.training.evaluation import evaluate_policy
 from grpo_jax.training.experiment import Experiment
-from grpo_jax.training.load_reward_model import PREFIX, judge_sources, load_judges
+from grpo_jax.training.load_reward_model import PREFIX, load_reward_models, reward_model_sources
 from grpo_jax.training.loading import Model, SavedRun, live_model, load_run
 from grpo_jax.training.loop import Stage, Step, begin_or_resume, leaving_on_signals, steps_of
 from grpo_jax.training.objects import Rewards, name_objects
@@ -130,7 +130,7 @@ def steps(
     announce_compilations()
     named = name_objects(config, rewards, task)
     ex = reopen(named.config, at_home(workdir), task, named.functions)
-    c, run = ex.config, start_run(ex, at_home(workdir), judge_sources(ex.config.rewards))
+    c, run = ex.config, start_run(ex, at_home(workdir), reward_model_sources(ex.config.rewards))
     prompt = (ex.task.heldout if len(ex.task.heldout) else ex.task.train)[0].prompt
     called = [name for name in c.rewards if not name.startswith(PREFIX)]
     names = tuple(dict.fromkeys([*called, "accuracy"]))
@@ -205,13 +205,13 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
 
 
 def make_rollouts(ex: Experiment, rewarder: Rewarder) -> tuple[RolloutSource, Stream]:
-    """What the experiment's steps learn from, and the stream of problems that it draws."""
+    """The source of the batches that steps learn from, and its stream of problems."""
     c = ex.config
     stream = Stream(ex.task.train, c.rollout.prompts, c.seed, ex.fits)
     grader = Grader(
         rewarder=rewarder,
         weights=c.rewards.to_dict(),
-        reward_models=load_judges(list(c.rewards), ex),
+        reward_models=load_reward_models(list(c.rewards), ex),
         failures=Failures(c.optimizer.max_bad_steps),
         algorithm=ex.algorithm,
         task=ex.task,
@@ -353,7 +353,7 @@ def explained_variance(batch: Batch) -> dict[str, float]:
 
 
 def rollout_metrics(graded: Graded) -> dict[str, float]:
-    """TRL's metrics of a rollout: rewards [P, G], their parts, and completion lengths in tokens."""
+    """TRL's metrics of a rollout: rewards [P, G], each reward, and lengths in tokens."""
     with warnings.catch_warnings():  # what abstained throughout has no mean: NaN, and no warning
         warnings.simplefilter("ignore", RuntimeWarning)
         return {name: float(value) for name, value in _rollout_metrics(graded).items()}

@@ -1,4 +1,4 @@
-"""How a run begins, and how it is gone on with: what its folder keeps, and what it must hold."""
+"""How a run begins, and how it resumes: what its folder keeps, and what it must hold."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""Gemma 3, its text alone: norms after attention and feed-forward too, windows, soft caps."""
+"""Gemma 3, text only: norms after attention and feed-forward too, windows, soft caps."""
 
 from grpo_jax.files import Json
 from grpo_jax.models.config import ModelConfig

@@ -1,4 +1,4 @@
-"""Who hears of a run: the protocol of a tracker, and the composite that calls each."""
+"""The protocol of a tracker, which records a run, and a composite of several."""
 
 import contextlib
 import json
@@ -24,11 +24,11 @@ class Tracker(Protocol):
     def begin(
         self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
     ) -> None:
-        """A run begins, or goes on.
+        """A run begins, or is resumed.
 
         run              its folder
         hyperparameters  the resolved config, nested
-        restored         step of the restored checkpoint, later ones are run again; None = none was
+        restored         step of the restored checkpoint; later ones are run again; None = none
         total            steps in all
         """
 
@@ -133,7 +133,7 @@ def table(samples: Sequence[Metrics]) -> tuple[list[str], list[list[Any]]]:
 
 
 def kept_id(run: Run, tracker: str) -> str:
-    """What a tracker calls this run, whenever it goes on: made once, kept in the run's folder."""
+    """The run's id at a tracker, made once and kept in the run's folder."""
     path = run.folder / TRACKER_IDS
     ids = read_object(path) if path.exists() else {}
     if tracker not in ids:
@@ -143,7 +143,7 @@ def kept_id(run: Run, tracker: str) -> str:
 
 
 def run_name(run: Run) -> str:
-    """What people call the run: its folder, that of a cold start after the run's that it is of."""
+    """The run's name for people: its folder's; a cold start's follows that of its run."""
     folder = run.folder.absolute()
     nested = (folder.parent / "config.json").exists()
     return f"{folder.parent.name}-{folder.name}" if nested else folder.name

@@ -1,4 +1,4 @@
-"""The run's own files of JSON lines, which it goes on from."""
+"""The run's own files of JSON lines, from which it resumes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
