@@ -23,7 +23,7 @@ DATA = "data/r1"
 
 
 def prepare(folder):
-    """Nothing: the data are there."""
+    """Do nothing: the data are there."""
 
 
 def _unjudged(name):

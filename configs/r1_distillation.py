@@ -22,7 +22,7 @@ REJECTION = {"problems": 1000, "samples": 4, "keep": 2, "temperature": 0.7}
 
 
 def prepare(folder):
-    """Nothing is read but what the task has."""
+    """Do nothing: only the task's own problems are read."""
 
 
 def get_config(stage="teacher", folder="runs/r1_distillation"):

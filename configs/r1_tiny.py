@@ -4,7 +4,7 @@
     python -m experiments.r1 --config=configs/r1_tiny.py --workdir=runs/r1_zero --without=cold_start
 
 Sums, countdown, programs, which a sandbox runs (the extra `code`), and errands in words, which
-reward models judge. The base model learns from worked solutions that think in English or German
+reward models score. The base model learns from worked solutions that think in English or German
 (the reward for one language is the extra `language`), are curt and rude at times. A quarter of an
 hour on 2 cores; accuracy on 160 held-out problems, means over 3 seeds with 95% intervals
 (docs/results/r1_tiny.md):
@@ -20,7 +20,7 @@ STAGES = (
     *("cold_start", "reasoning_rl", "rejection", "rejection_sft", "all_scenarios_rl"),
     "distillation",
 )
-# Whose model a stage starts from; where that stage is left out, from what it would have.
+# The stage whose model each starts from; where that is left out, the one that it would start from.
 STARTS = {
     "helpfulness": "base",
     "harmlessness": "base",
@@ -31,7 +31,7 @@ STARTS = {
     "all_scenarios_rl": "rejection_sft",
     "distillation": "student",
 }
-MEASURED_ON = "all_scenarios_rl"  # the stage whose problems and reward models judge every policy
+MEASURED_ON = "all_scenarios_rl"  # the stage whose problems and reward models evaluate every policy
 JUDGES = ("helpfulness", "harmlessness")
 REJECTION = {
     "problems": 1000,
@@ -57,7 +57,7 @@ def prepare(folder):
 
 
 def parts(general=1, judges=(), thinks=("en",), **messy):
-    """The kinds of problem; `general` is the share of those that `judges` score."""
+    """The kinds of problem; `general` is the share of those that the reward models score."""
     checked = ("accuracy", "format")
     return {
         "addition": {"digits": 2, "share": 3, "heldout_size": 64, "rewards": checked},

@@ -46,12 +46,12 @@ def main():
 
 
 def part(folder: Path, number: int, name: str) -> Path:
-    """The folder of a part of an iteration."""
+    """The folder of a stage of an iteration."""
     return folder / f"iteration{number}" / name
 
 
 def iterate(file: str, folder: Path, number: int) -> None:
-    """Make the parts of an iteration, or of 0, the policy before. UsageError where one fails."""
+    """Run the stages of an iteration; of 0, the first policy. UsageError where one fails."""
     config, policy = load_config_file(f"{file}:policy"), part(folder, number, "policy")
     given = {"seed": (config.seed + number) % 2**32}  # so that problems come in another order
     if number == 0:

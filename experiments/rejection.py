@@ -2,8 +2,8 @@
 
 Samples a run's newest checkpoint on training problems and keeps what is right: DIR/kept.jsonl is
 a data set for the task jsonl, DIR/dropped.jsonl says which filter dropped each other sample, and
-DIR/pairs.jsonl has kept and wrong ones of a problem, for the task pairs. The same command goes on
-where it was cut off.
+DIR/pairs.jsonl has kept and wrong ones of a problem, for the task pairs. The same command
+resumes where it was cut off.
 """
 
 from pathlib import Path

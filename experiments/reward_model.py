@@ -1,4 +1,4 @@
-"""Train a reward model on pairs, or go on with it.
+"""Train a reward model on pairs, or resume its run.
 
 python -m experiments.reward_model --config=FILE --workdir=DIR; the config's task is `pairs`.
 """

@@ -1,7 +1,7 @@
 """Sample: python -m experiments.sample --model=DIR --prompt="347+589=" [--temperature=0.7 --n=4].
 
-Asks the newest checkpoint of a run's folder, or a Hugging Face directory. Standard output has only
-the completions, one after another.
+Samples from the newest checkpoint of a run, or from a Hugging Face directory. Standard output has
+only the completions, one after another.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 Trains a small model with latent attention and a multi-token prediction layer, as DeepSeek-V3 has,
 on the worked two-digit additions of configs/quick.py, then samples completions with and without
-speculative decoding, in turns. Prints one JSON line for each number of completions: how many drafts
-were accepted, tokens a completion gained by a pass of the decoder, and tokens a second.
+speculative decoding, alternating. Prints one JSON line for each number of completions: how many
+drafts were accepted, tokens a completion gained by a pass of the decoder, and tokens a second.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ def fine_tune(ex):
 
 
 def measure(ex, params, rows):
-    """Acceptance, and the median tokens a second of both ways, which take turns."""
+    """Acceptance, and the median tokens a second of both ways, which alternate."""
     import jax
     import numpy as np
 

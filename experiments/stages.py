@@ -56,7 +56,7 @@ def run(module: str, *flags: str) -> None:
 
     Where it fails, UsageError names it; SystemExit where it has said why in a line of its own.
 
-    A stage of ours goes on where it was cut off, so to run it again costs no work. On Linux it dies
+    A stage resumes where it was cut off, so running it again costs no work. On Linux it ends
     with this process, so that even after SIGKILL the next one finds its folder free.
     """
     command = " ".join((module, *flags))

@@ -1,4 +1,4 @@
-"""Train, or go on with, an experiment.
+"""Train an experiment, or resume its run.
 
 python -m experiments.train --config=configs/<name>.py --workdir=DIR [--config.x=y ...]
 """

@@ -1,4 +1,4 @@
-"""What docs/metrics.md has no word on, for tests that have a run at hand."""
+"""The metrics that docs/metrics.md does not explain, for tests that have a run at hand."""
 
 import json
 import re

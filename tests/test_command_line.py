@@ -234,7 +234,7 @@ def test_a_program_ends_with_a_status_and_one_line(
     assert re.search(out, done.stdout) and re.search(err, done.stderr), (done.stdout, done.stderr)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets options of glibc alone")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets options of glibc only")
 def test_freed_memory_is_kept_for_the_next_allocation():
     code = """
 import resource, sys

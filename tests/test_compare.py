@@ -210,7 +210,7 @@ def test_a_critic_costs_a_second_network():
     # A critic is forwarded once before the update, and once with its gradient in it: 4 to 3.
     assert 1.5 < ppo["flop"] / grpo["flop"] < 7 / 3
     assert grpo["flop"] < head["flop"] < ppo["flop"]
-    # Rewards of steps cost sums alone.
+    # Rewards of steps cost only sums.
     assert process["parameters"] == grpo["parameters"]
     assert 1 < process["flop"] / grpo["flop"] < 1.01
 

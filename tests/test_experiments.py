@@ -303,7 +303,7 @@ def test_drivers_take_turns_with_the_same_sizes_and_ratios_are_theirs_to_ours(mo
     benchmark.print_comparison(result)
     assert [c[0] == "peer" for c in calls] == [False, True, True, False]
     assert calls[1][:2] == ["peer", "a b.py"] and calls[0][4:] == calls[1][2:]
-    assert calls[0][3] == "--dtype=bfloat16"  # ours alone: what a peer computes in is its own
+    assert calls[0][3] == "--dtype=bfloat16"  # ours only: a peer chooses its own
     assert "--hidden=512" in calls[1] and "--beta=0.0" in calls[1]
     assert result["beside"]["peer 'a b.py'"]["ratio"]["update_s"] == [1.5, 1.5, 1.5]
 

@@ -1,4 +1,4 @@
-"""Process supervision in the trainer: what steps are given, and that it is learnt from."""
+"""Process supervision in the trainer: the rewards of steps, and learning from them."""
 
 import dataclasses
 import json
@@ -92,7 +92,7 @@ def test_the_trainers_advantages_are_those_of_the_paper_in_float64(monkeypatch):
     right, number = [r for g in GROUPS for _, judged, _ in g for r, _ in judged], 12
     assert step.metrics["rewards/steps/mean"] == pytest.approx(np.mean(right))
     assert step.metrics["rewards/steps/number"] == pytest.approx(len(right) / number)
-    # What follows the last column is the answer's alone: a wrong one is below the mean.
+    # What follows the last column is only the answer's: a wrong one is below the mean.
     answers = np.array(want)[0, :, 18]
     assert answers[1] < 0 < min(answers[0], answers[2])
 

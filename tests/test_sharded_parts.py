@@ -115,7 +115,7 @@ print(json.dumps([told((1, 1, 1)), told((2, 2, 2))]))
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """(what one device told, what the mesh told, the parameters)."""
+    """(the results of one device, those of the mesh, the parameters)."""
     folder = tmp_path_factory.mktemp("sparse") / "model"
     c = dataclasses.replace(reference.SPARSE, layers=2)
     params = reference.random_params(c)

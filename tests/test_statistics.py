@@ -104,7 +104,7 @@ def test_paired_is_mcnemars_exact_test(mine, theirs, both):
     a = [True] * mine + [False] * theirs + [True] * both + [False] * 3
     b = [False] * mine + [True] * theirs + [True] * both + [False] * 3
     found = statistics.paired(a, b)
-    # Every way that the problems which one alone got right could have fallen.
+    # Every way that the problems which only one got right could have fallen.
     n, far = mine + theirs, abs(mine - theirs)
     ways = [abs(2 * sum(way) - n) >= far for way in itertools.product((0, 1), repeat=n)]
     assert found["p"] == pytest.approx(np.mean(ways))

@@ -25,7 +25,7 @@ def with_vocabulary(words, model, decoder, **options):
 
 
 def sentence_piece():
-    """As Llama 2: a space before a word, the first one's not told; bytes for what is missing."""
+    """As Llama 2: a space before a word, except the first one's; bytes for what is missing."""
     words = ["▁", "▁the", "the", "▁a", "a", ".", "<0x0A>", "<0x20>", "<0x61>", "é", "▁▁"]
     words += [f"<0x{byte:02X}>" for byte in "é日".encode()]
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

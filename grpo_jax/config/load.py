@@ -79,7 +79,7 @@ def _run_config(name: str, part: Callable[[], Any]) -> Any:
             "valid: get_config() returns the config"
         ) from error
     except Exception as error:  # a config file is a program, which may raise anything
-        raise UsageError(f"config file {name}{_where(error, name)}: {_told(error)}") from error
+        raise UsageError(f"config file {name}{_where(error, name)}: {_explained(error)}") from error
 
 
 def _where(error: BaseException, path: str) -> str:
@@ -88,7 +88,7 @@ def _where(error: BaseException, path: str) -> str:
     return f", line {here[-1]}" if here and here[-1] else ""
 
 
-def _told(error: Exception) -> str:
+def _explained(error: Exception) -> str:
     """Return the error in words; ml_collections prints the whole config for an unknown field."""
     missing = re.search(r'[Kk]ey "(\w+)" does not exist|^[\'"]?(\w+)[\'"]?$', str(error))
     if isinstance(error, AttributeError) and missing:

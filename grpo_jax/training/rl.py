@@ -50,7 +50,7 @@ from grpo_jax.types import Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """What is known after step `number`.
+    """The result of step `number`.
 
     metrics     as a line of metrics.jsonl, without the step
     samples     completions, each with its prompt, rewards and advantage
@@ -77,15 +77,15 @@ def train(
     trackers: Sequence[Tracker] = (),
     callbacks: Sequence[Callback] = (),
 ) -> SavedRun:
-    """Run, or go on with, an experiment in its run folder, and return the run.
+    """Run an experiment in its run folder, or resume it; returns the run.
 
     config     its fields; presets are filled in
-    workdir    its folder: the same call goes on where it was cut off, exactly
+    workdir    its folder: the same call resumes where it was cut off, exactly
     rewards    in place of config.rewards: functions by name, or a list of functions and of names as
                config.rewards has them; each weighs what config.rewards says, or 1
     task       in place of config.task
-    trackers   that hear of it besides those in config.log.trackers; of the cold start, if there is
-               one, only the latter hear
+    trackers   record the run besides those in config.log.trackers, which record the cold start
+               too, if there is one
     callbacks  called with each step's `TrainStep`; where one raises, the run ends with that step
                saved, and UsageError
 
@@ -123,8 +123,8 @@ def steps(
 ) -> Generator[TrainStep]:
     """The steps that are left of a run, one at a time; arguments and errors as of `train`.
 
-    Break it off wherever it is, and the last step is saved: the same call goes on from there, and
-    comes to what it would have come to. The folder is this iterator's until it ends, or is closed.
+    It may be broken off anywhere, with the last step saved: the same call continues from there, to
+    the same result. The folder is this iterator's until it ends, or is closed.
     """
     began = time.monotonic()
     announce_compilations()

@@ -39,7 +39,7 @@ def whitened(x, keep):
 
 
 def backwards(rewards, mask, values, gamma, lam):
-    """GAE by a walk over each completion's valid tokens alone."""
+    """GAE by a walk over only each completion's valid tokens."""
     out = np.zeros(mask.shape)
     for p, g in np.ndindex(mask.shape[:2]):
         advantage = value = 0.0

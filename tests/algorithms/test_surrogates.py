@@ -60,7 +60,7 @@ def test_clip(ratio, advantage, fields, loss, gradient):
         (1.1, {}, 1.1),
         (3.0, {}, 1.2),
         (0.1, {}, 0.8),
-        (0.1, {"clip_low": 1.0}, 0.1),  # the upper clip alone
+        (0.1, {"clip_low": 1.0}, 0.1),  # only the upper clip
     ],
 )
 def test_cispo_keeps_the_gradient_of_clipped_tokens(ratio, fields, weight):

@@ -149,7 +149,7 @@ def their_logits(model: Any, tokens: np.ndarray, mask: np.ndarray | None = None)
 
 
 def their_gradients(model: Any) -> dict[str, np.ndarray]:
-    """Gradients by the names of the checkpoint, where experts' matrices lie apart."""
+    """Gradients by the names of the checkpoint, where experts' matrices are separate."""
     out = {}
     for path, x in model.named_parameters():
         gradient = x.grad.numpy()

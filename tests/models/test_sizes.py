@@ -55,7 +55,7 @@ def test_the_number_of_parameters_is_the_published_one(name):
     params = unbox(boxed_params(c))
     mtp = count(params.pop("mtp", {}))
     assert count(params) == PARAMETERS[name]
-    # "11.5B unique parameters", DeepSeek-V3's README_WEIGHTS says, without telling more digits.
+    # "11.5B unique parameters", DeepSeek-V3's README_WEIGHTS says, with no more digits.
     assert mtp == pytest.approx(11.5e9 if c.mtp else 0, rel=0.01)
 
 

@@ -296,7 +296,7 @@ def test_the_tokenizer_and_the_rest_of_config_json_come_along(saved, tmp_path):
 
 @pytest.mark.parametrize("mtp", [0, 1])
 def test_a_prediction_layer_may_be_absent_or_left_out(tmp_path, mtp):
-    """Transformers tells of such a layer in config.json, and saves none."""
+    """Transformers names such a layer in config.json, and saves none."""
     c = dataclasses.replace(SPARSE, mtp=mtp)
     params = random(c)
     save_model(tmp_path / "model", c, params)

@@ -14,8 +14,8 @@ from grpo_jax.rewards.sandbox import check, run
 
 QUICK = Limits(cpu_s=1, wall_s=2.0, memory=128 * 2**20, disk=2**20, files=32)
 LONG = Limits(cpu_s=5, wall_s=20.0)  # for what must not fail where the machine is busy
-SECRET = "a52b1c9e"  # what no program is told
-SCRIPT = f"/script{os.getpid()}.py"  # to tell this process's programs from those of other runs
+SECRET = "a52b1c9e"  # what no program is given
+SCRIPT = f"/script{os.getpid()}.py"  # this process's programs, not those of other runs
 
 
 @pytest.fixture(params=LAUNCHERS, scope="module", autouse=True)

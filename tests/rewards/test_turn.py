@@ -1,4 +1,4 @@
-"""What a prompt holds of the assistant's turn, and what the rewards make of the whole."""
+"""The assistant's turn: what its prompt holds of it, and the rewards of the whole."""
 
 import pytest
 

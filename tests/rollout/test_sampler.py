@@ -135,7 +135,7 @@ def test_the_key_alone_decides(out):
 
 
 def test_a_completion_is_the_same_whatever_is_sampled_beside_it(out):
-    """Alone of its batch and its group; with the noise of its key and position only."""
+    """By itself, without its batch and its group; its noise is of its key and position only."""
     keys = jax.random.split(jax.random.key(0), (P, G))
     one = jax.tree.map(lambda x: x[1:2], PROMPTS)
     found = sample(MODEL, PARAMS, one, keys[1:2, 2:3], sampling=SAMPLING)

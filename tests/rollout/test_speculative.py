@@ -104,7 +104,7 @@ def test_a_draft_after_a_stop_string_is_cut():
 
 
 def test_greedy_drafts_are_those_of_the_training_pass(greedy):
-    """A walk over the finished completions; each draft sees accepted tokens alone."""
+    """A walk over the finished completions; each draft sees only accepted tokens."""
     config, _, out = greedy
     weights = params(config, alike=True)
     _, drafts = np.asarray(teacher_forced(config, weights, PROMPTS, out.tokens))

@@ -146,7 +146,7 @@ def test_fractions_on_the_way_are_exact():
     ],
 )
 def test_no_attack_scores(text):
-    # "\n" at the end is stripped and so is harmless: it alone may be right.
+    # "\n" at the end is stripped and so is harmless: only that may be right.
     assert reaches(text, [3, 7, 12], 15) == (text == "(12-7)*3\n")
 
 

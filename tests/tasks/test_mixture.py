@@ -1,4 +1,4 @@
-"""Several tasks as one: whose problems come when, and who judges and solves them."""
+"""Several tasks as one: the order of their problems, and which task judges and solves each."""
 
 from collections import Counter
 

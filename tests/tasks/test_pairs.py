@@ -48,7 +48,7 @@ def test_replay_has_its_share_of_an_epoch(write, share, a_round):
     assert found["new"] == set(prompts(alone.train))
     tasks = [make_task("pairs", path=path) for path in earlier]
     assert found["earlier"] == {p for one in tasks for p in prompts(one.train)}
-    assert set("2=ab") <= set(task.symbols)  # of earlier ones alone
+    assert set("2=ab") <= set(task.symbols)  # of earlier ones only
 
 
 def test_replay_goes_on_where_it_stood(write):

@@ -19,7 +19,7 @@ GOOD = "<think>7+9+0=16 4+8+1=13 3+5+1=09</think><answer>936</answer>"
     ("text", "rewards"),
     [
         (GOOD, [1, 1, 1]),
-        (GOOD.replace("936", "935"), [1, 1, 1]),  # the outcome is apart
+        (GOOD.replace("936", "935"), [1, 1, 1]),  # the outcome does not count here
         (GOOD.replace("=13", "=14"), [1, 0, 1]),
         (GOOD.replace("9+0=16", "9+1=17"), [0, 1, 1]),  # true, but not of this sum
         ("<think>7+9+0=15 4+8+0=12 3+5+1=09</think>", [0, 0, 1]),
@@ -84,7 +84,7 @@ def test_worked_solutions_take_right_steps(name):
         ("100/3=33.33 100/3=33 0.5x10=5", [("100/3=33.33", 1), ("100/3=33", 0), ("0.5x10=5", 1)]),
         ("1+1=2 1 + 1 = 2 (1+1=2)", [("1+1=2", 1)]),  # said before
         ("- 5 + 3 = 8\n- 8 - 9 = -1", [("8", 1), ("-1", 1)]),  # a list
-        ("5+3=8+2=10", [("5+3=8+2=10", 1)]),  # the second alone stands between numbers
+        ("5+3=8+2=10", [("5+3=8+2=10", 1)]),  # only the second stands between numbers
         ("5/0=0", [("5/0=0", 0)]),
         ("3x + 10 + 5 = 30, 50*20%=10, f(5+3)*2=16, 2=2, 09+1=10, 5 apples + 3 * 2 = 11", []),
     ],
