@@ -21,7 +21,7 @@ def get_config(variant="grpo"):
     name, *rates = variant.split("@")
     rates = rates or ["2.5e-4", "1e-3"]
     config.optimizer.learning_rate = float(rates[0])
-    if name == "ppo":  # whose critic has an optimizer and a rate of its own
+    if name == "ppo":  # whose critic has a separate optimizer and learning rate
         config.optimizer.critic_learning_rate = float(rates[-1])
     if name != "grpo":
         config.algorithm.preset = "ppo"

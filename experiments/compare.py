@@ -87,7 +87,7 @@ def path(folder: Path, name: str, seed: int) -> Path:
 
 
 def run(name: str, seed: int, folder: Path, start: str | None) -> None:
-    """One run to its end, in a process of its own, from the run of the variant `start` if there is
+    """One run to its end, in a separate process, from the run of the variant `start` if there is
     one. UsageError where it fails."""
     stages.run(
         "experiments.train",

@@ -54,7 +54,7 @@ def check_free(folder: Path, written: Iterable[str], runs: Iterable[Path]) -> No
 def run(module: str, *flags: str) -> None:
     """Run `python -m module flags` to its end, after printing the command.
 
-    Where it fails, UsageError names it; SystemExit where it has said why in a line of its own.
+    Where it fails, UsageError names it; SystemExit where the stage itself has said why.
 
     A stage resumes where it was cut off, so running it again costs no work. On Linux it ends
     with this process, so that even after SIGKILL the next one finds its folder free.

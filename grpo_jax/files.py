@@ -98,7 +98,7 @@ def _made_beside(out: Path) -> Path:
 @contextlib.contextmanager
 def system_errors(path: Path) -> Iterator[None]:
     """Name `path` in an OSError that names nothing, and raise one where a library of another
-    language says in an exception of its own that the system refused: a full disk, above all."""
+    language has an exception for what the system refused: a full disk, above all."""
     try:
         yield
     except OSError as error:

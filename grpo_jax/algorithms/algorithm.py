@@ -85,7 +85,7 @@ class Algorithm:
     kl_stop: float | None = None  # skip what is left of a rollout once approx_kl exceeds this
 
     # Critic, for an advantage that needs one
-    critic: str = "none"  # CRITICS: a network of its own, or a head on the policy
+    critic: str = "none"  # CRITICS: a separate network, or a head on the policy
     value_clip: float | None = 0.2
     value_coef: float = 1.0
 

@@ -50,7 +50,7 @@ def define_flags(
             help_string="the experiment: configs/<name>.py; any field: --config.a.b=value",
             sys_argv=argv,
             flag_values=flag_values,
-            lock_config=False,  # a config locks itself, but for the groups that take new fields
+            lock_config=False,  # a config locks itself, except for the groups that take new fields
             accept_new_attributes=True,
         )
     if with_workdir:

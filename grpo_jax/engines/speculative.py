@@ -94,7 +94,7 @@ class _Carry(NamedTuple):
 
     out     the Rollouts so far
     length  i32[P, G], tokens of each completion; n
-    seen    i32[P, G], those that the drafting layer has forwarded: all but the newest 1 or 2
+    seen    i32[P, G], those that the drafting layer has forwarded: all except the newest 1 or 2
     hidden  [P, G, 2, C], the decoder's states that predicted tokens `seen`, `seen` + 1; where only
             one is new, the second is of no use
     cache   of the decoder; entries past n - 1 are overwritten before anything sees them

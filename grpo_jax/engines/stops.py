@@ -19,7 +19,7 @@ from grpo_jax.tokenizers import TextTokenizer, decode
 START = 0
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _TRIED = 64  # sequences of tokens whose text is compared with that of the tokens
-_TAIL = (0x80, 0xBF)  # every byte of a character but its first, with few exceptions
+_TAIL = (0x80, 0xBF)  # the bytes of a character after its first, with few exceptions
 # Which bytes are yet to come of a character, (lowest, highest) each; None after a wrong one.
 Pending = tuple[tuple[int, int], ...] | None
 

@@ -54,7 +54,7 @@ class TrainState(struct.PyTreeNode, kw_only=True):
 
     @property
     def saved(self) -> "TrainState":
-        """What a checkpoint keeps: all but the policy's base."""
+        """What a checkpoint keeps: all except the policy's base."""
         return self.replace(policy=self.policy.saved)
 
 

@@ -147,7 +147,7 @@ class Lora:
     """Low-rank adapters (2106.09685): W x + alpha / rank B A x; rank 0 = none.
 
     `targets` is a regular expression, searched for in a layer's path, such as
-    "layer_0/attention/q" or "layers/ff/gate"; it selects among all linear layers but the head.
+    "layer_0/attention/q" or "layers/ff/gate"; it selects among all linear layers except the head.
     `base` keeps the frozen kernels under them in few bits (QLoRA): none | int8 | int4 | nf4.
     """
 

@@ -40,7 +40,7 @@ def forward_flop(config: ModelConfig, lengths: Lengths) -> float:
 
 
 def generation_flop(config: ModelConfig, lengths: Lengths) -> float:
-    """FLOPs of sampling: each token is forwarded once, but for the last one of a completion."""
+    """FLOPs of sampling: each token is forwarded once, except a completion's last."""
     prompts, completions = lengths
     layers, _ = matmul_parameters(config)
     last = prompts[:, None] + completions - 0.5  # the keys that it would have seen

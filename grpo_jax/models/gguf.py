@@ -67,7 +67,7 @@ def _load(file: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def _isolate_digits(tokenizer: Any) -> None:
-    """Make each digit a word of its own, as SmolLM's tokenizer does.
+    """Make each digit a separate word, as SmolLM's tokenizer does.
 
     Transformers 5.24 splits text as GPT-2 does where it does not know a file's way, and SmolLM's it
     does not: "\\n\\n1" would become three tokens instead of two.

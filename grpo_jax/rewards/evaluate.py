@@ -347,7 +347,7 @@ def _groups(
 
 
 def _columns(problem: Record) -> dict[str, object]:
-    """What rewards get: all columns but the one that chooses among them."""
+    """The columns that rewards get: all except the one that chooses among them."""
     return {name: value for name, value in problem.columns.items() if name != REWARDS}
 
 

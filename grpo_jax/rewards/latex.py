@@ -96,7 +96,7 @@ _PARTS = tuple(
 
 
 def same(given: str, gold: str) -> bool:
-    """Whether two answers are one text, but for spaces, styles and ways of writing numbers."""
+    """Whether two answers are one text, except for spaces, styles and ways to write numbers."""
     one, other = _normal(given), _normal(gold)
     return one == other or (one.isalpha() and one.casefold() == other.casefold())
 

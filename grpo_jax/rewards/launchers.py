@@ -156,7 +156,7 @@ def _below(path: str) -> str:
 def _limited(limits: Limits) -> str:
     """The shell's commands: mount the empty folder, set limits, drop all privileges, be Python.
 
-    The shell stays, to be the first process, for which the kernel has signals of its own.
+    The shell stays, to be the first process, which the kernel signals differently.
     """
     user = random.SystemRandom().choice(_USERS)
     size = max(limits.output, limits.file_size) // 512 + 1  # the shell counts blocks

@@ -30,8 +30,8 @@ class RolloutSource(Protocol):
     A new one is a file and a line in SOURCES, or a file anywhere that is named by its import path.
     `lag` declares how many updates old a batch is when it is learnt from.
 
-    Its state is JSON-able but for "arrays", if any: what waits between steps, NumPy's arrays by
-    name, which a checkpoint keeps as an item of its own.
+    Its state is JSON-able except for "arrays", if any: the rollouts that wait between steps, as
+    NumPy's arrays by name, which a checkpoint keeps as a separate item.
     """
 
     lag: int = 0
@@ -44,7 +44,7 @@ class RolloutSource(Protocol):
         so that further steps would not be those of a run that had them from the start."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position."""
+        """Continue from a position."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class InTurn(RolloutSource):
         return self._making.stream.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Continue from it."""
         self._making.stream.set_state(state)
 
 
@@ -134,7 +134,7 @@ class Overlapped(InTurn):
         return super().get_state() | {"arrays": kept, "final": self._final}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
+        """Continue from them."""
         super().set_state(state)
         none: Any = None
         kept, self._final = state.get("arrays"), state.get("final", False)

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax writes the arrays; checksums and one rename make a checkpoint whole or absent.
 
     <directory>/<step>/state/           the training state, in Orbax's format
-    <directory>/<step>/waiting/         what waits in the source of batches, if anything does
+    <directory>/<step>/waiting/         rollouts that wait in the source of batches, if any
     <directory>/<step>/position.json    where the task's iterator stands
     <directory>/<step>/checksums.json   sha256 of every other file
 
@@ -52,7 +52,7 @@ def save(
     keep: int = 2,
     waiting: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a checkpoint, on the disk when this returns, and delete all but the newest `keep`.
+    """Write a checkpoint, on the disk when this returns, and delete all except the newest `keep`.
 
     state     pytree of arrays, typed PRNG keys included; None subtrees are kept
     position  any JSON-able dict
@@ -200,7 +200,7 @@ def _save_arrays(folder: Path, state: PyTree) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax logs with a traceback what it then raises
     sys.unraisablehook = _but_for_late_writes(before)
     try:
-        # TensorStore reports a full disk in its own words and its own exception.
+        # TensorStore has its own message, and its own exception, for a full disk.
         with system_errors(folder), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder, state)
             checkpointer.wait_until_finished()

@@ -102,7 +102,7 @@ def open_run(
     position  of the run's newest checkpoint
 
     config.json comes first, so that a folder with anything else of a run and without it is one that
-    lost it. Changes that a run may go on with (`continuing`) are recorded there under "changes".
+    lost it. Changes that a run may resume with (`continuing`) are recorded there under "changes".
     Raises UsageError as `check_run` does, if the folder cannot be written, and if another process
     has it open.
     """
@@ -132,7 +132,7 @@ def check_run(
     sources: Mapping[str, str] | None = None,
     position: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The changes of fields with which the run in a folder goes on; none where it is new.
+    """The changed fields with which the run in a folder resumes; none where it is new.
 
     Changes nothing. Raises UsageError where the folder holds a run of another config, or one that
     has lost its config.json, and where a source has changed; options as of `open_run`.

@@ -164,7 +164,7 @@ def solve(problem: Problem) -> str:
 
 
 def steps(problem: Problem, text: str) -> Steps:
-    """Every word of the scratchpad is a step, but an x, after which all numbers are there again.
+    """Every word of the scratchpad is a step, except an x, after which all numbers are there again.
 
     1.0 for a move "12-7=5" that holds and takes two numbers that are there, for what it makes, else
     0.0. A move of an earlier attempt is no step, so that repeating it earns nothing.

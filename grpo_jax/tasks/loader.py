@@ -79,7 +79,7 @@ class Stream:
         return {"dropped": self.dropped, "data": self._data.get_state()}
 
     def set_state(self, state: Position) -> None:
-        """Go on from a position."""
+        """Continue from a position."""
         self.dropped, self._peeked = state["dropped"], None
         self._data.set_state(state["data"])
 

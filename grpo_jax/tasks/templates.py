@@ -15,7 +15,7 @@ R1_ZERO = (
     "and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
     "<answer> answer here </answer>. User: {prompt}. Assistant:"
 )
-# DeepSeekMath (2402.03300) asks so, on a line of its own after the question.
+# DeepSeekMath (2402.03300) asks so, on a separate line after the question.
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 
 

@@ -190,7 +190,7 @@ def attempts(
     completions, lengths, finished = [], [], []
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
-        # The last batch is filled up, so that it needs no program of its own.
+        # The last batch is filled up, so that no further program is compiled.
         filled = part + [part[0]] * (size - len(part))
         keys = completion_keys(rng, 0, first + start + np.arange(size), group)
         plain = len(part) == len(problems) and group == 1  # who asked for it has said so

@@ -44,14 +44,14 @@ class Step(NamedTuple):
 class Source(Protocol):
     """What a stage draws from; its position is kept with each checkpoint.
 
-    The state is JSON-able but for "arrays", if any: NumPy's, by name.
+    The state is JSON-able except for "arrays", if any: NumPy's, by name.
     """
 
     def get_state(self) -> dict[str, Any]:
         """The position."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position."""
+        """Continue from a position."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

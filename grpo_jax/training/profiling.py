@@ -64,7 +64,7 @@ def profiler(
 
     steps  the first and the last to be traced; () = none
 
-    The trace, for TensorBoard, XProf or Perfetto, is in `folder`. A run that goes on amid these
+    The trace, for TensorBoard, XProf or Perfetto, is in `folder`. A run that resumes amid these
     steps traces the others.
     """
     traced: list[int] = []

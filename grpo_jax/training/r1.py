@@ -49,7 +49,7 @@ def pipeline(file: ModuleType, names: list[str], folder: Path, seed: int | None)
 
 
 def stages_to_run(path: str, file: ModuleType, without: Sequence[str]) -> list[str]:
-    """The file's STAGES but those left out; UsageError for an unknown one, or where the file lacks
+    """The file's STAGES without those left out; UsageError for an unknown one, or where it lacks
     what a pipeline needs."""
 
     for needed in NEEDED:

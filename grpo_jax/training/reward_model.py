@@ -155,7 +155,7 @@ def _begun(ex: Experiment, optimizer: Any, options: Any, like: TrainState) -> Tr
 
 
 def _alone(state: TrainState) -> TrainState:
-    """The critic of a state as a state of its own."""
+    """A state that holds only the critic of another."""
     assert state.critic is not None
     return state.replace(
         policy=state.policy.replace(trained=state.critic.params),

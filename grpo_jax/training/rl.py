@@ -89,7 +89,7 @@ def train(
     callbacks  called with each step's `TrainStep`; where one raises, the run ends with that step
                saved, and UsageError
 
-    The cold start, if any, is a run of its own in workdir/cold_start. A finished run says so.
+    The cold start, if any, is a separate run in workdir/cold_start. A finished run says so.
     UsageError for what cannot be, naming the field.
     """
     folder = at_home(workdir)

@@ -44,7 +44,7 @@ def random_model(vocab_size: int, tied: bool) -> LlamaForCausalLM:
 
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k, each head's two halves in turns, as llama.cpp has them."""
+    """Rows of q or k, each head's two halves alternating, as llama.cpp has them."""
     halves = weight.reshape(heads, 2, -1, weight.shape[1])
     return halves.swapaxes(1, 2).reshape(weight.shape)
 

@@ -1,4 +1,4 @@
-"""What the tests of programs share: each kind of sandbox in turn, and small limits."""
+"""Shared by the tests of programs: each kind of sandbox, and small limits."""
 
 import os
 import textwrap

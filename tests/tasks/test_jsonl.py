@@ -254,7 +254,7 @@ def test_records_without_an_answer_may_be_kept_for_other_rewards(tmp_path, capsy
 
 
 def chat(*contents, **marks):
-    """Messages of the user and the assistant in turn; marks are of the last."""
+    """Messages of the user and the assistant, alternating; marks are of the last."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
     return [*messages[:-1], {**messages[-1], **marks}]

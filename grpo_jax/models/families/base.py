@@ -55,7 +55,7 @@ class Family:
     scoring     the architecture of its reward models; "" = as the others are called
     activation  the field of config.json that names it
     tied        whether the head is the embedding where config.json does not say
-    local_rope  whether layers with a window have rotary frequencies of their own
+    local_rope  whether layers with a window have other rotary frequencies
     """
 
     architecture: str

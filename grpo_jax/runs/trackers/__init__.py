@@ -14,7 +14,7 @@ TRACKERS = {
     "wandb": "grpo_jax.runs.trackers.wandb:WandbTracker",
     "trackio": "grpo_jax.runs.trackers.trackio:TrackioTracker",
 }
-RECORDS = "jsonl"  # whose files a run goes on from
+RECORDS = "jsonl"  # whose files a run resumes from
 _METHODS = ("begin", "log", "evaluation", "completions", "finish")
 
 

@@ -14,7 +14,7 @@ from grpo_jax.runs.trackers.base import Metrics, Tracker, kept_id, run_name, sca
 
 
 class TrackioTracker(Tracker):
-    """Logs to one run of trackio, the same whenever the run goes on.
+    """Logs to one run of trackio, the same after every resume.
 
     Steps that are run again after a kill are logged again.
     """
@@ -22,7 +22,7 @@ class TrackioTracker(Tracker):
     def begin(
         self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
     ) -> None:
-        """Open trackio's run, whose name has the kept id in it: trackio goes on by name."""
+        """Open trackio's run, whose name has the kept id in it: trackio resumes by name."""
         project = os.environ.get("TRACKIO_PROJECT", "grpo_jax")
         with contextlib.redirect_stdout(io.StringIO()):  # it greets in eight lines
             self._run = trackio.init(

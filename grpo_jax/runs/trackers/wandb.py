@@ -16,7 +16,7 @@ from grpo_jax.runs.trackers.base import Metrics, Tracker, kept_id, run_name, sca
 
 
 class WandbTracker(Tracker):
-    """Logs to one run of Weights & Biases, the same whenever the run goes on.
+    """Logs to one run of Weights & Biases, the same after every resume.
 
     Its x-axis is the metric "step": steps that are run again after a kill are logged again, which
     W&B's own count of steps, which only grows, would lose.
