@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import grpo_jax
 from grpo_jax import algorithms, tasks
 from grpo_jax.config import defaults
 from grpo_jax.config.checks import flatten
@@ -35,6 +36,13 @@ def test_the_pages_list_every_preset_task_template_and_reward():
     known = {*tasks.TASKS, *TEMPLATES, *REWARDS, *EXTRAS, "accuracy"}
     names = rows(page("tasks_and_rewards.md"))
     assert known == {name for name in names if ":" not in name and name != "template"}
+
+
+def test_the_api_has_every_public_name():
+    described = re.findall(
+        r"^\.\. auto(?:function|class|exception):: grpo_jax\.(\w+)$", page("api.md"), re.MULTILINE
+    )
+    assert sorted(described) == sorted(grpo_jax.__all__)
 
 
 def test_readme_is_one_page():

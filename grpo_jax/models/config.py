@@ -66,10 +66,10 @@ class RopeScaling:
 class Latent:
     """Multi-head latent attention (DeepSeek-V2, 2405.04434); kv_rank 0 = ordinary attention.
 
-    kv_rank, q_rank    widths of the latents that keys and values, and queries, come from;
-                       q_rank 0 = queries straight from the hidden state
-    nope_dim, rope_dim widths of a head without and with rotary positions
-    v_dim              width of a head's values
+    kv_rank, q_rank     widths of the latents that keys and values, and queries, come from;
+                        q_rank 0 = queries straight from the hidden state
+    nope_dim, rope_dim  widths of a head without and with rotary positions
+    v_dim               width of a head's values
     """
 
     kv_rank: int = 0
@@ -92,17 +92,17 @@ class Latent:
 class Experts:
     """A mixture of experts in place of the feed-forward layer; count 0 = none.
 
-    count, active, ff  experts, how many serve a token, and their width
-    shared             width of the experts that serve every token, together
-    dense              layers that keep the ordinary feed-forward
-    score              softmax | sigmoid: a router's logits -> scores
-    groups, top_groups experts lie in groups, of which a token may use the best few
-    group_score        max | top2: a group is as good as its best expert, or its best two
-    normalise          the chosen scores sum to 1
-    scale              factor of the routed experts' output
-    bias               the auxiliary-loss-free bias (DeepSeek-V3, 2412.19437, eq. 16)
-    bias_rate          gamma, how far the bias moves a step
-    balance            alpha, the factor of the sequence-wise balance loss (eq. 17)
+    count, active, ff   experts, how many serve a token, and their width
+    shared              width of the experts that serve every token, together
+    dense               layers that keep the ordinary feed-forward
+    score               softmax | sigmoid: a router's logits -> scores
+    groups, top_groups  experts lie in groups, of which a token may use the best few
+    group_score         max | top2: a group is as good as its best expert, or its best two
+    normalise           the chosen scores sum to 1
+    scale               factor of the routed experts' output
+    bias                the auxiliary-loss-free bias (DeepSeek-V3, 2412.19437, eq. 16)
+    bias_rate           gamma, how far the bias moves a step
+    balance             alpha, the factor of the sequence-wise balance loss (eq. 17)
     """
 
     count: int = 0

@@ -35,12 +35,12 @@ class HasPrompt(Protocol):
 class TextTokenizer:
     """A tokenizer, and what prompting and sampling need to know of it.
 
-    backend         text to ids and back
-    pad             id that fills up a row; what it stands for is masked everywhere
-    stop            ids that end a completion; the first is the one to end a worked solution with
-    chat_template   Jinja text that lays out chat messages; None where there is none
-    special_tokens  what the template may name, {"bos_token": "<s>", ...}
-    template_kwargs what else it is given, {"enable_thinking": False}
+    backend          text to ids and back
+    pad              id that fills up a row; what it stands for is masked everywhere
+    stop             ids that end a completion; the first is the one to end a worked solution with
+    chat_template    Jinja text that lays out chat messages; None where there is none
+    special_tokens   what the template may name, {"bos_token": "<s>", ...}
+    template_kwargs  what else it is given, {"enable_thinking": False}
     """
 
     backend: Tokenizer
