@@ -78,7 +78,7 @@ def pairs_batch(ex: Experiment, problems: Sequence[Problem]):
 
 
 def train(config: Any, workdir: Path) -> None:
-    """Train, or go on with, the reward model of a resolved config whose task is of pairs.
+    """Train the reward model of a resolved config whose task is of pairs, or resume its run.
 
     rollout.prompts pairs a step, `steps` steps; evaluation is the share of held-out pairs whose
     chosen completion gets more. ValueError for another task.
