@@ -25,7 +25,7 @@ def get_config():
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the program in this process: run(more lines of the config, *options) -> status, told."""
+    """run(more lines of the config, *options) -> status and message of the program."""
 
     def run(lines="", *options, workdir=None):
         path = tmp_path / "tiny.py"
@@ -49,10 +49,10 @@ def run(tmp_path, capsys):
 
 
 def refuses(result, *parts):
-    status, told = result
+    status, message = result
     assert status == 2
-    assert told.count("\n") == 1 and told.startswith("error: ")
-    assert [part for part in parts if part not in told] == [], told
+    assert message.count("\n") == 1 and message.startswith("error: ")
+    assert [part for part in parts if part not in message] == [], message
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_a_malformed_record_is_named_by_file_and_line(run, data, line, parts):
 def test_a_prompt_that_is_too_long_is_refused_or_dropped(run, data, tmp_path):
     # So many that the first batch holds one.
     lines = data(*[{"prompt": f"1+1={'1' * n}", "answer": "2"} for n in range(20, 400)])
-    told = run(lines)
-    refuses(told, "prompt ", "'1+1=1111", "tokens; valid: 1 to 8")
+    message = run(lines)
+    refuses(message, "prompt ", "'1+1=1111", "tokens; valid: 1 to 8")
     drop = "--config.overlong_prompts=drop"
     assert run(lines, drop, workdir=tmp_path / "dropping") == (0, "")
     records = [json.loads(line) for line in (tmp_path / "dropping" / "metrics.jsonl").open()]

@@ -113,8 +113,8 @@ def test_damage_to_any_file_is_reported_and_the_checkpoint_before_is_used(
             continue
         state, position, _ = checkpoints.restore_latest(directory, like)
         assert bits(state) == expected and position == {"taken": 1}, what
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1 and f"{directory}/2 is damaged" in told, what
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and f"{directory}/2 is damaged" in message, what
         checkpoints.save(directory, 2, train_state(2), {"taken": 2})
         assert checkpoints.restore_latest(directory, like)[1] == {"taken": 2}
     assert tried >= 24

@@ -185,8 +185,11 @@ def test_what_cannot_be_compared_or_is_not_ours_is_refused_before_the_first_run(
 
 def test_an_unknown_variant_is_refused(file):
     assert compare.chosen(["ppo@1e-3"], ("grpo", "ppo")) == ("ppo@1e-3",)
-    told = "--variants=pp@1e-3: no such variant; the closest is 'ppo'"
-    with flagsaver.flagsaver(variants=["grpo", "pp@1e-3"]), pytest.raises(UsageError, match=told):
+    message = "--variants=pp@1e-3: no such variant; the closest is 'ppo'"
+    with (
+        flagsaver.flagsaver(variants=["grpo", "pp@1e-3"]),
+        pytest.raises(UsageError, match=message),
+    ):
         compare.main()
 
 

@@ -42,22 +42,22 @@ def experiment(tmp_path):
 def refused(ex, *parts):
     with pytest.raises(UsageError) as error:
         check_data(ex)
-    told = str(error.value)
-    assert [part for part in parts if part not in told] == [], told
-    assert "\n" not in told
-    return told
+    shown = str(error.value)
+    assert [part for part in parts if part not in shown] == [], shown
+    assert "\n" not in shown
+    return shown
 
 
 def test_the_first_over_long_prompt_is_named_and_all_are_counted(experiment):
     check_data(experiment(GOOD[4:]))
     longest = LONG | {"prompt": "1234567890+1="}
-    told = refused(
+    shown = refused(
         experiment([*GOOD[4:20], LONG, *GOOD[20:], longest]),
         "train.jsonl:17: the prompt '123456789+1=' has 12 tokens; valid: 1 to 8, ",
         "--config.prompt_length=13, or --config.overlong_prompts=drop",
         "(the first of 2 among 38 training problems)",
     )
-    assert told.count("train.jsonl") == 1
+    assert shown.count("train.jsonl") == 1
 
 
 def test_held_out_prompts_and_worked_solutions_are_checked(experiment):
@@ -65,10 +65,10 @@ def test_held_out_prompts_and_worked_solutions_are_checked(experiment):
     refused(ex, "test.jsonl:5: the prompt", "among 5 held-out problems")
     ex = experiment([*GOOD[4:], LONG | {"prompt": "1+1="}], **{"sft.steps": 1})
     parts = ("train.jsonl:37: the worked solution of '1+1=' has 5 tokens; valid: 1 to 4",)
-    told = refused(ex, *parts, "--config.rollout.max_tokens=5, or")
+    shown = refused(ex, *parts, "--config.rollout.max_tokens=5, or")
     with pytest.raises(UsageError) as drawn:
         fits_solved(ex, ex.task.train[36])
-    assert str(drawn.value) == told.rsplit(" (", 1)[0]
+    assert str(drawn.value) == shown.rsplit(" (", 1)[0]
     nothing = experiment([{"prompt": "1+1=", "answer": "2"}, *GOOD[4:]], **{"sft.steps": 1})
     refused(nothing, "config.sft.steps=1: task 'jsonl' has no solutions")
 
@@ -78,13 +78,13 @@ def test_what_is_dropped_is_said_beforehand(experiment, capsys):
     records = [LONG, LONG | {"prompt": "1+1="}, *GOOD[4:]]
     ex = experiment(records, heldout=[*GOOD[:4], LONG | {"prompt": "987654321+1="}], **drop)
     check_data(ex)
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split("/")[0] for line in told] == [
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split("/")[0] for line in shown] == [
         "overlong_prompts=drop leaves out 1 of 38 training problems, the first ",
         "overlong_prompts=drop leaves out 2 of 38 worked solutions, the first ",
         "overlong_prompts=drop leaves out 1 of 5 held-out problems, the first ",
     ]
-    assert [line.rpartition("/")[2] for line in told] == ["train.jsonl:1"] * 2 + ["test.jsonl:5"]
+    assert [line.rpartition("/")[2] for line in shown] == ["train.jsonl:1"] * 2 + ["test.jsonl:5"]
     assert [fits_solved(ex, p) for p in listed(ex.task.train)] == [False] * 2 + [True] * 36
 
 
@@ -184,10 +184,10 @@ def test_all_prompts_that_the_template_refuses_are_counted(experiment, tmp_path)
 
 def test_a_drawn_prompt_is_refused_in_the_same_words(experiment):
     ex = experiment([*GOOD[4:], LONG])
-    told = refused(ex).rsplit(" (", 1)[0]
+    shown = refused(ex).rsplit(" (", 1)[0]
     with pytest.raises(UsageError) as drawn:
         ex.fits(ex.task.train[36])
-    assert str(drawn.value) == told
+    assert str(drawn.value) == shown
     with pytest.raises(UsageError, match="a problem of the task: the prompt '1234567=' has 8"):
         experiment(GOOD[4:], prompt_length=7).fits(Problem("1234567="))
 
@@ -232,8 +232,8 @@ def test_a_long_check_says_how_far_it_is(experiment, monkeypatch, capsys):
     monkeypatch.setattr(data_check, "PATIENCE_S", -1.0)
     monkeypatch.setattr(data_check, "CHUNK", 20)
     check_data(experiment(GOOD[4:]))
-    told = [f"checked {n} of 40 problems" for n in (20, 36, 40)]
-    assert capsys.readouterr().out.splitlines() == told
+    shown = [f"checked {n} of 40 problems" for n in (20, 36, 40)]
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 def test_a_fingerprint_is_of_the_content(tmp_path):

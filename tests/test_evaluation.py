@@ -111,9 +111,9 @@ def test_fewer_problems_than_are_asked_for_are_said_once(ex, capsys):
         for n in (len(source), len(source) + 1, len(source) + 1):
             chosen = evaluation.first_problems(ex, source, range(len(source)), n)
             assert len(chosen) == len(source)
-        told = capsys.readouterr().err
-        assert told.startswith(f"warning: {n} {kind} problems are asked for")
-        assert f"only {len(source)} are there" in told and told.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"warning: {n} {kind} problems are asked for")
+        assert f"only {len(source)} are there" in message and message.count("\n") == 1
 
 
 def test_problems_on_which_accuracy_abstains_do_not_count(ex, monkeypatch):
@@ -125,18 +125,18 @@ def test_problems_on_which_accuracy_abstains_do_not_count(ex, monkeypatch):
     first = heldout[1].prompt
     monkeypatch.setattr(play, "generate", Stub(ex, lambda text, g: text == first))
 
-    def told(problems):
+    def evaluated(problems):
         some = dataclasses.replace(ex, task=dataclasses.replace(ex.task, heldout=problems))
         with some.rewarder(("accuracy",)) as rewarder:
             return evaluation.evaluate_policy(some, None, rewarder, 99, 2)
 
-    result, singly = told(heldout)
+    result, singly = evaluated(heldout)
     assert (result["n"], result["accuracy"], result["sums/accuracy"]) == (6, 1 / 6, 1 / 6)
     assert "open/accuracy" not in result
     np.testing.assert_array_equal(singly["accuracy"], [True, *[False] * 5])
     np.testing.assert_array_equal(singly["pass@1"], [1, *[0] * 5])
     assert result["pass@2"] == pytest.approx(1 / 6)
-    result, singly = told(heldout[:1])
+    result, singly = evaluated(heldout[:1])
     assert result["n"] == 0 and np.isnan(result["accuracy"]) and singly["accuracy"].shape == (0,)
 
 

@@ -48,7 +48,7 @@ def modes_hold():
     assert libc.capset(header, sets) == 0
 
 
-def told(capsys, function, *args):
+def error_line(capsys, function, *args):
     """The one line that a program which does this ends in."""
     with pytest.raises(SystemExit) as left:
         reporting(function, *args)
@@ -110,7 +110,7 @@ READERS = {
 def test_what_may_not_be_read_is_named_and_nothing_is_left_out(tmp_path, capsys, modes_hold, name):
     small(tmp_path)
     (tmp_path / name).chmod(0)
-    line = told(capsys, READERS[name], tmp_path)
+    line = error_line(capsys, READERS[name], tmp_path)
     (tmp_path / name).chmod(0o700)
     assert line == f"error: {tmp_path / name}: Permission denied"
 
@@ -123,15 +123,15 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, capsys, modes_hold)
         with replacing(out):
             raise AssertionError
 
-    assert told(capsys, export) == f"error: {out}: Permission denied"
+    assert error_line(capsys, export) == f"error: {out}: Permission denied"
     with replacing(earlier := tmp_path / "earlier") as made:
         save_file({}, made / SINGLE, metadata=METADATA)
     earlier.chmod(0o555)
     out = earlier
-    assert told(capsys, export) == f"error: {out}: Permission denied"
+    assert error_line(capsys, export) == f"error: {out}: Permission denied"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["closed", "earlier"]
     options = tiny_config(compilation_cache=str(closed / "cache"))
-    line = told(capsys, runs.open_run, closed / "run", options)
+    line = error_line(capsys, runs.open_run, closed / "run", options)
     assert line == f"error: cannot write in {closed / 'run'}: Permission denied"
     ex = experiment.build(options)  # goes on without
     starting.begin_run(ex, tmp_path / "run", {}).close()
@@ -139,7 +139,7 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, capsys, modes_hold)
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "compilation_cache=" in warning and "denied" in warning
     assert jax.config.jax_compilation_cache_dir != str(closed / "cache")
-    line = told(capsys, starting.begin_run, ex, tmp_path / "run", {})
+    line = error_line(capsys, starting.begin_run, ex, tmp_path / "run", {})
     assert line.startswith(f"error: cannot write in {tmp_path}/run/checkpoints: Permission denied")
 
 
@@ -163,11 +163,11 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(
             lambda: checkpoints.restore_params(tmp_path),
             lambda: checkpoints.newest_position(tmp_path),
         ):
-            line = told(capsys, read)
+            line = error_line(capsys, read)
             assert line.startswith(f"error: {tmp_path}") and line.endswith(": Permission denied")
         path.chmod(0o700)
     (tmp_path / "1" / "position.json").chmod(0)
-    line = told(capsys, checkpoints.newest_position, tmp_path)
+    line = error_line(capsys, checkpoints.newest_position, tmp_path)
     assert line.endswith("1/position.json: Permission denied")
     (tmp_path / "1" / "position.json").chmod(0o600)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
@@ -195,7 +195,7 @@ def test_a_file_in_place_of_a_checkpoint_or_of_all_of_them(tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "checkpoints").write_text("")
     assert has_checkpoints(tmp_path / "other")
-    line = told(capsys, checkpoints.restore_latest, tmp_path / "other" / "checkpoints", LIKE)
+    line = error_line(capsys, checkpoints.restore_latest, tmp_path / "other" / "checkpoints", LIKE)
     assert line.endswith("/other/checkpoints: Not a directory")
 
 

@@ -83,12 +83,12 @@ OCCUPIED = {
 
 @pytest.mark.parametrize("what", OCCUPIED)
 def test_nothing_else_is_replaced(what, tmp_path):
-    make, told = OCCUPIED[what]
+    make, why = OCCUPIED[what]
     out = make(tmp_path / "there")
     (tmp_path / "link").symlink_to(out)
     before = everything(tmp_path)
     for path in (out, tmp_path / "link"):
-        with pytest.raises(ValueError, match=rf"{path.name} .*{told}.*valid: a new or empty") as e:
+        with pytest.raises(ValueError, match=rf"{path.name} .*{why}.*valid: a new or empty") as e:
             export(path)
         assert "\n" not in str(e.value)
     assert everything(tmp_path) == before
@@ -155,13 +155,13 @@ def test_rejection_sampling_begins_in_an_empty_folder_only(tmp_path):
     (tmp_path / "data/pairs.jsonl").write_text("{}")
     run = a_run(tmp_path / "run")
     before = everything(tmp_path)
-    for out, told in (
+    for out, why in (
         (tmp_path / "data", "holds pairs.jsonl, and no rule.json"),
         (run, "holds .lock, checkpoints, config.json and 2 more, and no rule.json"),
         (run / "tokenizer", "lies in, tokenizer of the run"),
         (run / "config.json", "lies in, config.json of the run"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=why):
             _begin(out, rule, {})
     assert everything(tmp_path) == before
     sources = {"data.jsonl": "a"}
@@ -185,9 +185,9 @@ def test_other_preferences_are_not_written_over(tmp_path):
 def test_programs_of_several_runs_stay_out_of_a_runs_folder(tmp_path):
     flags.FLAGS.mark_as_parsed()
     run = a_run(tmp_path / "run")
-    for folder, told in ((run, "holds a config.json"), (run / "tensorboard", "tensorboard of")):
+    for folder, why in ((run, "holds a config.json"), (run / "tensorboard", "tensorboard of")):
         with (
             flagsaver.flagsaver(config="x.py", workdir=str(folder)),
-            pytest.raises(UsageError, match=f"--workdir={folder} .*{told}"),
+            pytest.raises(UsageError, match=f"--workdir={folder} .*{why}"),
         ):
             stages.config_and_folder()

@@ -138,11 +138,11 @@ def test_an_accuracy_that_abstains_is_left_out(tmp_path):
 
 
 def test_every_earlier_iteration_is_replayed(folder, monkeypatch):
-    told = []
-    monkeypatch.setattr(iterate.stages, "run", lambda *command: told.append(command))
+    commands = []
+    monkeypatch.setattr(iterate.stages, "run", lambda *command: commands.append(command))
     config = f"{folder.parent / 'config.py'}:reward_model:{folder / 'iteration2/policy'}"
     iterate.train_reward_model(config, folder, 3, {"seed": 10})
-    assert told[0][:2] == ("experiments.reward_model", f"--config={config}")
+    assert commands[0][:2] == ("experiments.reward_model", f"--config={config}")
     replay = tuple(str(folder / f"iteration{i}/pairs/pairs.jsonl") for i in (2, 1))
-    assert f"--config.task.replay={replay}" in told[0]
-    assert f"--config.start={folder / 'iteration2/reward_model'}" in told[0]
+    assert f"--config.task.replay={replay}" in commands[0]
+    assert f"--config.start={folder / 'iteration2/reward_model'}" in commands[0]

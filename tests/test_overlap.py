@@ -44,17 +44,17 @@ def straight(tmp_path_factory):
     """The folder of a run that nothing interrupts, and what it did in which order."""
     events, folder = [], tmp_path_factory.mktemp("straight")
 
-    def telling(name, function):
-        def told(*args, **options):
+    def noting(name, function):
+        def noted(*args, **options):
             events.append(name)
             result = function(*args, **options)
-            return telling("wait", result) if name == "submit" else result
+            return noting("wait", result) if name == "submit" else result
 
-        return told
+        return noted
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((sources, "generate"), (trainer, "update"), (Rewarder, "submit")):
-            patch.setattr(owner, name, telling(name, getattr(owner, name)))
+            patch.setattr(owner, name, noting(name, getattr(owner, name)))
         trainer.train(OVERLAP, folder)
     return folder, events
 
@@ -164,9 +164,9 @@ def test_a_reward_that_kills_its_process_is_told_of_and_the_run_goes_on(tmp_path
     records, written = (lines(tmp_path / f"{name}.jsonl") for name in ("metrics", "completions"))
     assert len(records) == 2 and all(r["reward"] is not None for r in records)
     assert sum(r["rewards/timeouts"] for r in records) > 0
-    told = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: reward")]
-    assert len(told) == sum(r["rewards/timeouts"] > 0 for r in records)
-    assert all("'tiny:deadly' killed its process (exit status 3)" in line for line in told)
+    noted = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: reward")]
+    assert len(noted) == sum(r["rewards/timeouts"] > 0 for r in records)
+    assert all("'tiny:deadly' killed its process (exit status 3)" in line for line in noted)
     for record in written:
         lost = record["completion"].startswith(("7", "8", "9"))
         assert (record["rewards"]["tiny:deadly"] is None) == lost
@@ -179,10 +179,10 @@ def test_a_reward_that_is_always_lost_ends_the_run_with_its_name(straight, tmp_p
         return {(name, p, g): "took more than 5 s" for name, p, _ in lost for g in range(4)}
 
     monkeypatch.setattr(Rewarder, "_run", lose)
-    told = (
+    noted = (
         r"'tiny:sevens' took more than 5 s for every completion of 2 steps in a row \(optimizer.m"
     )
-    with pytest.raises(RewardError, match=told):
+    with pytest.raises(RewardError, match=noted):
         trainer.train(tiny_config(**OPTIONS, **{"optimizer.max_bad_steps": 2}), tmp_path)
     (record,) = lines(tmp_path / "metrics.jsonl")
     assert record["rewards/timeouts"] == 16 and record["reward"] is None

@@ -28,8 +28,8 @@ def test_each_sample_is_kept_or_has_the_filter_that_dropped_it():
     texts = ["a", "b", "b", "a", "c", "d", "e"]
     right = [True, False, True, True, True, True, True]
     finished = [True, True, True, True, False, True, True]
-    told = ["kept", "wrong", "kept", "repeated", "cut", "surplus", "surplus"]
-    assert verdicts(RULE, texts, right, finished) == told
+    expected = ["kept", "wrong", "kept", "repeated", "cut", "surplus", "surplus"]
+    assert verdicts(RULE, texts, right, finished) == expected
     one = verdicts(RULE._replace(keep=1), texts, right, finished)
     assert one == ["kept", "wrong", "surplus", "repeated", "cut", "surplus", "surplus"]
 
@@ -108,7 +108,7 @@ def test_what_is_kept_is_a_task_with_solutions(whole):
 
 def test_pairs_are_a_right_and_a_wrong_completion_of_a_problem(policy, whole):
     out, _ = whole
-    told = {
+    expected = {
         record["problem"]: set(zip(record["completions"], record["verdicts"], strict=True))
         for record in map(json.loads, (out / "samples.jsonl").open())
     }
@@ -116,9 +116,9 @@ def test_pairs_are_a_right_and_a_wrong_completion_of_a_problem(policy, whole):
     two = [(r["problem"], r["chosen"], r["rejected"]) for r in found]
     assert len(set(two)) == len(two) > 0
     for place, chosen, rejected in two:
-        assert {(chosen, "kept"), (rejected, "wrong")} <= told[place]
+        assert {(chosen, "kept"), (rejected, "wrong")} <= expected[place]
         assert len(chosen) % 2 == 0 and len(rejected) % 2 == 1
-    for place, all_of_it in told.items():
+    for place, all_of_it in expected.items():
         texts = [{text for text, its in all_of_it if text and its == v} for v in ("kept", "wrong")]
         mine = [pair for pair in two if pair[0] == place]
         assert len(mine) == (max(map(len, texts)) if all(texts) else 0)

@@ -36,7 +36,7 @@ PATH = "/data/problems.jsonl"
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (UsageError("two\nlines"), "two lines"),
         (PermissionError(errno.EACCES, "Permission denied", PATH), f"{PATH}: Permission denied"),
@@ -49,8 +49,8 @@ PATH = "/data/problems.jsonl"
         (MemoryError(), "out of memory"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(capfd, error, told):
-    assert ending(capfd, raises, error) == (2, f"error: {told}\n")
+def test_what_the_user_can_mend_is_one_line(capfd, error, message):
+    assert ending(capfd, raises, error) == (2, f"error: {message}\n")
 
 
 def test_what_the_package_raises_itself_is_one_line_and_what_a_call_raised_is_a_bug(capfd):
@@ -135,5 +135,5 @@ def test_an_interrupt_while_a_program_imports_is_one_line(tmp_path, module):
         if line.split("|")[-1].strip() == module:
             break
     child.send_signal(signal.SIGINT)
-    told = [line for line in child.stderr if not line.startswith("import time:")]
-    assert (child.wait(), told) == (130, ["interrupted\n"])
+    message = [line for line in child.stderr if not line.startswith("import time:")]
+    assert (child.wait(), message) == (130, ["interrupted\n"])

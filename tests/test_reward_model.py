@@ -127,13 +127,13 @@ def test_a_task_of_pairs_names_bad_records(pairs, tmp_path):
     assert task.solve(problem) == chosen
     assert task.accuracy([None] * 2, [chosen, rejected], chosen=[chosen] * 2) == [1.0, 0.0]
     bad = tmp_path / "bad.jsonl"
-    for record, told in (
+    for record, message in (
         ({"prompt": "p", "chosen": "a"}, r"bad.jsonl:1: unknown column 'rejected'"),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, "are the same text"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "column 'prompt' is 3; valid: text"),
     ):
         bad.write_text(json.dumps(record) + "\n")
-        with pytest.raises((ValueError, UsageError), match=told):
+        with pytest.raises((ValueError, UsageError), match=message):
             make_task("pairs", path=str(bad))
 
 
@@ -229,8 +229,8 @@ def test_a_judge_without_finite_scores_is_named(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(judges, "_of_run", lambda folder, asked: model)
     monkeypatch.setattr(reward_models, "rewards", lambda *_: np.array([[1.0, np.nan]]))
-    told = r"reward 'reward_model:.*' gives nan; prompt: '1='; completion: '7'; va"
-    with pytest.raises(RewardError, match=told):
+    message = r"reward 'reward_model:.*' gives nan; prompt: '1='; completion: '7'; va"
+    with pytest.raises(RewardError, match=message):
         judges.load_reward_model(tmp_path, ex)([Problem("1=")], [["6", "7"]])
 
 

@@ -68,15 +68,15 @@ def test_a_cold_start_learns_its_examples_and_is_done_once(ex, tmp_path, capsys)
 
 
 def test_micro_batches_do_not_change_a_cold_start(tmp_path):
-    told = []
+    measured = []
     for number in (1, 4):  # of 4, the 2 that divide the batch of 6
         changes = {"sft.steps": 1, "sft.batch": 6, "optimizer.accumulation": number}
         ex = build(tiny_config(**changes))
         with using(ex.mesh):
             cold_start(ex, None, tmp_path / str(number))
         record = json.loads((tmp_path / f"{number}/metrics.jsonl").read_text())
-        told.append([record["loss"], record["grad_norm"], record["entropy"]])
-    np.testing.assert_allclose(*told, rtol=1e-5)
+        measured.append([record["loss"], record["grad_norm"], record["entropy"]])
+    np.testing.assert_allclose(*measured, rtol=1e-5)
 
 
 def test_a_cold_start_ends_when_it_answers_training_problems(tmp_path, capsys):

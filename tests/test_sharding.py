@@ -52,7 +52,7 @@ def run(shape):
         keys = put_batch(jax.random.split(jax.random.key(1), (len(tokens), 3)), mesh)
         sampling = Sampling(max_tokens=3, stop=(1,))
         rollouts = sample(MODEL, state.policy.trained, prompts, keys, sampling=sampling)
-        told = {
+        results = {
             "q": [list(q.sharding.spec), list(q.addressable_shards[0].data.shape)],
             "embedding": list(embedding.addressable_shards[0].data.shape),
             "prompts": list(prompts.tokens.addressable_shards[0].data.shape),
@@ -66,13 +66,13 @@ def run(shape):
         placed = jax.tree.map(lambda x: (x.sharding, x.ndim), state)
         state, metrics = update(state, batch, **options)
         moved = jax.tree.map(lambda x, p: not x.sharding.is_equivalent_to(*p), state, placed)
-        told["moved"] = [str(k) for k, x in jax.tree_util.tree_leaves_with_path(moved) if x]
-        told["loss"] = float(metrics["loss"])
+        results["moved"] = [str(k) for k, x in jax.tree_util.tree_leaves_with_path(moved) if x]
+        results["loss"] = float(metrics["loss"])
         # SGD with rate 1: the change is the gradient.
         change = jax.tree.map(np.subtract, before, jax.device_get(state.policy.trained))
         flat = jax.tree_util.tree_leaves_with_path(change)
-        told["gradient"] = {jax.tree_util.keystr(k): x.tolist() for k, x in flat}
-    return told
+        results["gradient"] = {jax.tree_util.keystr(k): x.tolist() for k, x in flat}
+    return results
 
 
 print(json.dumps({name: run(shape) for name, shape in json.loads(sys.argv[1]).items()}))
@@ -80,7 +80,7 @@ print(json.dumps({name: run(shape) for name, shape in json.loads(sys.argv[1]).it
 
 
 @pytest.fixture(scope="module")
-def told():
+def results():
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -92,8 +92,8 @@ def told():
 
 
 @pytest.mark.parametrize("mesh", list(MESHES)[1:])
-def test_a_mesh_gives_the_tokens_loss_and_gradient_of_one_device(told, mesh):
-    one, many = told["1x1x1"], told[mesh]
+def test_a_mesh_gives_the_tokens_loss_and_gradient_of_one_device(results, mesh):
+    one, many = results["1x1x1"], results[mesh]
     assert many["tokens"] == one["tokens"]
     np.testing.assert_allclose(many["logp"], one["logp"], atol=1e-5)
     assert many["loss"] == pytest.approx(one["loss"], abs=1e-5)
@@ -112,8 +112,8 @@ def test_a_mesh_gives_the_tokens_loss_and_gradient_of_one_device(told, mesh):
         ("2x2x2", [8, 8], [21, 8], [2, 5]),  # 21 does not divide
     ],
 )
-def test_parameters_and_batches_lie_in_pieces_and_stay_there(told, mesh, q, embedding, prompts):
-    mine = told[mesh]
+def test_parameters_and_batches_lie_in_pieces_and_stay_there(results, mesh, q, embedding, prompts):
+    mine = results[mesh]
     assert mine["q"] == [["tensor", "fsdp"], q]
     assert (mine["embedding"], mine["prompts"]) == (embedding, prompts)
     assert mine["moved"] == []

@@ -78,9 +78,9 @@ def everything(folder: Path) -> dict:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-def refused(folder: Path, config, told: str) -> None:
+def refused(folder: Path, config, message: str) -> None:
     before = everything(folder)
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=message) as error:
         trainer.train(config, folder)
     assert "\n" not in str(error.value) and everything(folder) == before
 
@@ -149,21 +149,21 @@ def test_a_run_that_lost_a_part_is_refused(run, name, changes):
     lost = folder / name
     shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
     other = "of another config: seed: 0 -> 7" if changes and name != "config.json" else None
-    told = other and ".*choose another --workdir, or undo: seed: 0 -> 7"
-    refused(folder, config_of(path, **changes), told or rf"{name} is missing.*put it back")
+    message = other and ".*choose another --workdir, or undo: seed: 0 -> 7"
+    refused(folder, config_of(path, **changes), message or rf"{name} is missing.*put it back")
     assert not lost.exists()
 
 
 def test_a_run_that_lost_lines_or_its_checkpoints_is_refused(run):
     folder, path = run
-    for name, told in (
+    for name, message in (
         ("metrics.jsonl", "a part of metrics.jsonl is missing, beside the checkpoint of step 2"),
         ("eval.jsonl", "a part of eval.jsonl is missing"),
         ("completions.jsonl", "a part of completions.jsonl is missing"),
     ):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
-        refused(folder, config_of(path), told)
+        refused(folder, config_of(path), message)
         (folder / name).write_bytes(whole)
     first, last = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_bytes(first.replace(b'"step": 1', b'"step": 3') + last)

@@ -67,8 +67,8 @@ def test_the_end_of_supervised_learning():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "message"),
     [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (205.2, "3 min 25 s"), (7503, "2 h 5 min")],
 )
-def test_durations(seconds, told):
-    assert duration(seconds) == told
+def test_durations(seconds, message):
+    assert duration(seconds) == message

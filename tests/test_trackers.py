@@ -154,8 +154,8 @@ def two_steps(**trackers):
 def test_a_tracker_that_fails_is_reported_once_and_the_run_goes_on(capsys):
     whole = [("begin",), ("log", 1), ("log", 2), ("finish",)]
     assert two_steps(bad=Recorder("log"), good=Recorder()) == [whole, whole]
-    told = capsys.readouterr().err
-    assert told == (
+    message = capsys.readouterr().err
+    assert message == (
         "warning: tracker 'bad' failed (log), and the run goes on: OSError: no network for log\n"
     )
     assert two_steps(bad=Recorder("begin"), good=Recorder()) == [whole[:1], whole]
@@ -183,7 +183,7 @@ def test_what_cannot_be_written_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("wandbb", "unknown tracker 'wandbb'; did you mean 'wandb'? valid: console, "),
         ("no_such_module:T", "'no_such_module:T': cannot import 'no_such_module': No module"),
@@ -192,11 +192,11 @@ def test_what_cannot_be_written_ends_the_run(tmp_path):
         ("json:JSONDecoder", "'json:JSONDecoder' is no tracker: it lacks begin, log, evaluation"),
     ],
 )
-def test_a_tracker_that_there_is_not_is_refused_before_anything_is_made(tmp_path, name, told):
+def test_a_tracker_that_there_is_not_is_refused_before_anything_is_made(tmp_path, name, message):
     config = tiny_config(**{"log.trackers": ("jsonl", name) if name else ("console",)})
     with pytest.raises(UsageError) as raised:
         reopen(config, tmp_path / "run")
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
     assert str(raised.value).startswith("config.log.trackers: ")
     assert not (tmp_path / "run").exists()
 

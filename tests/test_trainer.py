@@ -84,10 +84,10 @@ def test_the_reference_was_refreshed_and_is_saved(learnt):
 
 def test_a_finished_run_says_so_and_its_result_again(learnt, capsys):
     trainer.train(LEARNS, learnt)
-    told = capsys.readouterr().out
-    assert f"{learnt} is finished: all {STEPS} steps are done" in told
-    assert re.search(r"result +reward 0\.[01]\d+ -> 0\.[789]\d+ \(means of the first and", told)
-    assert f"{learnt}/curves.png" in told and f"experiments.sample --model={learnt} " in told
+    message = capsys.readouterr().out
+    assert f"{learnt} is finished: all {STEPS} steps are done" in message
+    assert re.search(r"result +reward 0\.[01]\d+ -> 0\.[789]\d+ \(means of the first and", message)
+    assert f"{learnt}/curves.png" in message and f"experiments.sample --model={learnt} " in message
 
 
 def graded_of(rollouts, rewards, parts, measure=None):
@@ -150,8 +150,8 @@ def test_rewards_too_large_for_float32_are_refused_in_one_line():
     problems = [Problem("1+1=", {"answer": "2"})]
     for reward, combination in ((2e38, "sum"), (2e8, "sum"), (2e38, "normalize_each")):
         parts = {name: np.full((1, 2), reward, np.float32) for name in ("accuracy", "format")}
-        told = r"are (2e\+[13]8|inf) for the prompt '1\+1=', completion 'x'; valid: up to 1e\+18"
-        with pytest.raises(RewardError, match=told):
+        message = r"are (2e\+[13]8|inf) for the prompt '1\+1=', completion 'x'; valid: up to 1e\+18"
+        with pytest.raises(RewardError, match=message):
             graded_by(ex, problems, [["x", "y"]], parts, combination)
 
 
@@ -388,10 +388,10 @@ def test_a_run_starts_from_another_and_says_what_it_does(learnt, tmp_path, monke
             "cold/curves.png",
         ),
     ]
-    told, at = capsys.readouterr().out, 0
+    message, at = capsys.readouterr().out, 0
     for word in words:
-        at = told.find(word, at) + len(word)
-        assert at >= len(word), (word, told)
+        at = message.find(word, at) + len(word)
+        assert at >= len(word), (word, message)
     assert not undocumented(
         tmp_path / "cold/cold_start/metrics.jsonl", tmp_path / "cold/eval.jsonl"
     )

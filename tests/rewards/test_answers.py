@@ -363,7 +363,7 @@ def test_choice_abstains_and_refuses():
 
 
 @pytest.mark.parametrize(
-    ("completion", "told"),
+    ("completion", "message"),
     [
         ("<think>x</think><answer> 12 </answer>", "12"),
         ("<think>x</think> It is 12.\n", "It is 12."),
@@ -380,5 +380,5 @@ def test_choice_abstains_and_refuses():
         ("", None),
     ],
 )
-def test_final_answer(completion, told):
-    assert final_answer(completion) == told
+def test_final_answer(completion, message):
+    assert final_answer(completion) == message

@@ -54,11 +54,11 @@ def test_whatever_a_reward_raises_is_its_fault_in_one_line(workers):
         raise errors[int(prompts[0])][0]
 
     with Rewarder({"mine": reward}, workers=workers) as rewarder:
-        for i, (_, told) in enumerate(errors):
+        for i, (_, shown) in enumerate(errors):
             with pytest.raises(RewardError) as caught:
                 rewarder([Problem(str(i))], [["a"]])
             message = str(caught.value)
-            assert re.match(rf"reward 'mine' raised {told} at .*test_calls.py:\d+; ", message)
+            assert re.match(rf"reward 'mine' raised {shown} at .*test_calls.py:\d+; ", message)
             assert "\n" not in message
 
 

@@ -144,7 +144,7 @@ def test_a_worker_does_not_wait_long_for_a_lock_that_a_killed_one_held():
 
 
 def noted(path):
-    """A reward that writes down what it is asked, and sleeps where told to."""
+    """A reward that writes down what it is asked, and sleeps where asked to."""
 
     def reward(completions, **columns):
         for completion in completions:
@@ -209,10 +209,10 @@ def test_a_reward_may_say_what_to_load_at_the_start(tmp_path, monkeypatch):
 
     reward.at_start = broken
     with Rewarder({"early": reward}, workers=1) as rewarder:
-        told = (
+        message = (
             "reward 'early' cannot be loaded in a worker process: raised RuntimeError: no model at"
         )
-        with pytest.raises(RewardError, match=told):
+        with pytest.raises(RewardError, match=message):
             rewarder(PROBLEMS[:1], [["a"]])
     reward.at_start = functools.partial(os._exit, 3)
     monkeypatch.setattr(evaluate, "RESTARTS", 0)

@@ -80,11 +80,11 @@ def test_a_reward_that_never_returns_is_given_up_within_a_batch():
 )
 def test_a_reward_lost_throughout_many_steps_in_a_row_ends_the_run(failures, ends_at):
     watched, none = Failures(3), np.zeros((0, 0), bool)
-    told = r"reward '[ab]' hung for every completion of 3 steps in a row \(optimizer.max_bad_st"
+    message = r"reward '[ab]' hung for every completion of 3 steps in a row \(optimizer.max_bad_st"
     for number, failed in enumerate(failures, 1):
         scores = Scores({}, 0, none, failed)
         if number == ends_at:
-            with pytest.raises(RewardError, match=told):
+            with pytest.raises(RewardError, match=message):
                 watched.note(scores, number)
             return
         for _ in range(2):  # rounds of a step

@@ -99,8 +99,8 @@ def test_a_completion_ends_with_the_token_that_completes_a_stop_string(out):
     cut = 0
     for p, g in np.ndindex(P, G):
         row = out.tokens[p, g][out.mask[p, g]]
-        told = [decode(tokenizer, row[: n + 1]) for n in range(len(row))]
-        ends = [n for n, text in enumerate(told, 1) if any(s in text for s in strings)]
+        prefixes = [decode(tokenizer, row[: n + 1]) for n in range(len(row))]
+        ends = [n for n, text in enumerate(prefixes, 1) if any(s in text for s in strings)]
         length = ends[0] if ends else len(row)
         np.testing.assert_array_equal(got.mask[p, g], np.arange(T) < length)
         np.testing.assert_array_equal(got.tokens[p, g, :length], row[:length])

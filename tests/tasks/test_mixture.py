@@ -48,8 +48,8 @@ def test_a_part_without_a_share_is_held_out_alone():
     task = make_task("mixture", parts=parts)
     assert len(task.train) == 40
     assert {p.columns["kind"] for p in map(task.train.__getitem__, range(40))} == {"word_problems"}
-    told = {p.columns["kind"]: p.columns.get("rewards") for p in task.heldout}
-    assert told == {"sums": ["format"], "word_problems": None}
+    named = {p.columns["kind"]: p.columns.get("rewards") for p in task.heldout}
+    assert named == {"sums": ["format"], "word_problems": None}
 
 
 def test_each_part_judges_and_solves_its_own(task):
@@ -78,7 +78,7 @@ def test_a_part_may_have_a_reward_that_takes_no_other_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "named"),
     [
         ({"addition": {}}, "valid: two tasks or more"),
         ({"addition": {"share": -1}, "countdown": {}}, r"parts.addition.share=-1: valid"),
@@ -88,6 +88,6 @@ def test_a_part_may_have_a_reward_that_takes_no_other_columns(tmp_path):
         ({"addition": {"rewards": 5}, "countdown": {}}, "addition.rewards=5: valid: a list"),
     ],
 )
-def test_bad_parts_are_refused(parts, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_parts_are_refused(parts, named):
+    with pytest.raises(ValueError, match=named):
         make_task("mixture", parts=parts)

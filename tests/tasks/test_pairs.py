@@ -56,11 +56,11 @@ def test_replay_goes_on_where_it_stood(write):
     task = make_task("pairs", path=new, replay=(earlier,))
     size = len(task.train)
     whole, cut = batches(task.train, 5, seed=3), batches(task.train, 5, seed=3)
-    told = [[p.prompt for p in batch] for batch in itertools.islice(whole, 2 * size // 5)]
-    assert [[p.prompt for p in next(cut)] for _ in range(3)] == told[:3]
+    drawn = [[p.prompt for p in batch] for batch in itertools.islice(whole, 2 * size // 5)]
+    assert [[p.prompt for p in next(cut)] for _ in range(3)] == drawn[:3]
     resumed = batches(task.train, 5, seed=3)
     resumed.set_state(cut.get_state())
-    assert [[p.prompt for p in next(resumed)] for _ in range(4)] == told[3:7]
+    assert [[p.prompt for p in next(resumed)] for _ in range(4)] == drawn[3:7]
 
 
 def test_pairs_without_two_answers_are_left_out(write):
@@ -91,13 +91,13 @@ def test_a_pair_that_prefers_nothing_is_dropped(write, capsys, worse):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"judged": "answers"}, "unknown judged 'answers'; did you mean 'answer'"),
         ({"judged": "answer"}, "new.jsonl: no pairs to train on; .*judged='answer'"),
         ({"replay_share": 1.0}, r"replay_share=1.0: valid: above 0, below 1"),
     ],
 )
-def test_bad_options_are_refused(write, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_options_are_refused(write, options, message):
+    with pytest.raises(ValueError, match=message):
         make_task("pairs", path=write("new", numbered(0, 20)), **options)

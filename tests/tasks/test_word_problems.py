@@ -10,7 +10,7 @@ from grpo_jax.tasks.templates import TEMPLATES
 from grpo_jax.tasks.word_problems import KINDS, NAMES, THINGS
 
 
-def told(problem):
+def bare(problem):
     """The problem without its people and things: what must not be on both sides."""
     words = re.sub("|".join(NAMES), "NAME", problem.prompt)
     return problem.columns["kind"], re.sub("|".join(THINGS), "THINGS", words)
@@ -22,8 +22,8 @@ def test_train_and_heldout_share_no_story_with_the_same_numbers():
         make_task("word_problems", **options, heldout_size=80)
     size = int(str(caught.value).split("only ")[1].split()[0])
     task = make_task("word_problems", **options, heldout_size=size)
-    train = {told(task.train[i]) for i in range(3000)}
-    heldout = {told(p) for p in task.heldout}
+    train = {bare(task.train[i]) for i in range(3000)}
+    heldout = {bare(p) for p in task.heldout}
     assert len(heldout) == size and train.isdisjoint(heldout) and len(train | heldout) == 80
 
 
@@ -36,7 +36,7 @@ def test_the_numbers_of_a_problem_give_its_answer_by_its_kind():
         expected = {"add": a + b, "take_away": a - b, "groups": a * b, "share": a / b}[kind]
         assert answer == expected >= 2
         assert (a <= 40 and b <= 20) if kind in ("add", "take_away") else (a <= 81 and b <= 9)
-    counts = Counter(told(p) for p in problems)
+    counts = Counter(bare(p) for p in problems)
     assert {kind for kind, _ in counts} == set(KINDS) and len(task.heldout) == 256
 
 
