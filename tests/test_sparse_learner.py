@@ -16,8 +16,8 @@ from grpo_jax.learning.policy import split
 from grpo_jax.learning.state import TrainState
 from grpo_jax.learning.update import update
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.forward import forward_group
 from grpo_jax.models.logps import token_logps
-from grpo_jax.models.score import score
 from grpo_jax.training.sft import LIKELIHOOD
 from grpo_jax.types import Batch
 
@@ -70,12 +70,12 @@ def gradient(accumulation):
 
 
 @functools.cache
-def scored():
+def forwarded():
     """(mean of -log p over tokens, Routing), without an update."""
 
     @jax.jit
     def forward(params):
-        hidden, _, routing = score(MODEL, params, PROMPTS, BATCH.tokens, MASK)
+        hidden, _, routing = forward_group(MODEL, params, PROMPTS, BATCH.tokens, MASK)
         logp, _ = token_logps(MODEL, params, hidden, BATCH.tokens)
         return -jnp.where(MASK, logp, 0.0).sum() / MASK.sum(), routing
 
@@ -87,7 +87,7 @@ def test_biases_move_by_gamma_against_the_load_and_by_nothing_else():
     held = {jax.tree_util.keystr(k) for k, _ in jax.tree.leaves_with_path(state.opt_state)}
     assert not any("router_bias" in k for k in held) and any("'router'" in k for k in held)
     before = jax.device_get(state.policy.router)["layer_1"]["ff"]["router_bias"]
-    load = np.asarray(scored()[1].load["layer_1"]["ff"]["router_bias"])
+    load = np.asarray(forwarded()[1].load["layer_1"]["ff"]["router_bias"])
     assert load.sum() == EXPERTS.active * MASK.sum() and load.max() > load.min()
     state, metrics = step(state, ADAMW)
     after = np.asarray(state.policy.router["layer_1"]["ff"]["router_bias"])
@@ -107,7 +107,7 @@ def test_biases_stay_where_an_update_is_skipped():
 
 def test_the_balance_loss_is_a_mean_over_completions():
     _, metrics, _ = gradient(1)
-    likelihood, routing = scored()
+    likelihood, routing = forwarded()
     balance = float(metrics["moe/balance"])
     assert balance == pytest.approx(float(routing.balance) / (P * G), rel=1e-5)
     assert 0.5 < balance < EXPERTS.count

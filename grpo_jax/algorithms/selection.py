@@ -93,7 +93,7 @@ def _count(mask: Bool[Array, "P G T"], fraction: float) -> Float[Array, ""]:
 def _top(
     score: Float[Array, "P G T"], candidates: Bool[Array, "P G T"], count: Float[Array, ""]
 ) -> Float[Array, "P G T"]:
-    """1.0 on the `count` highest-scoring candidates, never on more: ties go to the first."""
+    """1.0 on the `count` highest candidates, never on more: ties go to the first."""
     flat = jnp.where(candidates, score, -jnp.inf).ravel()
     order = jnp.argsort(flat, descending=True)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size)).reshape(score.shape)

@@ -26,8 +26,8 @@ from grpo_jax.engines.filters import Sampling, pick, policy
 from grpo_jax.engines.lockstep import noise, start
 from grpo_jax.engines.stops import advance
 from grpo_jax.models.decoder import Decoder, init_cache, layer_cache
+from grpo_jax.models.forward import draft_prefix
 from grpo_jax.models.lora import merge_adapters
-from grpo_jax.models.score import draft_prefix
 from grpo_jax.types import Params, Prompts, Rollouts
 
 

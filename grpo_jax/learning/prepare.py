@@ -14,8 +14,8 @@ from grpo_jax.algorithms import Algorithm
 from grpo_jax.learning.state import TrainState
 from grpo_jax.models.critic import critic_values
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.forward import forward_group
 from grpo_jax.models.logps import completion_logps
-from grpo_jax.models.score import score
 from grpo_jax.types import Batch, Rollouts, StepRewards
 
 
@@ -106,5 +106,5 @@ def _values(model, state, prompts, tokens):
     """The critic's values f32[P, G, T] of whole completions."""
     critic, hidden = state.critic.params, None
     if "body" not in critic:
-        hidden = score(model, state.policy.full, prompts, tokens).hidden
+        hidden = forward_group(model, state.policy.full, prompts, tokens).hidden
     return critic_values(model, critic, state.policy.frozen, prompts, tokens, hidden)

@@ -14,8 +14,8 @@ from grpo_jax.learning.optimizer import Optimizer, apply_gradient
 from grpo_jax.learning.state import Critic, CriticState, TrainState, abstract_state
 from grpo_jax.models.critic import critic_values
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.forward import Routing, draft_hidden, forward_group
 from grpo_jax.models.logps import token_logps
-from grpo_jax.models.score import Routing, draft_hidden, score
 from grpo_jax.types import Batch, Params
 
 
@@ -96,8 +96,8 @@ def _loss(state, trained, batch: Batch, weights, share, *, model, algorithm, tem
     """
     params, critic = trained
     policy = state.policy.replace(trained=params).full
-    scored = score(model, policy, batch.prompts, batch.tokens, batch.mask)
-    logp, entropy = token_logps(model, policy, scored.hidden, batch.tokens, temperature)
+    forwarded = forward_group(model, policy, batch.prompts, batch.tokens, batch.mask)
+    logp, entropy = token_logps(model, policy, forwarded.hidden, batch.tokens, temperature)
     bonus = algorithm.entropy_bonus > 0
     loss, metrics = algorithms.policy_loss(
         algorithm,
@@ -112,11 +112,11 @@ def _loss(state, trained, batch: Batch, weights, share, *, model, algorithm, tem
         correction=batch.correction,
         selection=batch.selection,
     )
-    extra, load = _model_loss(model, policy, batch, scored, share, metrics, **mtp)
+    extra, load = _model_loss(model, policy, batch, forwarded, share, metrics, **mtp)
     gap = jnp.where(batch.mask, jnp.abs(jax.lax.stop_gradient(logp) - batch.logp_rollout), 0.0)
     loss += extra
     if critic is not None:
-        frozen, hidden = state.policy.frozen, scored.hidden
+        frozen, hidden = state.policy.frozen, forwarded.hidden
         values = critic_values(model, critic, frozen, batch.prompts, batch.tokens, hidden)
         extra, more = _value_loss(algorithm, batch, values, weights)
         loss += extra
@@ -134,18 +134,20 @@ def _value_loss(algorithm: Algorithm, batch: Batch, values: jax.Array, weights: 
     return loss, metrics | {"val/loss": loss}
 
 
-def _model_loss(model, policy, batch, scored, share, metrics, *, rows: int, joint_mtp: bool):
+def _model_loss(model, policy, batch, forwarded, share, metrics, *, rows: int, joint_mtp: bool):
     """The losses of the model's experts and prediction layer, and the experts' load.
 
     The balance loss of experts (2412.19437, eq. 17) is a mean over `rows` completions, that of
     multi-token prediction (eq. 24) over tokens.
     """
-    c, routing, extra = model.config, scored.routing, jnp.zeros(())
+    c, routing, extra = model.config, forwarded.routing, jnp.zeros(())
     if c.mtp and c.mtp_weight:
         if not joint_mtp:
             policy = {k: v if k == "mtp" else jax.lax.stop_gradient(v) for k, v in policy.items()}
-            scored = jax.lax.stop_gradient(scored)
-        drafts, more = draft_hidden(model, policy, batch.prompts, scored, batch.tokens, batch.mask)
+            forwarded = jax.lax.stop_gradient(forwarded)
+        drafts, more = draft_hidden(
+            model, policy, batch.prompts, forwarded, batch.tokens, batch.mask
+        )
         logp, _ = token_logps(model, policy, drafts[:, :, :-1], batch.tokens[:, :, 1:])
         metrics["mtp/loss"] = -(share * batch.mask)[:, :, 1:].reshape(-1) @ logp.reshape(-1)
         extra += c.mtp_weight * metrics["mtp/loss"]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.score import score
+from grpo_jax.models.forward import forward_group
 from grpo_jax.types import Params, Prompts, merged
 
 NOT_THE_BODYS = ("head", "mtp")  # what predicts tokens
@@ -47,6 +47,6 @@ def critic_values(
     if "body" in critic:
         body = Decoder(dataclasses.replace(model.config, tied=True, mtp=0))
         params = merged(frozen, critic["body"])
-        hidden = score(body, params, prompts, tokens).hidden
+        hidden = forward_group(body, params, prompts, tokens).hidden
     assert hidden is not None, "a head reads the policy's states"
     return hidden.astype(jnp.float32) @ critic["value"]

@@ -1,8 +1,8 @@
-"""One decoder for three uses: prefill, decode, and score, the pass that the loss is of.
+"""One decoder for three uses: prefill, decode, and forward, the pass that the loss is of.
 
     prefill   tokens [P, 1, S], mask                     -> hidden, the prompt's keys and values
     decode    tokens [P, G, 1], prefix, cache at index   -> hidden, the cache with one more entry
-    score     tokens [P, G, T], prefix                   -> hidden, (own keys and values)
+    forward   tokens [P, G, T], prefix                   -> hidden, (own keys and values)
 
 Letters: P prompts, G group, Q the same or 1, S prompt length, T completion length, C hidden width,
 V vocabulary.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.score import score
+from grpo_jax.models.forward import forward_group
 from grpo_jax.types import Params, Prompts
 
 CHUNK_ELEMENTS = 2**22  # logits held at once, per device of the batch axis: 16 MiB in fp32
@@ -76,5 +76,5 @@ def completion_logps(
 
     Completions are right-padded; values at padding are finite and meaningless.
     """
-    hidden = score(model, params, prompts, tokens).hidden
+    hidden = forward_group(model, params, prompts, tokens).hidden
     return token_logps(model, params, hidden, tokens, temperature)

@@ -277,7 +277,7 @@ class Failures:
         self._steps: dict[str, set[int]] = {}
 
     def note(self, scores: Scores, number: int) -> None:
-        """Take the scores of step `number`; RewardError, naming the reward, at the limit."""
+        """Take the rewards of step `number`; RewardError, naming the reward, at the limit."""
         for name, how in scores.failed.items():
             self._steps[name] = self._steps.get(name, set()) | {number} if how else set()
             if len(self._steps[name]) >= self._limit:

@@ -116,7 +116,7 @@ def numeric_answer(tolerance: float = 1e-6) -> Reward:
     """A reward: 1.0 where the final answer is within `tolerance` of the column `answer`.
 
     The final answer (see `rewards.answers`) has to be one number, as `last_number` reads them, or
-    "x = " and one: "1,5" and "5 apples" score 0.0. In a sentence its unit and a reason may follow:
+    "x = " and one: "1,5" and "5 apples" give 0.0. In a sentence its unit and a reason may follow:
     "The answer is 5 apples (2 and 3)." None in the column abstains. The reward raises ValueError
     where the column itself holds no number.
     """

@@ -64,7 +64,7 @@ def mixture(parts: Mapping[str, Options]) -> Task:
 
     parts  by name, the options of each: its task's `name` (else the part's own name is meant),
            its `share` of problems (1 by default; one of 0 is only held out), the `rewards` that
-           score it (all by default), and what the task takes
+           apply to it (all by default), and what the task takes
 
     Each part judges and solves its own problems. Held out are all parts' problems, alternating.
     ValueError for

@@ -55,7 +55,7 @@ class Task:
     name      as in the registry
     train     problems to learn from
     heldout   problems never in train
-    accuracy  reward: 1.0 for a right completion, 0.0 for a wrong one, partial scores between
+    accuracy  reward: 1.0 for a right completion, 0.0 for a wrong one, partial credit between
     solve     a worked solution, for a cold start; None where the task has none
     symbols   a character-level vocabulary, tags such as "<think>" whole; None where unknown
     overlap   train problems that were removed because their prompt is held out

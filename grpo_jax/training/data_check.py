@@ -121,7 +121,7 @@ def _rewards(ex: Experiment) -> dict[str, Reward]:
 
 
 def _asks(problem: Problem, reward: str) -> bool:
-    """Whether the reward is to score a problem; not where the column `rewards` is at fault."""
+    """Whether the reward applies to a problem; not where the column `rewards` is at fault."""
     try:
         return scored_by(problem, reward)
     except ValueError:

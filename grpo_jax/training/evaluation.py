@@ -53,7 +53,7 @@ def evaluate_policy(
     asked     what says how many
 
     accuracy and its interval (accuracy/low, accuracy/high; Wilson) count greedy completions that
-    score 1, and <kind>/accuracy those of each kind of a mixture, both of the n problems on which
+    are right, and <kind>/accuracy those of each kind of a mixture, both of the n problems on which
     the task's accuracy does not abstain; pass@k (2107.03374) and maj@k are means over these with
     Student's t intervals.
     """
@@ -162,7 +162,7 @@ class Attempts(NamedTuple):
 
     @property
     def right(self) -> np.ndarray:
-        """Whether an attempt scores 1 in accuracy, bool[n, G]."""
+        """Whether an attempt is right, its accuracy 1, bool[n, G]."""
         return self.parts["accuracy"] >= 1.0
 
     @property

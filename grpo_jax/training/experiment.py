@@ -123,7 +123,7 @@ class Experiment:
         return self.functions.get(name) or resolve(name, self.task.accuracy)
 
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
-        """The rewards of these names, ready to score in parallel."""
+        """The rewards of these names, ready to be called in parallel."""
         functions = {name: self.reward(name) for name in names}
         workers = self.config.reward_workers or os.cpu_count() or 1
         with doing("starting the rewards' processes"):

@@ -32,7 +32,7 @@ from grpo_jax.learning.policy import Policy
 from grpo_jax.learning.state import TrainState
 from grpo_jax.learning.update import update
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.score import draft_hidden, score
+from grpo_jax.models.forward import draft_hidden, forward_group
 from grpo_jax.models.weights import SINGLE, save_model
 from grpo_jax.training.sft import LIKELIHOOD
 from grpo_jax.types import Batch
@@ -118,8 +118,8 @@ def test_drafts_of_a_group_are_those_of_full_rows_in_float64():
 
     @jax.jit
     def drafts(params):
-        scored = score(model, params, PROMPTS, TOKENS)
-        hidden, routing = draft_hidden(model, params, PROMPTS, scored, TOKENS, MASK)
+        forwarded = forward_group(model, params, PROMPTS, TOKENS)
+        hidden, routing = draft_hidden(model, params, PROMPTS, forwarded, TOKENS, MASK)
         assert routing is None
         return model.apply({"params": params}, hidden, method=Decoder.logits)
 

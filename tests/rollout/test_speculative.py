@@ -18,7 +18,7 @@ from grpo_jax.engines.speculative import speculation_metrics
 from grpo_jax.engines.stops import cut, stop_table
 from grpo_jax.models.config import Latent
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.score import draft_hidden, score
+from grpo_jax.models.forward import draft_hidden, forward_group
 from grpo_jax.tokenizers import char_tokenizer, decode
 
 V = 4
@@ -62,9 +62,9 @@ plain_run, fast_run = partial(run, "lockstep"), partial(run, "speculative")
 def teacher_forced(config, params, prompts, tokens):
     """Logits of the learner, and of its drafting layer one token on: f32[2, P, G, T, V]."""
     model = Decoder(config)
-    scored = score(model, params, prompts, tokens)
-    drafts, _ = draft_hidden(model, params, prompts, scored, tokens, tokens >= 0)
-    hidden = jnp.stack([scored.hidden, drafts])
+    forwarded = forward_group(model, params, prompts, tokens)
+    drafts, _ = draft_hidden(model, params, prompts, forwarded, tokens, tokens >= 0)
+    hidden = jnp.stack([forwarded.hidden, drafts])
     return model.apply({"params": params}, hidden, method=Decoder.logits)
 
 

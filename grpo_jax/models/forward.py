@@ -1,4 +1,4 @@
-"""Score: the hidden states that predict every token of a group, the prompt forwarded once.
+"""The hidden states that predict every token of a group, the prompt forwarded once.
 
 Letters: P prompts, G group, S prompt length, T completion length, C hidden width.
 """
@@ -27,7 +27,7 @@ class Routing(struct.PyTreeNode):
     balance: Float[Array, ""]
 
 
-class Scored(NamedTuple):
+class Forwarded(NamedTuple):
     """hidden predicts each completion token; prompt holds the prompt's states."""
 
     hidden: Float[Array, "P G T C"]
@@ -35,13 +35,13 @@ class Scored(NamedTuple):
     routing: Routing | None
 
 
-def score(
+def forward_group(
     model: Decoder,
     params: Params,
     prompts: Prompts,
     tokens: Int[Array, "P G T"],
     mask: Bool[Array, "P G T"] | None = None,
-) -> Scored:
+) -> Forwarded:
     """Forward the prompt once and every completion; gradients flow through the prompt.
 
     tokens  right-padded
@@ -54,25 +54,25 @@ def score(
     options = {"prefix": prefix, "prefix_mask": prompts.mask}
     (hidden, _), routing = _reported(model, params, None, mask, tokens, positions, **options)
     first = jnp.broadcast_to(prompt[:, :, -1:], (P, G, 1, prompt.shape[-1]))
-    return Scored(jnp.concatenate([first, hidden[:, :, :-1]], axis=2), prompt, routing)
+    return Forwarded(jnp.concatenate([first, hidden[:, :, :-1]], axis=2), prompt, routing)
 
 
 def draft_hidden(
     model: Decoder,
     params: Params,
     prompts: Prompts,
-    scored: Scored,
+    forwarded: Forwarded,
     tokens: Int[Array, "P G T"],
     mask: Bool[Array, "P G T"],
 ) -> tuple[Float[Array, "P G T C"], Routing | None]:
     """Hidden states of the multi-token prediction layer, and its Routing: state t has
     seen completion token t, and predicts token t + 1."""
     T = tokens.shape[-1]
-    prefix, prefix_mask = draft_prefix(model, params, prompts, scored.prompt)
+    prefix, prefix_mask = draft_prefix(model, params, prompts, forwarded.prompt)
     positions = prompts.mask.sum(-1)[:, None, None] - 1 + jnp.arange(T)
     options = {"prefix": prefix, "prefix_mask": prefix_mask}
     (hidden, _), routing = _reported(
-        model, params, Decoder.next_token, mask, scored.hidden, tokens, positions, **options
+        model, params, Decoder.next_token, mask, forwarded.hidden, tokens, positions, **options
     )
     return hidden, routing
 
