@@ -1,10 +1,13 @@
 """What every test shares; it runs before JAX is imported, and child processes inherit it."""
 
 import gc
+import json
 import os
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +24,35 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if version("jaxlib").startswith("0.10."):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
+# Tracing makes many objects that live: looking for dead ones is a twentieth of the time.
+gc.set_threshold(100_000, 50, 100)
+# With two processes, the files that take longest begin, so that none ends alone.
+LONGEST = (
+    *("test_r1", "test_sharded_parts", "test_exactness", "test_families", "test_round_trip"),
+    *("test_experiments", "test_critic", "test_reward_model", "test_notebooks", "test_overlap"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="session")
+def program():
+    """A function (name, *arguments) -> how that program of experiments/ ends: returncode, stdout,
+    stderr. Its processes are forks of one that has imported what they need; see tests/forked.py."""
+    modules = "jax,grpo_jax.training.loading,grpo_jax.training.costs,grpo_jax.training.r1_report"
+    command = [sys.executable, "-W", "ignore", "tests/forked.py", modules]
+    env = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles for less time
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=env, **pipe) as server:
+
+        def program(name: str, *arguments: str) -> SimpleNamespace:
+            print(json.dumps([name, *arguments]), file=server.stdin, flush=True)
+            return SimpleNamespace(**json.loads(server.stdout.readline()))
+
+        yield program
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Runs programs of experiments/ one after another, each in a fork of this process.
 
 python tests/forked.py MODULE,...: imports the modules, so that no program waits for them, and reads
-JSON lines [program, argument ...]. For each it writes {"status", "out", "err"}.
+JSON lines [program, argument ...]. For each it writes {"returncode", "stdout", "stderr"}.
 """
 
 import importlib
@@ -33,7 +33,8 @@ def run(program: str, arguments: list[str]) -> dict[str, object]:
             os._exit(status)
         _, status = os.waitpid(child, 0)
         texts = [(file.seek(0), file.read().decode())[1] for file in (out, err)]
-        return {"status": os.waitstatus_to_exitcode(status), "out": texts[0], "err": texts[1]}
+        code = os.waitstatus_to_exitcode(status)
+        return {"returncode": code, "stdout": texts[0], "stderr": texts[1]}
 
 
 if __name__ == "__main__":

@@ -2,19 +2,18 @@
 
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from tiny import compile_fast  # noqa: F401
 
 from experiments import benchmark
 from grpo_jax import algorithms, tasks
@@ -64,53 +63,28 @@ def run(snippets, tmp_path_factory) -> Path:
     config.eval.update(problems=8, every=0)
     config.rewards = {"accuracy": 1.0, "my_rewards:brief": 0.2}
     folder = tmp_path_factory.mktemp("run")
-    jax.config.update("jax_disable_most_optimizations", True)  # compiles for less time
-    try:
-        train(resolve(config), folder)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    train(resolve(config), folder)
     return folder
-
-
-def program(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
-    env = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles for less time
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def forked():
-    """A function like `program` that waits for no import: forks of one process have them."""
-    modules = "jax,grpo_jax.training.loading,grpo_jax.training.costs,grpo_jax.training.r1_report"
-    command = [sys.executable, "-W", "ignore", "tests/forked.py", modules]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe) as server:
-
-        def program(name: str, *arguments: str) -> dict[str, Any]:
-            print(json.dumps([name, *arguments]), file=server.stdin, flush=True)
-            return json.loads(server.stdout.readline())
-
-        yield program
 
 
 PROGRAMS = [p.stem for p in (ROOT / "experiments").glob("*.py") if "__main__" in p.read_text()]
 
 
-def test_every_program_shows_its_flags_and_names_one_that_it_lacks(forked):
+def test_every_program_shows_its_flags_and_names_one_that_it_lacks(program):
     assert len(PROGRAMS) == 14
     for name in PROGRAMS:
-        done = forked(name, "--help")
+        done = program(name, "--help")
         defined = re.findall(
             r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / f"experiments/{name}.py").read_text()
         )
-        assert done["status"] == 0 and done["err"] == "", (name, done)
-        assert [flag for flag in defined if f"--{flag}" not in done["out"]] == [], (name, done)
-        done = forked(name, "--nonsense=3")
-        assert (done["status"], done["out"]) == (2, ""), (name, done)
-        assert re.fullmatch(r"error: .*nonsense.*\n", done["err"]), (name, done)
+        assert done.returncode == 0 and done.stderr == "", (name, done)
+        assert [flag for flag in defined if f"--{flag}" not in done.stdout] == [], (name, done)
+        done = program(name, "--nonsense=3")
+        assert (done.returncode, done.stdout) == (2, ""), (name, done)
+        assert re.fullmatch(r"error: .*nonsense.*\n", done.stderr), (name, done)
 
 
-def test_sample_prints_the_completion_alone(run):
+def test_sample_prints_the_completion_alone(program, run):
     done = program("sample", f"--workdir={run}", "--prompt=347+589=", "--max_tokens=5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n") and done.stdout.count("\n") == 1
@@ -118,7 +92,7 @@ def test_sample_prints_the_completion_alone(run):
     assert "step 2" in done.stderr
 
 
-def test_sample_prints_a_line_for_each_completion(run):
+def test_sample_prints_a_line_for_each_completion(program, run):
     done = program("sample", f"--workdir={run}", "--prompt=1+2=", "--n=3", "--temperature=1")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -174,17 +148,17 @@ def test_sample_prints_a_line_for_each_completion(run):
         ("iterate", ["--config="], "--config: no Python file: ''; valid"),
     ],
 )
-def test_bad_input_ends_in_one_line_and_status_2(forked, run, tmp_path, name, arguments, told):
+def test_bad_input_ends_in_one_line_and_status_2(program, run, tmp_path, name, arguments, told):
     (binary := tmp_path / "bytes.txtpb").write_bytes(b"\xff")
     given = [a.format(run=run, nothing=tmp_path / "nothing", binary=binary) for a in arguments]
-    done = forked(name, *given)
-    assert done["status"] == 2, done
-    assert done["out"] in ("", "importing JAX ...\n")
-    assert done["err"].startswith("error: ") and done["err"].count("\n") == 1, done
-    assert told in done["err"]
+    done = program(name, *given)
+    assert done.returncode == 2, done
+    assert done.stdout in ("", "importing JAX ...\n")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
+    assert told in done.stderr
 
 
-def test_speculation_prints_what_it_measured():
+def test_speculation_prints_what_it_measured(program):
     sizes = ("--steps=1", "--hidden=16", "--layers=1", "--rows=8", "--repeats=1")
     done = program("speculation", *sizes)
     assert done.returncode == 0, done.stderr
@@ -193,7 +167,7 @@ def test_speculation_prints_what_it_measured():
     assert result["speedup"] > 0 and result["mtp/loss"] > 0
 
 
-def test_evaluate_prints_tables_and_then_json(run):
+def test_evaluate_prints_tables_and_then_json(program, run):
     others = [str(run), f"{run}/checkpoints/2"]
     done = program(
         *("evaluate", f"--workdir={run}", "--problems=4", "--samples=2"),
@@ -214,7 +188,7 @@ def test_evaluate_prints_tables_and_then_json(run):
         assert other["lead"] == {"accuracy": same, "pass@1": same}
 
 
-def test_evaluate_asks_a_run_the_problems_of_another_config(run):
+def test_evaluate_asks_a_run_the_problems_of_another_config(program, run):
     other = ("--config=configs/quick.py", "--config.task.digits=1", "--config.task.heldout_size=8")
     small = ("--config.prompt_length=8", "--problems=3")
     done = program("evaluate", f"--workdir={run}", *other, *small)
@@ -224,7 +198,7 @@ def test_evaluate_asks_a_run_the_problems_of_another_config(run):
     assert "completions/mean_length" in result and "addition" in done.stdout
 
 
-def test_evaluate_asks_a_run_a_benchmark(run, tmp_path):
+def test_evaluate_asks_a_run_a_benchmark(program, run, tmp_path):
     records = [{"prompt": f"{a}+{a}=", "answer": str(2 * a)} for a in range(1, 4)]
     path = tmp_path / "benchmark.jsonl"
     path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
@@ -279,7 +253,9 @@ def test_counts_by_hand():
     assert benchmark.generation_bytes(a) == 4 * (44 + 2 * 2 * (2 + 2))
 
 
-def test_benchmark_measures_a_step():
+def test_benchmark_measures_a_step(monkeypatch):
+    product = partial(benchmark.matmul_gflops, size=128, repeats=2)
+    monkeypatch.setattr(benchmark, "matmul_gflops", product)
     a = benchmark.parse([*SMALL, "--steps=3", "--warmup=1", "--beta=0.1"])
     result = json.loads(json.dumps(benchmark.measure(a)))
     assert result["model_params"] == sum(benchmark.matmul_parameters(a)) + 64 * 16 + 3 * 64

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import jax
@@ -36,10 +35,8 @@ import hugging_face  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = np.random.default_rng(0).integers(3, 20, (2, 12)).astype(np.int32)
-FAMILIES = (
-    *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma3"),
-    *("deepseek_v2_groups", "deepseek_v3"),
-)
+# Every family learns, is saved and is read again in models/test_families.py.
+FAMILIES = ("llama", "deepseek_v3")
 GRPO = dataclasses.replace(algorithms.PRESETS["grpo"], beta=0.0)
 
 
@@ -80,7 +77,7 @@ def their_logits(folder, load=None):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_grpo_then_transformers(name, folder, tmp_path):
     source = folder(name)
-    ex = build(config_of(source, **{"model.scan_layers": True}))
+    ex = build(config_of(source))
     optimizer = make_optimizer(ex.config.optimizer, 2)
     key, rng = jax.random.key(0), np.random.default_rng(0)
     start = pretrained(ex)
@@ -103,17 +100,12 @@ def test_a_step_of_grpo_then_transformers(name, folder, tmp_path):
     assert read_config_file(tmp_path / "out") == read_config_file(source)
 
 
-def program(name, *arguments):
-    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def qwen(folder):
     return folder("qwen2")
 
 
-def test_a_run_is_exported_and_answers_the_same(qwen, tmp_path):
+def test_a_run_is_exported_and_answers_the_same(program, qwen, tmp_path):
     train(config_of(qwen), tmp_path / "run")
     out = tmp_path / "out"
     done = program("export", f"--workdir={tmp_path / 'run'}", f"--out={out}")
@@ -132,7 +124,7 @@ def test_a_run_is_exported_and_answers_the_same(qwen, tmp_path):
     assert tokenizer.decode(new, skip_special_tokens=True) + "\n" == asked[1].stdout
 
 
-def test_adapters_alone_are_trained_saved_and_loaded_by_peft(qwen, tmp_path):
+def test_adapters_alone_are_trained_saved_and_loaded_by_peft(program, qwen, tmp_path):
     peft = pytest.importorskip("peft", reason="needs peft, the independent source")
     config = config_of(
         qwen,
@@ -166,11 +158,11 @@ def test_adapters_alone_are_trained_saved_and_loaded_by_peft(qwen, tmp_path):
 
 def test_a_run_with_adapters_goes_on_where_it_stopped(qwen, tmp_path):
     options = {"model.lora.rank": 2, "checkpoint.every": 1}
-    train(config_of(qwen, **options), tmp_path / "whole")
     config = config_of(qwen, **options)
-    train(config, tmp_path / "cut")
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     newest = max((tmp_path / "cut" / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
-    newest.rename(tmp_path / "away")
+    shutil.rmtree(newest)
     train(config, tmp_path / "cut")
     both = [checkpoints.restore_params(tmp_path / n / "checkpoints")[0] for n in ("whole", "cut")]
     jax.tree.map(np.testing.assert_array_equal, *both)

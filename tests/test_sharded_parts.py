@@ -1,5 +1,7 @@
 """Eight virtual devices in one child process: latents, experts, adapters, critic, prediction layer
 give on a mesh what they give on one device, from weights that were read straight to their place.
+
+The critic is a second network: it learns beside the whole model, and adapters learn without one.
 """
 
 import dataclasses
@@ -87,20 +89,26 @@ def told(shape):
         for name, lora in {"whole": Lora(), "lora": Lora(rank=2)}.items():
             model = Decoder(dataclasses.replace(c, lora=lora))
             start = jax.tree.map(jnp.copy, params)  # for an update gives its state away
-            kept = dict(reference=False, critic=critic)
+            beside = critic if name == "whole" else None
+            kept = dict(reference=False, critic=beside)
             state = init_state(model, SGD, jax.random.key(0), mesh, params=start, **kept)
             like = abstract_state(model, SGD, mesh, **kept)
-            begun = state.critic.params
-            begun = begun | {"value": begun["value"] + 0.1}  # at 0 its body would learn nothing
-            state = state.replace(critic=state.critic.replace(params=begun))
-            before = jax.device_get((state.policy.trained, state.critic.params))
+            if beside:  # at 0 its body would learn nothing
+                begun = state.critic.params
+                begun = begun | {"value": begun["value"] + 0.1}
+                state = state.replace(critic=state.critic.replace(params=begun))
+            learning = lambda: {
+                **state.policy.trained,
+                **({"critic": state.critic.params} if beside else {}),
+            }
+            before = jax.device_get(learning())
             options = dict(model=model, optimizer=SGD, algorithm=LIKELIHOOD, mesh=mesh)
-            state, metrics = update(state, put_batch(batch, mesh), critic=critic, **options)
+            state, metrics = update(state, put_batch(batch, mesh), critic=beside, **options)
             assert all(jax.tree.leaves(jax.tree.map(lies_as, state, like))), name
-            after = jax.device_get((state.policy.trained, state.critic.params))
-            policy, moved = jax.tree.map(np.subtract, before, after)
-            flat = flax.traverse_util.flatten_dict({**policy, "critic": moved}, sep="/")
-            names = ("loss", "val/loss", "mtp/loss", "moe/balance", "moe/load_max")
+            moved = jax.tree.map(np.subtract, before, jax.device_get(learning()))
+            flat = flax.traverse_util.flatten_dict(moved, sep="/")
+            names = ("loss", "mtp/loss", "moe/balance", "moe/load_max")
+            names += ("val/loss",) if beside else ()
             out[name] = {
                 "metrics": {k: float(metrics[k]) for k in names},
                 "gradient": {k: x.tolist() for k, x in flat.items()},

@@ -116,8 +116,9 @@ def their_loss(model, tokens, mask):
     return -chosen[torch.tensor(mask.reshape(-1, 7))].mean()
 
 
-def test_supervised_loss_and_gradient(case):
-    theirs, c, params = case
+def test_supervised_loss_and_gradient_then_transformers(case, scanned, tmp_path):
+    """And what a smaller step makes of the parameters is what Transformers reads again."""
+    theirs, (c, params) = case[0], scanned
     tokens, mask = completions()
     theirs.model.zero_grad()
     loss = their_loss(theirs.model, tokens, mask)
@@ -140,23 +141,36 @@ def test_supervised_loss_and_gradient(case):
             assert error <= 1e-4 * np.linalg.norm(want[part.name]) + 1e-9, part.name
             seen.add(part.name)
     assert seen == set(want)
+    learnt = jax.tree.map(lambda a, d: a - 0.5 * d, before, change)
+    learnt = state.policy.replace(trained=learnt).full
+    save_model(tmp_path, c, learnt, source=theirs.folder)
+    got = logits_of(tmp_path)
+    np.testing.assert_allclose(got, our_logits(c, learnt, ROWS), atol=1e-4)
+    assert np.abs(got - our_logits(c, params, ROWS)).max() > 0.01
+
+
+def logits_of(folder):
+    """What Transformers makes of the model of a folder."""
+    import torch
+    import transformers
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(folder, attn_implementation="eager", dtype=torch.float32)
+    with torch.no_grad():
+        return their_logits(model.eval(), ROWS).numpy()
 
 
 def test_transformers_reads_what_is_saved(case, scanned, tmp_path):
     import torch
-    import transformers
 
     theirs, out = case[0], tmp_path / "out"
     save_model(out, *case[1:], theirs.folder)
     save_model(tmp_path / "scanned", *scanned, theirs.folder)
     one, other = (load_file(folder / SINGLE) for folder in (out, tmp_path / "scanned"))
     chex.assert_trees_all_equal(one, other)
-    again = transformers.AutoModelForCausalLM.from_pretrained(
-        out, attn_implementation="eager", dtype=torch.float32
-    )
     with torch.no_grad():
-        want, got = (their_logits(m.eval(), ROWS) for m in (theirs.model, again))
-    np.testing.assert_array_equal(got.numpy(), want.numpy())
+        want = their_logits(theirs.model, ROWS).numpy()
+    np.testing.assert_array_equal(logits_of(out), want)
 
 
 def test_config_json_both_ways(case):
