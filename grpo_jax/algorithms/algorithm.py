@@ -132,6 +132,17 @@ COMPONENTS: dict[str, Mapping[str, Callable]] = {
     "tis_mode": CORRECTIONS,
 }
 OPTIONAL = ("token_selection", "tis_mode")
+# What each is called with, before the keyword-only arguments that it names.
+ARGUMENTS = {
+    "reward_combination": ("parts", "weights"),
+    "advantage": ("rewards", "mask"),
+    "ratio": ("logp", "logp_old", "mask"),
+    "surrogate": ("log_ratio", "advantages", "logp", "mask"),
+    "aggregation": ("mask", "max_length"),
+    "kl": ("logp", "logp_ref", "mask"),
+    "token_selection": ("mask",),
+    "tis_mode": ("logp_old", "logp_rollout", "mask"),
+}
 # The arrays that components may ask for by name.
 ARRAYS = {
     "advantage": ("token_rewards", "values", "step_rewards", "step_ends"),
@@ -243,6 +254,12 @@ def _unknown(field: str, value: object, names: Collection[str]) -> str:
 def _check_needs(algorithm: Algorithm, field: str, function: Callable, group: int) -> None:
     """Raises ValueError unless what a component needs is there."""
     name, needed = getattr(algorithm, field), needs_of(function)
+    given = dict.fromkeys(required(function))
+    try:
+        inspect.signature(function).bind(*ARGUMENTS[field], **given)
+    except TypeError as error:
+        called = ", ".join((*ARGUMENTS[field], "*", "..."))
+        raise ValueError(f"{field} {name!r} is called as f({called}): {error}") from error
     known = [*ARRAYS.get(field, ()), *vars(algorithm)]
     for lacking in sorted({*required(function), *needed.fields} - {*known}):
         raise ValueError(

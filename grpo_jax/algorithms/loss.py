@@ -18,6 +18,7 @@ from grpo_jax.algorithms.algorithm import Algorithm, call, check_group, componen
 from grpo_jax.algorithms.kl import importance_weighted
 from grpo_jax.algorithms.ratios import masked_difference, token
 from grpo_jax.algorithms.surrogates import never
+from grpo_jax.errors import UsageError
 from grpo_jax.types import Advantages, StepRewards
 
 Metrics = dict[str, Float[Array, ""]]
@@ -63,7 +64,13 @@ def compute_advantages(
         arrays |= {"step_rewards": steps.rewards, "step_ends": steps.ends}
     function = component(algorithm, "advantage")
     check_group("advantage", algorithm.advantage, function, rewards.shape[1])
-    return jax.lax.stop_gradient(call(function, algorithm, rewards, mask, arrays=arrays))
+    advantages = call(function, algorithm, rewards, mask, arrays=arrays)
+    if advantages.shape not in (mask.shape, (*rewards.shape, 1)):
+        raise UsageError(
+            f"advantage {algorithm.advantage!r} returns shape {list(advantages.shape)}; valid: "
+            f"[P, G, 1] or [P, G, T], here {[*rewards.shape, 1]} or {list(mask.shape)}"
+        )
+    return jax.lax.stop_gradient(advantages)
 
 
 def compute_returns(

@@ -4,6 +4,7 @@ from compiled import jit
 
 from grpo_jax.algorithms import ADVANTAGES, Algorithm, compute_advantages
 from grpo_jax.algorithms.advantages import generalized_advantages, whiten
+from grpo_jax.errors import UsageError
 from grpo_jax.types import StepRewards
 
 RNG = np.random.default_rng(1)
@@ -174,6 +175,12 @@ def test_whiten_gives_mean_0_and_variance_1_over_valid_tokens_alone(batch):
     data = x[batch["mask"]]
     np.testing.assert_allclose([data.mean(), data.var(ddof=1)], [0, 1], atol=1e-5)
     assert np.all(x[~batch["mask"]] == 0)
+
+
+def test_another_shape_than_one_a_completion_or_a_token_is_named(monkeypatch):
+    monkeypatch.setitem(ADVANTAGES, "flat", lambda rewards, mask: rewards)
+    with pytest.raises(UsageError, match=r"'flat' returns shape \[2, 3\]; .*\[2, 3, 1\] or"):
+        compute_advantages(Algorithm(advantage="flat"), np.ones((2, 3)), np.ones((2, 3, 5), bool))
 
 
 def test_a_missing_array_is_named(batch):

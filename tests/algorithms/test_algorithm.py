@@ -118,6 +118,8 @@ def plain(rewards, mask):
         (None, plain, {}, 2, None),
         (None, plain, {}, 1, r"'mine' does not declare needs\(group=1\), .*at least 2, got 1;"),
         ({"group": 1}, plain, {}, 1, None),
+        (None, lambda r: r, {}, 2, r"'mine' is called as f\(rewards, mask, \*, \.\.\.\): too many"),
+        (None, lambda r, m, v: r, {}, 2, r"'mine' is called as f\(rewards, mask, .*argument: 'v'"),
         ({"group": 2}, plain, {}, 1, "'mine' compares .*: group must be at least 2, got 1;"),
         ({"group": 4}, plain, {}, 3, "group must be at least 4, got 3;"),
         (
