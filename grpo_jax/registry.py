@@ -1,7 +1,8 @@
 """Objects by name: an entry of a table, or an import path."""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from grpo_jax.errors import unknown
@@ -19,6 +20,29 @@ def find(kind: str, name: str, table: Mapping[str, T]) -> T:
     if ":" not in name:
         raise ValueError(f'{unknown(kind, name, table)}; or "package.module:name"')
     return cast(T, imported(kind, name))
+
+
+def make(
+    kind: str,
+    name: str,
+    table: Mapping[str, Callable[..., T]],
+    methods: Sequence[str],
+    *args: object,
+    **options: object,
+) -> T:
+    """What the entry of a name makes of the arguments.
+
+    ValueError as `find`, and for what cannot be called with them, or lacks one of the methods.
+    """
+    maker = find(kind, name, table)
+    try:
+        inspect.signature(maker).bind(*args, **options)
+    except (TypeError, ValueError) as error:  # ValueError for a builtin, which has no signature
+        raise ValueError(f"{kind} {name!r} cannot be made as the others are: {error}") from error
+    made = maker(*args, **options)
+    if missing := [m for m in methods if not callable(getattr(made, m, None))]:
+        raise ValueError(f"{kind} {name!r} is no {kind}: it lacks {', '.join(missing)}")
+    return made
 
 
 def imported(kind: str, path: str) -> object:

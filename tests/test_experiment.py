@@ -96,6 +96,9 @@ def test_stop_strings_are_the_samplers_table(config):
         ({"source": "in_tur"}, r"unknown source 'in_tur'; did you mean 'in_turn'\?"),
         ({"environment": "single"}, r"unknown environment 'single'; .*'single_turn'\?"),
         ({"environment": "nowhere:Game"}, "environment 'nowhere:Game': cannot import 'nowhere'"),
+        ({"environment": "os:path"}, "'os:path': is of type module; valid: a callable"),
+        ({"environment": "os:getcwd"}, "environment 'os:getcwd' is no environment: it lacks reset"),
+        ({"engine": "os:getcwd"}, "engine 'os:getcwd' cannot be made as the others are: "),
         ({"source": "overlapped"}, "'overlapped' .*tis_mode='none'; valid: 'truncate', 'mask'"),
         (
             {"source": "overlapped", "rounds": 10},

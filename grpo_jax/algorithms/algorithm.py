@@ -205,12 +205,14 @@ def squares_parts(algorithm: Algorithm) -> bool:
 
 def check_group(field: str, name: str, function: Callable, group: int) -> None:
     """Raises ValueError where a component that compares completions has too few of a prompt's."""
-    least, why = needs_of(function).group, "compares a prompt's completions with each other"
-    if least is None:
-        least = UNDECLARED_GROUP if field == "advantage" else 1
+    undeclared = UNDECLARED_GROUP if field == "advantage" else 1
+    why = "compares a prompt's completions with each other"
+    if needs_of(function).group is None:
         why = "does not declare needs(group=1), so it may compare a prompt's completions"
+    least = needs_of(function).group or undeclared
     if group < least:
-        able = [k for k, f in COMPONENTS[field].items() if (needs_of(f).group or 1) <= group]
+        known = COMPONENTS[field].items()
+        able = [k for k, f in known if (needs_of(f).group or undeclared) <= group]
         raise ValueError(
             f"{field} {name!r} {why}: group must be at least {least}, got {group}; with {group} "
             f"valid: {', '.join(able)}"

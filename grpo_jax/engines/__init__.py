@@ -12,7 +12,7 @@ from grpo_jax.engines.filters import Sampling
 from grpo_jax.engines.lockstep import Lockstep
 from grpo_jax.engines.speculative import Speculative
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.registry import find
+from grpo_jax.registry import make
 
 __all__ = ["ENGINES", "Engine", "Sampling", "completion_keys", "make_engine"]
 
@@ -25,4 +25,4 @@ def make_engine(name: str, model: Decoder, stops: Int[Array, "N V"] | None = Non
 
     stops  the table of stop strings (`engines.stops`), or None
     """
-    return find("engine", name, ENGINES)(model=model, stops=stops)
+    return make("engine", name, ENGINES, ("generate",), model=model, stops=stops)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from grpo_jax.environments.base import Environment, Turn
 from grpo_jax.environments.single_turn import SingleTurn
-from grpo_jax.registry import find
+from grpo_jax.registry import find, make
 
 __all__ = ["ENVIRONMENTS", "Environment", "Turn", "find_environment"]
 
@@ -17,4 +17,5 @@ ENVIRONMENTS: dict[str, Callable[[], Environment]] = {"single_turn": SingleTurn}
 
 def find_environment(name: str) -> Callable[[], Environment]:
     """The function that makes one completion's environment; ValueError for an unknown name."""
+    make("environment", name, ENVIRONMENTS, ("reset", "step"))
     return find("environment", name, ENVIRONMENTS)

@@ -13,7 +13,7 @@ from grpo_jax.algorithms import CORRECTIONS, Algorithm
 from grpo_jax.console.progress import doing
 from grpo_jax.engines.base import completion_keys
 from grpo_jax.engines.filters import Sampling
-from grpo_jax.registry import find
+from grpo_jax.registry import find, make
 from grpo_jax.rollout.grade import Graded, Grader, grade
 from grpo_jax.rollout.play import Episodes, Player, encode, finish, generate
 from grpo_jax.tasks import Problem
@@ -153,7 +153,7 @@ SOURCES: dict[str, Callable[[Making], RolloutSource]] = {
 
 def make_source(name: str, making: Making) -> RolloutSource:
     """The source of a name or import path; ValueError for an unknown one."""
-    return find("source", name, SOURCES)(making)
+    return make("source", name, SOURCES, ("next", "get_state", "set_state"), making)
 
 
 def check_source(name: str, algorithm: Algorithm) -> None:

@@ -76,7 +76,10 @@ def make_task(name: str | None = None, **options: object) -> Task:
     missing = [k for k, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD]
     if absent := [k for k in missing if k not in options]:
         raise TypeError(f"task {name!r}: needs the option {absent[0]!r}")
-    return make(**options)
+    task = make(**options)
+    if not isinstance(task, Task):
+        raise TypeError(f"task {name!r}: made a {type(task).__name__}; valid: a function of a Task")
+    return task
 
 
 def task_options(name: str) -> list[str] | None:

@@ -116,7 +116,7 @@ def plain(rewards, mask):
     ("declared", "function", "fields", "group", "message"),
     [
         (None, plain, {}, 2, None),
-        (None, plain, {}, 1, r"'mine' does not declare needs\(group=1\), .*at least 2, got 1;"),
+        (None, plain, {}, 1, r"'mine' does not declare needs\(group=1\), .*2, got 1; .*, gae$"),
         ({"group": 1}, plain, {}, 1, None),
         (None, lambda r: r, {}, 2, r"'mine' is called as f\(rewards, mask, \*, \.\.\.\): too many"),
         (None, lambda r, m, v: r, {}, 2, r"'mine' is called as f\(rewards, mask, .*argument: 'v'"),

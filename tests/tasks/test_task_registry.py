@@ -10,6 +10,13 @@ def test_unknown_names_point_to_the_nearest():
         make_task("addition", digit=3)
 
 
+def test_an_import_path_must_lead_to_a_task():
+    with pytest.raises(TypeError, match="task 'os:getcwd': made a str; valid: "):
+        make_task("os:getcwd")
+    with pytest.raises(ValueError, match=r"task 'os:getcw': unknown name 'getcw'; .*'getcwd'"):
+        make_task("os:getcw")
+
+
 def test_a_missing_option_is_named():
     with pytest.raises(TypeError, match="'jsonl': needs the option 'path'"):
         make_task("jsonl")
