@@ -43,15 +43,15 @@ class Cache(struct.PyTreeNode):
 class Context(struct.PyTreeNode):
     """What a forward pass gives every layer.
 
-    turns     cos and sin, as `rope.turns` returns them
-    own       broadcastable to [P, K, G, T, U]; the own keys a query may see
-    distance  broadcastable to the same; from a query back to an own key
-    index     i32[], or i32[P, G], entries in the cache; None without one
-    valid     the tokens that a router's load counts, or None
+    rotations  cos and sin, as `rope.rotations` returns them
+    own        broadcastable to [P, K, G, T, U]; the own keys that a query may see
+    distance   broadcastable to the same; from a query back to an own key
+    index      i32[], or i32[P, G], entries in the cache; None without one
+    valid      the tokens that a router's load counts, or None
     """
 
     positions: Int[Array, "P Q T"]
-    turns: tuple[Float[Array, "kinds P Q T half"], Float[Array, "kinds P Q T half"]]
+    rotations: tuple[Float[Array, "kinds P Q T half"], Float[Array, "kinds P Q T half"]]
     own: Bool[Array, "..."]
     distance: Int[Array, "..."]
     prefix_mask: Bool[Array, "P S"] | None = None
@@ -59,17 +59,23 @@ class Context(struct.PyTreeNode):
     index: Any = None
     valid: Bool[Array, "P G T"] | None = None
 
-    def turn(self, local: "Local") -> tuple[Float[Array, "P Q T half"], Float[Array, "P Q T half"]]:
+    def rotation(
+        self, local: "Local"
+    ) -> tuple[Float[Array, "P Q T half"], Float[Array, "P Q T half"]]:
         """cos and sin of a layer's rotation."""
-        return jax.tree.map(lambda part: part[local.turn], self.turns)
+        return jax.tree.map(lambda part: part[local.rotation], self.rotations)
 
 
 class Local(NamedTuple):
-    """What differs from layer to layer: its window (None = all), which of Context.turns, and its
-    place in a stack of layers, whose one cache it is given (None = the cache is its own)."""
+    """What differs from layer to layer.
+
+    window    tokens back that it sees; None = all
+    rotation  which of Context.rotations
+    place     in a stack of layers, whose one cache it is given; None = the cache is the layer's
+    """
 
     window: Any
-    turn: Any
+    rotation: Any
     place: Any = None
 
 
@@ -230,9 +236,9 @@ class Attention(nn.Module):
         q, k, v = heads("q", c.heads, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
         if c.qk_norm:
             q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
-        turn = context.turn(local)
-        q = rotate(q, turn, c.rope_interleaved) * query_scale(c)
-        k = rotate(k, turn, c.rope_interleaved)
+        rotation = context.rotation(local)
+        q = rotate(q, rotation, c.rope_interleaved) * query_scale(c)
+        k = rotate(k, rotation, c.rope_interleaved)
         q = q.reshape(P, G, T, K, R, D).transpose(0, 3, 1, 4, 2, 5)
         own = kept = Cache(k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4))
         if cache is not None:

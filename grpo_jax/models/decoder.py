@@ -30,7 +30,7 @@ from grpo_jax.models.feed_forward import FeedForward
 from grpo_jax.models.latent import LatentAttention
 from grpo_jax.models.linear import Linear, RMSNorm
 from grpo_jax.models.products import project
-from grpo_jax.models.rope import turns
+from grpo_jax.models.rope import rotations
 from grpo_jax.types import Params, Prompts
 
 CHECKPOINTS = {
@@ -284,7 +284,7 @@ def _context(
         # A padded query sees only itself, so that its softmax is defined.
         own = own & (mask[:, None, None, None] | jnp.eye(length, dtype=bool))
     prefix_positions = None if prefix_mask is None else jnp.cumsum(prefix_mask, -1) - 1
-    angles = turns(c, positions)
+    angles = rotations(c, positions)
     return Context(positions, angles, own, distance, prefix_mask, prefix_positions, index, valid)
 
 

@@ -19,7 +19,7 @@ ROUTING = "routing"  # the collection that layers report their load to
 
 
 class Routes(NamedTuple):
-    """Which experts serve a token, and with what weights; scores are those of all experts."""
+    """The experts that serve each token, and their weights; scores are those of all experts."""
 
     weights: Float[Array, "N A"]
     ids: Int[Array, "N A"]

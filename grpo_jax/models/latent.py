@@ -52,13 +52,13 @@ class LatentAttention(nn.Module):
         c, a = self.config, self.config.latent
         P, T = context.positions.shape[0], context.positions.shape[2]
         G = x.shape[0] // (P * T)
-        turn = context.turn(local)
+        rotation = context.rotation(local)
         q = self.q_b(self.q_a_norm(self.q_a(x))) if a.q_rank else self.q(x)
         q = q.reshape(P, G, T, c.heads, -1) * query_scale(c)
         q_nope, q_rope = q[..., : a.nope_dim], q[..., a.nope_dim :]
-        q_rope = rotate(q_rope, turn, c.rope_interleaved)
+        q_rope = rotate(q_rope, rotation, c.rope_interleaved)
         latent = self.kv_a(x).reshape(P, G, T, 1, -1)
-        key = rotate(latent[..., a.kv_rank :], turn, c.rope_interleaved)
+        key = rotate(latent[..., a.kv_rank :], rotation, c.rope_interleaved)
         latent = jnp.concatenate([self.kv_a_norm(latent[..., : a.kv_rank]), key], -1)
         own = kept = Cache(latent.transpose(0, 3, 1, 4, 2), None)
         if cache is not None:

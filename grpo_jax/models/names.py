@@ -1,4 +1,4 @@
-"""Which tensors of a Hugging Face checkpoint make up which parameter. No JAX."""
+"""The tensors of a Hugging Face checkpoint that make up each parameter. No JAX."""
 
 import itertools
 from typing import NamedTuple

@@ -35,8 +35,8 @@ def _plain(theta: float, width: int) -> np.ndarray:
 
 def _llama3(plain: np.ndarray, s: RopeScaling) -> np.ndarray:
     """Llama 3.1: slow pairs by the factor, fast ones not at all, a ramp between."""
-    turns = s.original_length * plain / (2 * math.pi)
-    smooth = (turns - s.low_frequency) / (s.high_frequency - s.low_frequency)
+    rotations = s.original_length * plain / (2 * math.pi)
+    smooth = (rotations - s.low_frequency) / (s.high_frequency - s.low_frequency)
     smooth = np.clip(smooth, 0.0, 1.0)
     return (1 - smooth) * plain / s.factor + smooth * plain
 
@@ -45,8 +45,8 @@ def _yarn(plain: np.ndarray, s: RopeScaling, theta: float) -> np.ndarray:
     """YaRN (2309.00071), eq. 23: a ramp over pairs, from beta_fast's to beta_slow's."""
     half = len(plain)
 
-    def pair(turns: float) -> float:  # which pair rotates so often over the original length
-        return half * math.log(s.original_length / (turns * 2 * math.pi)) / math.log(theta)
+    def pair(rotations: float) -> float:  # which pair rotates so often over the original length
+        return half * math.log(s.original_length / (rotations * 2 * math.pi)) / math.log(theta)
 
     low = max(math.floor(pair(s.beta_fast)), 0)
     high = min(math.ceil(pair(s.beta_slow)), 2 * half - 1)
@@ -76,7 +76,7 @@ def query_scale(c: ModelConfig) -> float:
     return scale
 
 
-def turns(
+def rotations(
     c: ModelConfig, positions: Int[Array, "..."]
 ) -> tuple[Float[Array, "kinds ... half"], Float[Array, "kinds ... half"]]:
     """cos and sin of positions times the frequencies; half is D/2.
@@ -92,14 +92,14 @@ def turns(
 
 def rotate(
     x: Float[Array, "P G T N D"],
-    turn: tuple[Float[Array, "P Q T half"], Float[Array, "P Q T half"]],
+    rotation: tuple[Float[Array, "P Q T half"], Float[Array, "P Q T half"]],
     interleaved: bool = False,
 ) -> Float[Array, "P G T N D"]:
-    """Turn each pair of x by the angle with this cos and sin; half is D/2, Q is G or 1.
+    """Rotate each pair of x by the angle with this cos and sin; half is D/2, Q is G or 1.
 
     A pair is (i, i + D/2), or neighbours where `interleaved`, which come out as halves.
     """
-    cos, sin = (part[..., None, :].astype(x.dtype) for part in turn)
+    cos, sin = (part[..., None, :].astype(x.dtype) for part in rotation)
     half = x.shape[-1] // 2
     a, b = (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
