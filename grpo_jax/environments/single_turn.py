@@ -6,7 +6,7 @@ from grpo_jax.tasks.problem import Prompt
 
 
 class SingleTurn:
-    """An episode that is over after one answer, which the rewards judge."""
+    """An episode that is over after one completion, which the rewards read."""
 
     def reset(self, problem: Problem) -> Prompt:
         """The problem's own prompt."""

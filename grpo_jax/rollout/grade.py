@@ -80,12 +80,12 @@ def grade(grader: Grader, episodes: Episodes, number: int) -> Callable[[], Grade
     submitted = grader.rewarder.submit(problems, completions)
 
     def wait() -> Graded:
-        judged = {
+        scored = {
             name: model(problems, completions) for name, model in grader.reward_models.items()
         }
         scores = submitted()
         grader.failures.note(scores, number)
-        parts = scores.parts | judged
+        parts = scores.parts | scored
         steps = None
         if algorithms.needs_steps(grader.algorithm):
             held = partial(prefill, grader.tokenizer)
@@ -138,8 +138,8 @@ def has_spread(
 def _with_steps(rewards: np.ndarray, steps: list[list[Steps]]) -> np.ndarray:
     """Rewards f32[P, G] beside those of the steps, f32[P, N], NaN where a group has fewer."""
     rows = []
-    for group, judged in zip(rewards, steps, strict=True):
-        scored = [s for s, r in zip(judged, group, strict=True) if not np.isnan(r)]
+    for group, solved in zip(rewards, steps, strict=True):
+        scored = [s for s, r in zip(solved, group, strict=True) if not np.isnan(r)]
         compared = scored if len(scored) > 1 else []  # one by itself has no spread
         rows.append([*group, *(reward for one in compared for _, reward in one)])
     return np.array(list(itertools.zip_longest(*rows, fillvalue=np.nan))).T

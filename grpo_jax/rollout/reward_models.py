@@ -143,7 +143,7 @@ def score(
     texts = read(scorer.reader, problems, turns)
     filled = [[text or "" for text in group] for group in texts]
     batch = encode_pairs(scorer.reader, problems, filled)
-    judged = np.array([[text is not None for text in group] for group in texts])
+    scored = np.array([[text is not None for text in group] for group in texts])
     found = np.asarray(rewards(scorer.model, scorer.params, *batch))
     if not np.isfinite(found).all():
         p, g = np.argwhere(~np.isfinite(found))[0]
@@ -151,19 +151,19 @@ def score(
             f"reward {scorer.name!r} gives {found[p, g]}; prompt: {excerpt(problems[p].prompt)}; "
             f"completion: {excerpt(completions[p][g])}; valid: a model whose scores are finite"
         )
-    return lowest(found, judged)
+    return lowest(found, scored)
 
 
-def lowest(rewards: np.ndarray, judged: np.ndarray) -> np.ndarray:
+def lowest(rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
     """Rewards f32[P, G]; where bool[P, G] is False, one less than the group's lowest score.
 
     So leaving out what the model reads gains nothing, whatever the scale of the scores. A group
     without a score takes the batch's lowest; NaN, which abstains, where nothing has a score.
     """
-    known = np.where(judged, rewards, np.inf)
+    known = np.where(scored, rewards, np.inf)
     least = known.min(-1, keepdims=True)
     below = np.where(np.isinf(least), known.min(), least) - 1
-    return np.where(judged, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
+    return np.where(scored, rewards, np.where(np.isinf(below), np.nan, below)).astype(np.float32)
 
 
 def only(scorer: Scorer, mesh: Mesh, asked: Sequence[bool] | np.ndarray) -> Scorer:
@@ -175,7 +175,7 @@ def only(scorer: Scorer, mesh: Mesh, asked: Sequence[bool] | np.ndarray) -> Scor
     places = np.flatnonzero(asked)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def judged(problems, completions):
+    def scored(problems, completions):
         found = np.full((len(problems), len(completions[0])), np.nan, np.float32)
         if places.size:
             size = rows << (-(-len(places) // rows) - 1).bit_length()
@@ -185,14 +185,14 @@ def only(scorer: Scorer, mesh: Mesh, asked: Sequence[bool] | np.ndarray) -> Scor
             found[places] = scores[: len(places)]
         return found
 
-    return judged
+    return scored
 
 
 def asked_only(scorer: Scorer, mesh: Mesh, name: str) -> Scorer:
     """The reward model called `name`, which sees only the problems that ask for it."""
 
-    def judged(problems: Sequence[Problem], completions: Texts) -> Float[np.ndarray, "P G"]:
+    def scored(problems: Sequence[Problem], completions: Texts) -> Float[np.ndarray, "P G"]:
         its = [scored_by(problem, name) for problem in problems]
         return only(scorer, mesh, its)(problems, completions)
 
-    return judged
+    return scored

@@ -1,7 +1,7 @@
 """A neural reward model: Bradley-Terry on pairs of completions (2009.01325, eq. 1).
 
-Its network (`judges`) reads whole completions or only final answers, as its task's option
-`judged` says. A pair is a group of two: P prompts, G = 2, T completion length.
+Its network (`rollout.reward_models`) reads whole completions or only final answers, as its task's
+option `judged` says. A pair is a group of two: P prompts, G = 2, T completion length.
 """
 
 import math
