@@ -120,14 +120,14 @@ def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> dict[str, float]:
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected marks [problems] twice, got {a.shape} and {b.shape}")
-    apart = a.astype(float) - b
-    mean, low, high = mean_interval(apart, level)
-    if not apart.any():
+    gaps = a.astype(float) - b
+    mean, low, high = mean_interval(gaps, level)
+    if not gaps.any():
         p = 1.0
     elif a.dtype == b.dtype == bool:
-        p = _sign_test(int((apart > 0).sum()), int((apart < 0).sum()))
+        p = _sign_test(int((gaps > 0).sum()), int((gaps < 0).sum()))
     else:
-        p = _t_test(apart)
+        p = _t_test(gaps)
     return {"difference": mean, "low": low, "high": high, "p": p}
 
 

@@ -177,8 +177,10 @@ def test_loss_and_gradients_are_those_of_full_rows_in_float64(kind):
 def test_a_network_of_its_own_leaves_the_policys_gradient_alone():
     batch = prepared(state_with("network"))
     with_critic, _ = stepped(state_with("network"), batch, critic_of("network"))
-    alone, _ = stepped(state_with("network").replace(critic=None), batch, None)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), with_critic[0], alone[0])
+    without_critic, _ = stepped(state_with("network").replace(critic=None), batch, None)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), with_critic[0], without_critic[0]
+    )
 
 
 def test_a_critic_starts_as_the_policy_and_expects_nothing():

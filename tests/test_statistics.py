@@ -108,9 +108,9 @@ def test_paired_is_mcnemars_exact_test(mine, theirs, both):
     n, far = mine + theirs, abs(mine - theirs)
     ways = [abs(2 * sum(way) - n) >= far for way in itertools.product((0, 1), repeat=n)]
     assert found["p"] == pytest.approx(np.mean(ways))
-    apart = np.array(a, float) - np.array(b, float)
-    assert found["difference"] == pytest.approx(apart.mean())
-    low, high = stats.ttest_1samp(apart, 0).confidence_interval() if n else (0, 0)
+    gaps = np.array(a, float) - np.array(b, float)
+    assert found["difference"] == pytest.approx(gaps.mean())
+    low, high = stats.ttest_1samp(gaps, 0).confidence_interval() if n else (0, 0)
     assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
 
 

@@ -152,7 +152,7 @@ FILES = {
         },
     ),
     "gemma, length at the top": ("gemma3_text", WINDOWS | {"rope_scaling": YARN, ORIGINAL: 512}),
-    "gemma, full alone": (
+    "gemma, only full": (
         "gemma3_text",
         WINDOWS | {"rope_parameters": {"full_attention": LINEAR | {"rope_theta": 9e3}}},
     ),

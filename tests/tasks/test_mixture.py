@@ -20,14 +20,14 @@ def task():
 
 
 def test_problems_come_in_turn_and_short_parts_begin_anew(task):
-    alone = {
+    singly = {
         "sums": make_task("addition", **ADDITION),
         "word_problems": make_task("word_problems", heldout_size=3, train_size=40),
     }
     assert len(task.train) == 150  # 50 rounds of one sum and two word problems
     found = [task.train[i] for i in range(150)]
     assert Counter(p.columns["kind"] for p in found) == {"sums": 50, "word_problems": 100}
-    for kind, problems in alone.items():
+    for kind, problems in singly.items():
         mine = [p.prompt for p in found if p.columns["kind"] == kind]
         size = len(problems.train)
         assert mine == [problems.train[i % size].prompt for i in range(len(mine))]

@@ -34,9 +34,9 @@ def prompts(source):
 def test_replay_has_its_share_of_an_epoch(write, share, a_round):
     new = write("new", numbered(0, 100))
     earlier = [write("one", numbered(50, 30)), write("two", [*numbered(200, 9), *numbered(70, 1)])]
-    alone = make_task("pairs", path=new)
+    plain = make_task("pairs", path=new)
     task = make_task("pairs", path=new, replay=tuple(earlier), replay_share=share)
-    assert prompts(task.heldout) == prompts(alone.heldout)
+    assert prompts(task.heldout) == prompts(plain.heldout)
     assert not set(prompts(task.train)) & set(prompts(task.heldout))
     kinds = [task.train[i].columns["kind"] for i in range(len(task.train))]
     for start in range(0, len(kinds), sum(a_round)):  # in every round
@@ -45,7 +45,7 @@ def test_replay_has_its_share_of_an_epoch(write, share, a_round):
     found = {kind: set() for kind in ("new", "earlier")}
     for kind, prompt in zip(kinds, prompts(task.train), strict=True):
         found[kind].add(prompt)
-    assert found["new"] == set(prompts(alone.train))
+    assert found["new"] == set(prompts(plain.train))
     tasks = [make_task("pairs", path=path) for path in earlier]
     assert found["earlier"] == {p for one in tasks for p in prompts(one.train)}
     assert set("2=ab") <= set(task.symbols)  # of earlier ones only
