@@ -9,6 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt
 PINS := setup.cfg pyproject.toml constraints.txt
+# Every floor in seconds: what starts processes, trains for long or needs Transformers is left out.
+QUICK := tests/algorithms tests/tasks tests/rewards $(addprefix --ignore=tests/rewards/test_, \
+		evaluate.py math_reward.py sandbox_user.py sandbox_memory.py) \
+	$(addprefix tests/models/test_,attention.py config_json.py model_config.py rope.py) \
+	$(addprefix tests/rollout/test_,collect.py filters.py sampler.py) \
+	$(addprefix tests/test_,config.py configs.py data_check.py file_errors.py folders.py layout.py \
+		metrics.py numbers.py optimizer.py runs.py sources.py statistics.py stops.py summary.py \
+		tokenizers.py vocabulary.py trainer.py::test_training_raises_a_trivial_reward)
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
 # pip says nothing for a minute or two: a dot every other second shows that it is at work.
@@ -17,12 +25,13 @@ define install
 	while kill -0 $$pip 2>/dev/null; do printf .; sleep 2; done; echo; wait $$pip
 endef
 
-.PHONY: help train test lint docs notebook reasoning_gym smollm2 smollm2-model clean
+.PHONY: help train test test-quick lint docs notebook reasoning_gym smollm2 smollm2-model clean
 
 help:
 	@echo 'make train          train configs/default.py; CONFIG=configs/<name>.py for another,'
 	@echo '                    ARGS="--config.steps=5 --workdir=DIR" for more options'
 	@echo 'make test           ruff, mypy and pytest; ARGS="-k loss" selects tests'
+	@echo 'make test-quick     two minutes of these tests: every floor, and one tiny run'
 	@echo 'make lint           ruff and mypy only'
 	@echo 'make docs           build docs/ and the API into site/; a broken link is an error'
 	@echo 'make notebook       open the notebooks in JupyterLab'
@@ -43,6 +52,9 @@ test: lint
 		echo 'reasoning_gym could not be installed: its tests are skipped.'; \
 	fi
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+
+test-quick: $(VENV)/test.stamp
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(QUICK) $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
