@@ -136,9 +136,9 @@ def runs(folder, environment):
     """A run that nothing interrupts, and beside it the same one struck down over and over."""
     argv = [sys.executable, "-m", *command(folder, folder / "straight")]
     with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL) as run:
-        told = strike_down(folder, environment)
+        endings = strike_down(folder, environment)
     assert run.returncode == 0
-    return folder / "straight", told
+    return folder / "straight", endings
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def broken(runs):
 
 def strike_down(folder, environment):
     """The folder of a run that met STARTS; what each of them ended with, said and left."""
-    workdir, told = folder / "broken", []
+    workdir, endings = folder / "broken", []
     launcher = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", LAUNCHER],
         **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment},
@@ -172,9 +172,9 @@ def strike_down(folder, environment):
             saved = [
                 checkpoints.steps(f / "checkpoints") for f in (workdir / "cold_start", workdir)
             ]
-            told.append((status, log.read_text(), tuple(saved)))
+            endings.append((status, log.read_text(), tuple(saved)))
         launcher.stdin.close()
-    return workdir, told
+    return workdir, endings
 
 
 def lines(path):

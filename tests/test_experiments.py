@@ -100,7 +100,7 @@ def test_sample_prints_a_line_for_each_completion(program, run):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "message"),
     [
         ("sample", ["--workdir={nothing}", "--prompt=1+2="], "holds no run"),
         ("sample", ["--workdir={run}", "--prompt=1+x="], "character 'x'"),
@@ -148,14 +148,14 @@ def test_sample_prints_a_line_for_each_completion(program, run):
         ("iterate", ["--config="], "--config: no Python file: ''; valid"),
     ],
 )
-def test_bad_input_ends_in_one_line_and_status_2(program, run, tmp_path, name, arguments, told):
+def test_bad_input_ends_in_one_line_and_status_2(program, run, tmp_path, name, arguments, message):
     (binary := tmp_path / "bytes.txtpb").write_bytes(b"\xff")
     given = [a.format(run=run, nothing=tmp_path / "nothing", binary=binary) for a in arguments]
     done = program(name, *given)
     assert done.returncode == 2, done
     assert done.stdout in ("", "importing JAX ...\n")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_speculation_prints_what_it_measured(program):
@@ -295,14 +295,14 @@ def test_a_driver_that_fails_is_named_in_one_line():
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         *[("--group=1", "at least 2"), ("--warmup=6", "less than"), ("--heads=3", "must divide")],
         ("--beside='", '--beside: invalid split value: "\'"'),
     ],
 )
-def test_benchmark_refuses_impossible_sizes(flag, told):
-    with pytest.raises(UsageError, match=told):
+def test_benchmark_refuses_impossible_sizes(flag, message):
+    with pytest.raises(UsageError, match=message):
         benchmark.parse([flag])
 
 
@@ -339,8 +339,8 @@ def test_the_task_of_the_docs_works_from_the_default_config(snippets, monkeypatc
 
 def test_sizes_in_memory_have_units():
     sizes = {"model": "m", "device": "cpu", "count": 1234, "parameters": 1.5, "peak": 2048.0}
-    told = [line.split(maxsplit=1)[1] for line in size_table(sizes)]
-    assert told == ["m", "cpu", "1234 parameters", "1.500 GiB", "2,048.000 GiB"]
+    cells = [line.split(maxsplit=1)[1] for line in size_table(sizes)]
+    assert cells == ["m", "cpu", "1234 parameters", "1.500 GiB", "2,048.000 GiB"]
 
 
 def test_the_reward_and_the_algorithm_of_the_readme_train(run):

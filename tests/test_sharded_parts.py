@@ -77,7 +77,7 @@ def load(mesh, scan):
     return c, params, max(sizes)
 
 
-def told(shape):
+def gathered(shape):
     mesh = make_mesh(*shape)
     out = {}
     with using(mesh):
@@ -117,7 +117,7 @@ def told(shape):
     return out
 
 
-print(json.dumps([told((1, 1, 1)), told((2, 2, 2))]))
+print(json.dumps([gathered((1, 1, 1)), gathered((2, 2, 2))]))
 """
 
 
@@ -142,8 +142,8 @@ def both(tmp_path_factory):
 def test_weights_are_read_in_pieces_to_their_place(both):
     one, many, params = both
     up = params["layer_1"]["ff"]["up"]
-    for told in (one, many):
-        np.testing.assert_array_equal(np.float32(told["listed"]), up)
+    for gathered in (one, many):
+        np.testing.assert_array_equal(np.float32(gathered["listed"]), up)
     np.testing.assert_allclose(many["scanned"], one["scanned"], rtol=1e-12)
     c = reference.SPARSE
     assert one["experts"] == [c.experts.count, c.experts.ff, c.hidden]
