@@ -188,6 +188,12 @@ def test_an_addition_is_one_file_and_at_most_one_line(folder, family, name):
     assert len(lines) == 1
 
 
+def test_contributing_names_the_same_lines():
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    assert not [field for field, _ in LINES.values() if f"config.{field} = " not in page]
+    assert "grpo_jax/models/families/<name>.py" in page and "`FAMILIES`" in page
+
+
 def samples(run):
     return [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
 
