@@ -89,7 +89,7 @@ def _examined():
                 "--workdir=DIR is needed, the folder of a run, or --config=FILE with a model.path"
             )
         ex = build(FrozenFields(config))
-        return ex, pretrained(ex), 0
+        return ex, pretrained(ex.origin), 0
     if not config:
         return load(Path(WORKDIR.value))
     return asked_the_same(Path(WORKDIR.value), config)

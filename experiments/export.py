@@ -33,7 +33,7 @@ def main(workdir):
         raise UsageError(f"--adapters: the run in {workdir} has none (config.model.lora.rank=0)")
     with doing(f"writing {out}"):
         if "value" in params:
-            save_model(out, *scoring_params(ex, params), ex.source, ex.tokenizer)
+            save_model(out, *scoring_params(ex.origin, params), ex.source, ex.tokenizer)
         elif ADAPTERS.value:
             save_adapters(out, c, params, str(ex.source))
         else:

@@ -204,16 +204,17 @@ def test_a_critic_whose_gradient_is_not_finite_is_left_as_it_was():
 def last_state(config, folder):
     ex = build(config)
     updates = config.steps * ex.algorithm.minibatches
-    critic = trainer.make_critic(ex, updates)
+    critic = trainer.make_critic(ex.algorithm, config.optimizer, updates)
     optimizer = make_optimizer(config.optimizer, updates)
     like = abstract_state(ex.model, optimizer, ex.mesh, reference=True, critic=critic)
     return checkpoints.restore_latest(folder / "checkpoints", like)[0]
 
 
 def test_a_critics_learning_rate_and_number_of_updates_are_data():
+    ppo, faster = {"algorithm.preset": "ppo"}, {"optimizer.critic_learning_rate": 3e-2}
     one, other = (
-        trainer.make_critic(build(tiny_config(**{"algorithm.preset": "ppo", **options})), updates)
-        for options, updates in (({}, 8), ({"optimizer.critic_learning_rate": 3e-2}, 9))
+        trainer.make_critic(build(config).algorithm, config.optimizer, updates)
+        for config, updates in ((tiny_config(**ppo), 8), (tiny_config(**ppo | faster), 9))
     )
     assert jax.tree.structure(one) == jax.tree.structure(other)  # what jit looks a program up by
     assert other.optimizer.numbers.schedule.peak == 3e-2 != one.optimizer.numbers.schedule.peak

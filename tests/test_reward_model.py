@@ -42,6 +42,11 @@ BODY = reference.random_params(C)
 VALUE = rng.normal(size=C.hidden).astype(np.float32)
 
 
+def load_reward_model(folder, ex):
+    """The reward model in a folder, for completions of an experiment."""
+    return judges.load_reward_model(folder, ex.reader, ex.model.config)
+
+
 def test_loss_and_gradient_are_bradley_terrys():
     body = {k: v for k, v in BODY.items() if k != "head"}
     params = jax.tree.map(jnp.asarray, {"body": body, "value": VALUE})
@@ -142,7 +147,7 @@ def test_a_policy_learns_what_a_reward_model_prefers(pairs, tmp_path, capsys):
     reward_model.train(config, tmp_path / "judge")
     reward_model.train(config, tmp_path / "judge")
     assert "judge is finished: all 30 steps are done" in capsys.readouterr().out
-    judge = judges.load_reward_model(tmp_path / "judge", build(config))
+    judge = load_reward_model(tmp_path / "judge", build(config))
     problems = [Problem("12="), Problem("7=")]
     scores = judge(problems, [["777777", "700000"], ["000000", "077777"]])
     assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
@@ -155,7 +160,7 @@ def test_a_policy_learns_what_a_reward_model_prefers(pairs, tmp_path, capsys):
     assert last > first + 0.5, (first, last)
     assert records[0][f"rewards/{name}/mean"] == pytest.approx(records[0]["reward"], abs=1e-5)
     with pytest.raises(UsageError, match="that run's model writes and does not score"):
-        judges.load_reward_model(tmp_path / "policy", build(config))
+        load_reward_model(tmp_path / "policy", build(config))
     with pytest.raises(UsageError, match="holds a reward model, which scores and does not write"):
         load(tmp_path / "judge")
 
@@ -180,10 +185,10 @@ def test_a_judge_of_answers_reads_no_thoughts(tmp_path):
     changes = {"task.judged": "answer", "steps": 2, "eval.every": 0}
     reward_model.train(config_of(path, **changes), tmp_path / "run")
     asked = build(config_of(path))
-    answer = judges.load_reward_model(tmp_path / "run", asked)(problems, texts)
+    answer = load_reward_model(tmp_path / "run", asked)(problems, texts)
     saved = tmp_path / "run/config.json"
     saved.write_text(saved.read_text().replace('"judged": "answer"', '"judged": "whole"'))
-    whole = judges.load_reward_model(tmp_path / "run", asked)(problems, texts)
+    whole = load_reward_model(tmp_path / "run", asked)(problems, texts)
     assert (answer[:, 0] == answer[:, 1]).all() and (whole[:, 0] != whole[:, 1]).all()
     # Nothing is gained by giving none.
     np.testing.assert_allclose(answer[:, 2:], np.repeat(answer[:, :1] - 1, 2, 1), rtol=1e-6)
@@ -223,15 +228,15 @@ def test_a_judge_sees_what_asks_for_it_in_batches_of_few_sizes():
 
 def test_a_judge_without_finite_scores_is_named(monkeypatch, tmp_path):
     ex = build(tiny_config())
-    reader = judges.reader_of(ex)
+    reader = ex.reader
     model = reward_models.RewardModel(
         name=f"{judges.PREFIX}x", model=ex.model, params={}, reader=reader
     )
-    monkeypatch.setattr(judges, "_of_run", lambda folder, asked: model)
+    monkeypatch.setattr(judges, "_of_run", lambda *_: model)
     monkeypatch.setattr(reward_models, "rewards", lambda *_: np.array([[1.0, np.nan]]))
     message = r"reward 'reward_model:.*' gives nan; prompt: '1='; completion: '7'; va"
     with pytest.raises(RewardError, match=message):
-        judges.load_reward_model(tmp_path, ex)([Problem("1=")], [["6", "7"]])
+        load_reward_model(tmp_path, ex)([Problem("1=")], [["6", "7"]])
 
 
 @pytest.mark.parametrize("pads", [True, False])
@@ -247,13 +252,13 @@ def test_transformers_scores_as_we_do_and_its_files_come_back(name, pads, tmp_pa
         )
     params = init_critic("network", ex.model.config, reference.random_params(ex.model.config))
     params["value"] = jax.random.normal(jax.random.key(1), params["value"].shape)
-    save_model(tmp_path, *judges.scoring_params(ex, params), None, ex.tokenizer)
+    save_model(tmp_path, *judges.scoring_params(ex.origin, params), None, ex.tokenizer)
     assert judges.is_scoring(tmp_path)
 
     problems, texts = [Problem("12+3="), Problem("7+9=")], [["15", "7"], ["<think>1", ""]]
-    batch = reward_models.encode_pairs(judges.reader_of(ex), problems, texts)
+    batch = reward_models.encode_pairs(ex.reader, problems, texts)
     ours = np.asarray(reward_models.rewards(ex.model, params, *batch))
-    again = judges.load_reward_model(tmp_path, ex)(problems, texts)
+    again = load_reward_model(tmp_path, ex)(problems, texts)
     np.testing.assert_allclose(again, ours, atol=1e-5)
 
     kind = transformers.AutoModelForSequenceClassification
@@ -291,10 +296,8 @@ def test_adapters_learn_to_score_and_go_on_exactly(pairs, tmp_path):
     assert names == {"value", "lora_a", "lora_b"}
 
     ex, params, _ = load(tmp_path / "whole", scores=True)
-    save_model(tmp_path / "out", *judges.scoring_params(ex, params), ex.source, ex.tokenizer)
+    save_model(tmp_path / "out", *judges.scoring_params(ex.origin, params), ex.source, ex.tokenizer)
     asked = [Problem("12="), Problem("7=")], [["7707", "70"], ["0", "077"]]
-    ours, merged = (
-        judges.load_reward_model(tmp_path / name, ex)(*asked) for name in ("whole", "out")
-    )
+    ours, merged = (load_reward_model(tmp_path / name, ex)(*asked) for name in ("whole", "out"))
     np.testing.assert_allclose(ours, merged, atol=1e-5)
     assert np.ptp(ours) > 1e-3

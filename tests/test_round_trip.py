@@ -80,7 +80,7 @@ def test_a_step_of_grpo_then_transformers(name, folder, tmp_path):
     ex = build(config_of(source))
     optimizer = make_optimizer(ex.config.optimizer, 2)
     key, rng = jax.random.key(0), np.random.default_rng(0)
-    start = pretrained(ex)
+    start = pretrained(ex.origin)
     state = init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=start)
     prompts = Prompts(
         tokens=rng.integers(3, 20, (2, 8)).astype(np.int32), mask=np.ones((2, 8), bool)
@@ -149,7 +149,7 @@ def test_adapters_alone_are_trained_saved_and_loaded_by_peft(program, qwen, tmp_
     assert np.abs(theirs - their_logits(qwen)).max() > 0.01
     ex = build(config)
     c = ex.model.config
-    policy = merged(pretrained(ex), params)
+    policy = merged(pretrained(ex.origin), params)
     np.testing.assert_allclose(hugging_face.our_logits(c, policy, ROWS), theirs, atol=1e-4)
     whole = merge_adapters(c, policy)
     np.testing.assert_allclose(hugging_face.our_logits(c, whole, ROWS), theirs, atol=1e-4)
@@ -186,5 +186,5 @@ def test_adapters_train_on_a_base_in_eight_bits(qwen, tmp_path):
     train(config, tmp_path / "run")
     params, _ = checkpoints.restore_params(tmp_path / "run" / "checkpoints")
     assert all(path[-1].key in ADAPTERS for path, _ in jax.tree.leaves_with_path(params))
-    base = pretrained(build(config))
+    base = pretrained(build(config).origin)
     assert base["layer_0"]["ff"]["gate"]["kernel"].qvalue.dtype == jnp.int8

@@ -21,7 +21,10 @@ def learner_cost(config: Any) -> dict[str, float]:
     """Bytes of parameters (critic and reference included), of optimizers and at the peak, and FLOPs
     of a step's preparation and updates, of a resolved config. Sampling is not included."""
     ex = build(config)
-    optimizer, critic = make_optimizer(config.optimizer, 1), make_critic(ex, 1)
+    optimizer, critic = (
+        make_optimizer(config.optimizer, 1),
+        make_critic(ex.algorithm, config.optimizer, 1),
+    )
     reference = ex.algorithm.beta > 0
     state = abstract_state(ex.model, optimizer, ex.mesh, reference=reference, critic=critic)
     P, G, T = config.rollout.prompts, config.rollout.group, config.rollout.max_tokens

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from grpo_jax.console.progress import doing
@@ -19,7 +18,7 @@ from grpo_jax.statistics import maj_at_k, mean_interval, pass_at_k, wilson_inter
 from grpo_jax.tasks import Problem, Source
 from grpo_jax.tasks.mixture import KIND
 from grpo_jax.tokenizers import prefill
-from grpo_jax.training.experiment import Experiment
+from grpo_jax.training.experiment import Answering, Experiment
 from grpo_jax.types import Params
 
 ROWS = 512  # completions decoded together
@@ -57,15 +56,17 @@ def evaluate_policy(
     the task's accuracy does not abstain; pass@k (2107.03374) and maj@k are means over these with
     Student's t intervals.
     """
-    chosen = first_problems(ex, ex.task.heldout, range(len(ex.task.heldout)), problems, asked)
+    heldout = ex.task.heldout
+    chosen = first_problems(heldout, range(len(heldout)), problems, ex.fits, asked=asked)
     judge = partial(rewarder, names=("accuracy",))
-    greedy = attempts(ex, params, judge, chosen, 1, temperature=0.0)
+    greedy = attempts(params, judge, chosen, 1, ex.answering(0.0))
     judged = greedy.judged[:, 0]
     singly = {"accuracy": greedy.right[judged, 0]}
     result = greedy_metrics(chosen, greedy)
     if samples and judged.any():
-        drawn = {name: ex.config.eval[name] for name in ("temperature", "top_p")}
-        sampled = attempts(ex, params, judge, chosen, samples, **drawn)
+        e = ex.config.eval
+        how = ex.answering(e.temperature, e.top_p)
+        sampled = attempts(params, judge, chosen, samples, how)
         answers = [a for a, counts in zip(sampled.answers, judged, strict=True) if counts]
         result |= sampled_metrics(answers, sampled.right[judged])
         singly["pass@1"] = sampled.right[judged].mean(-1)
@@ -92,28 +93,26 @@ def greedy_metrics(problems: Sequence[Problem], greedy: "Attempts") -> dict[str,
 
 
 def first_problems(
-    ex: Experiment,
     source: Source,
     order: Iterable[int],
     n: int,
+    fits: Callable[[Problem], bool],
+    kind: str = "held-out",
     asked: str = "eval.problems",
-    helps: str = "",
 ) -> list[Problem]:
-    """The first n problems of a source, in this order, whose prompts fit; ValueError for none.
+    """The first n problems of a source, in this order, that fit; ValueError for none.
 
-    Where there are fewer, those, and a warning once, which says what `asked` for n. `helps` as in
-    `experiment.too_long`.
+    Where there are fewer, those, and a warning once, which says what `kind` of problems they are,
+    and what `asked` for n.
     """
-    fitting = filter(partial(ex.fits, helps=helps), map(source.__getitem__, order))
+    fitting = filter(fits, map(source.__getitem__, order))
     chosen = list(itertools.islice(fitting, n))
     if not chosen:
         raise ValueError(
-            f"config.prompt_length={ex.config.prompt_length} drops every problem of {len(source)}"
+            f"config.prompt_length drops every problem of {len(source)}; valid: what holds some"
         )
     if len(chosen) < n:
-        _warn_of_fewer(
-            n, len(chosen), "held-out" if source is ex.task.heldout else "training", asked
-        )
+        _warn_of_fewer(n, len(chosen), kind, asked)
     return chosen
 
 
@@ -172,38 +171,34 @@ class Attempts(NamedTuple):
 
 
 def attempts(
-    ex: Experiment,
     params: Params,
     rewarder: Callable[..., Scores],
     problems: list[Problem],
     group: int,
-    temperature: float,
-    top_p: float = 1.0,
+    how: Answering,
     first: int = 0,
 ) -> Attempts:
-    """Sample and judge; `first` is the first problem's place in a longer list, for its noise."""
+    """Sample and grade; `first` is the first problem's place in a longer list, for its noise."""
     size = max(1, min(len(problems), ROWS // group))
-    rows = ex.mesh.shape["data"] * ex.mesh.shape["fsdp"]
+    rows = how.player.mesh.shape["data"] * how.player.mesh.shape["fsdp"]
     size = -(-size // rows) * rows
-    sampling = ex.sampling(temperature=temperature, top_k=0, top_p=top_p, min_p=0.0)
-    rng = jax.random.key((ex.config.seed + 1) % 2**32)
     completions, lengths, finished = [], [], []
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
         # The last batch is filled up, so that no further program is compiled.
         filled = part + [part[0]] * (size - len(part))
-        keys = completion_keys(rng, 0, first + start + np.arange(size), group)
+        keys = completion_keys(how.rng, 0, first + start + np.arange(size), group)
         plain = len(part) == len(problems) and group == 1  # who asked for it has said so
         what = _answering(start, len(part), len(problems), group)
         with doing(what, log_after_s=5.0 if plain else None):
-            played = play(ex.player, params, filled, keys, sampling)
+            played = play(how.player, params, filled, keys, how.sampling)
         out = played.rollouts
         completions += played.completions[: len(part)]
         lengths.append(out.mask.sum(-1)[: len(part)])
         finished.append(out.finished[: len(part)])
     with doing(f"judging {len(problems) * group} completions"):
         parts = rewarder(problems, completions).parts
-    held = [prefill(ex.tokenizer, p.prompt) for p in problems]
+    held = [prefill(how.player.tokenizer, p.prompt) for p in problems]
     answers = [
         [vote(before + text) for text in group]
         for before, group in zip(held, completions, strict=True)

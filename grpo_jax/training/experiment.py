@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm, needs_steps
@@ -29,6 +30,7 @@ from grpo_jax.rewards.registry import resolve
 from grpo_jax.rewards.text import Reward
 from grpo_jax.rewards.turn import remainder
 from grpo_jax.rollout.play import Player
+from grpo_jax.rollout.reward_models import Reader
 from grpo_jax.rollout.sources import check_source
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import JUDGED_STEPS, Problem, Task, make_task
@@ -42,6 +44,15 @@ from grpo_jax.tokenizers import (
     prompt_ids,
 )
 from grpo_jax.tokenizers.chat import unused
+from grpo_jax.training.pretrained import Origin
+
+
+class Answering(NamedTuple):
+    """How problems are answered: by what, with which filters, and whose noise."""
+
+    player: Player
+    sampling: Sampling
+    rng: PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,12 @@ class Experiment:
         """The Hugging Face directory that the model comes from, if any."""
         path = self.config.model.path
         return at_home(path) if path else None
+
+    @property
+    def origin(self) -> Origin:
+        """Where its parameters come from."""
+        start = at_home(self.config.start) if self.config.start else None
+        return Origin(model=self.model, mesh=self.mesh, source=self.source, start=start)
 
     def fits(self, problem: Problem, helps: str = "") -> bool:
         """Whether the prompt is to be used: over-long ones are not where they are dropped.
@@ -92,6 +109,11 @@ class Experiment:
     def sources(self) -> dict[str, str]:
         """The fingerprints of the files that the task was read from, by file."""
         return {str(file): fingerprint(file) for file in self.task.files}
+
+    def answering(self, temperature: float, top_p: float = 1.0) -> Answering:
+        """How problems are answered outside of training: by none of its filters, or its noise."""
+        sampling = self.sampling(temperature=temperature, top_k=0, top_p=top_p, min_p=0.0)
+        return Answering(self.player, sampling, jax.random.key((self.config.seed + 1) % 2**32))
 
     def sampling(self, **changes: Any) -> Sampling:
         """How training samples, with changes."""
@@ -121,6 +143,19 @@ class Experiment:
     def reward(self, name: str) -> Reward:
         """The reward of this name; ValueError as `registry.resolve`."""
         return self.functions.get(name) or resolve(name, self.task.accuracy)
+
+    @property
+    def reader(self) -> Reader:
+        """How a reward model of this config reads."""
+        c = self.config
+        return Reader(
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+            judged=c.task.get("judged", "whole"),
+            prompt_length=c.prompt_length,
+            prompt_bucket=c.rollout.prompt_bucket,
+            max_tokens=c.rollout.max_tokens,
+        )
 
     def rewarder(self, names: tuple[str, ...]) -> Rewarder:
         """The rewards of these names, ready to be called in parallel."""

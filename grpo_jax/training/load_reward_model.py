@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,31 +29,40 @@ from grpo_jax.runs import checkpoints
 from grpo_jax.runs.run import load_config
 from grpo_jax.tasks.problem import unread
 from grpo_jax.tokenizers import kept_tokenizer, load_tokenizer
-from grpo_jax.training.experiment import Experiment, build
+from grpo_jax.training.experiment import build
 from grpo_jax.training.pretrained import (
+    Origin,
     abstract_params,
     base_sources,
     model_fingerprint,
     pretrained,
 )
-from grpo_jax.types import merged
+from grpo_jax.types import Params, merged
 
 PREFIX = "reward_model:"  # of a reward's name; the run's folder follows
 
 
-def load_reward_model(folder: Path, asked: Experiment) -> Scorer:
+class ScoringModel(NamedTuple):
+    """A model ForSequenceClassification."""
+
+    config: ModelConfig
+    params: Params
+
+
+def load_reward_model(folder: Path, asked: Reader, like: ModelConfig) -> Scorer:
     """A reward model, as a function of problems [P] and texts [P][G] to rewards f32[P, G].
 
     folder  a run of experiments.reward_model, or a Hugging Face directory of a model
             ForSequenceClassification with one label
-    asked   the experiment whose completions are scored, on whose mesh
+    asked   how the policy whose completions are scored reads, and on which mesh
+    like    whose number types a directory's model computes in
 
     A run's model reads of a completion what it was trained on, the whole or the final answer;
     completions without one get less than any other. A directory's model reads the whole. UsageError
     where the folder holds no reward model.
     """
     folder = at_home(folder)
-    model = (_of_directory if is_scoring(folder) else _of_run)(folder, asked)
+    model = (_of_directory if is_scoring(folder) else _of_run)(folder, asked, like)
 
     def scorer(problems, completions):
         return score(model, asked.tokenizer, problems, completions)
@@ -61,27 +70,14 @@ def load_reward_model(folder: Path, asked: Experiment) -> Scorer:
     return scorer
 
 
-def load_reward_models(names: Sequence[str], asked: Experiment) -> dict[str, Scorer]:
-    """The reward models among the names of rewards, each of which sees only the problems that
-    ask for it; UsageError as of `load_reward_model`."""
+def load_reward_models(names: Sequence[str], asked: Reader, like: ModelConfig) -> dict[str, Scorer]:
+    """The reward models among the names of rewards, each of which sees the problems that ask for
+    it, and no others; UsageError as of `load_reward_model`."""
     folders = {name: Path(name.removeprefix(PREFIX)) for name in names if name.startswith(PREFIX)}
     return {
-        name: asked_only(load_reward_model(folder, asked), asked.mesh, name)
+        name: asked_only(load_reward_model(folder, asked, like), asked.mesh, name)
         for name, folder in folders.items()
     }
-
-
-def reader_of(ex: Experiment) -> Reader:
-    """How the experiment's reward model reads."""
-    c = ex.config
-    return Reader(
-        tokenizer=ex.tokenizer,
-        mesh=ex.mesh,
-        judged=c.task.get("judged", "whole"),
-        prompt_length=c.prompt_length,
-        prompt_bucket=c.rollout.prompt_bucket,
-        max_tokens=c.rollout.max_tokens,
-    )
 
 
 def _check_run(folder: Path) -> None:
@@ -92,50 +88,52 @@ def _check_run(folder: Path) -> None:
         )
 
 
-def _of_run(folder: Path, asked: Experiment) -> RewardModel:
+def _of_run(folder: Path, asked: Reader, like: ModelConfig) -> RewardModel:
+    del like  # it computes as it was trained
     _check_run(folder)
     params, _ = checkpoints.restore_params(folder / "checkpoints")
     if "value" not in params:
         raise UsageError(f"{PREFIX}{folder}: that run's model writes and does not score")
     own = build(load_config(folder), kept_tokenizer(folder / "tokenizer"), unread())
-    ex = dataclasses.replace(own, mesh=asked.mesh)
-    params = jax.device_put(params, NamedSharding(ex.mesh, PartitionSpec()))
+    origin = own.origin._replace(mesh=asked.mesh)
+    params = jax.device_put(params, NamedSharding(asked.mesh, PartitionSpec()))
     return RewardModel(
         name=f"{PREFIX}{folder}",
-        model=ex.model,
-        params=with_frozen(ex, params),
-        reader=reader_of(ex),
+        model=own.model,
+        params=with_frozen(origin, params),
+        reader=dataclasses.replace(own.reader, mesh=asked.mesh),
     )
 
 
-def _of_directory(folder: Path, asked: Experiment) -> RewardModel:
-    how = {name: getattr(asked.model.config, name) for name in ("dtype", "param_dtype")}
+def _of_directory(folder: Path, asked: Reader, like: ModelConfig) -> RewardModel:
+    how = {name: getattr(like, name) for name in ("dtype", "param_dtype")}
     c = dataclasses.replace(read_config_file(folder), **how)
     model, everywhere = Decoder(c), NamedSharding(asked.mesh, PartitionSpec())
     head = jax.ShapeDtypeStruct((1, c.hidden), jnp.float32, sharding=everywhere)
     body = load_weights(folder, c, abstract_params(model, asked.mesh) | {"score": head})
-    own = dataclasses.replace(asked, tokenizer=load_tokenizer(folder))
+    whole = dataclasses.replace(asked, tokenizer=load_tokenizer(folder)).whole
     return RewardModel(
         name=f"{PREFIX}{folder}",
         model=model,
         params={"value": body.pop("score")[0], "body": body},
-        reader=dataclasses.replace(reader_of(own).whole, judged=AS_RENDERED),
+        reader=dataclasses.replace(whole, judged=AS_RENDERED),
     )
 
 
-def with_frozen(ex: Experiment, params: Any) -> Any:
+def with_frozen(origin: Origin, params: Params) -> Params:
     """A run's {"value", "body"} with all of the body: what its adapters are on, routers' biases."""
     routers = {name: x for name, x in params.items() if name not in ("value", "body")}
-    base = pretrained(ex) if ex.model.config.lora.rank else None
+    base = pretrained(origin) if origin.model.config.lora.rank else None
     return {"value": params["value"], "body": merged(base, routers, params["body"])}
 
 
-def scoring_params(ex: Experiment, params: Any) -> tuple[ModelConfig, Any]:
+def scoring_params(origin: Origin, params: Params) -> ScoringModel:
     """A run's reward model, adapters merged, as `save_model` writes a ForSequenceClassification."""
-    c = ex.model.config
-    body = merge_adapters(c, with_frozen(ex, params)["body"])
+    c = origin.model.config
+    body = merge_adapters(c, with_frozen(origin, params)["body"])
     kept = {name: x for name, x in body.items() if name not in NOT_THE_BODYS}
-    return dataclasses.replace(c, tied=True, mtp=0), {**kept, "score": params["value"][None]}
+    scoring = {**kept, "score": params["value"][None]}
+    return ScoringModel(dataclasses.replace(c, tied=True, mtp=0), scoring)
 
 
 def reward_model_sources(names: Iterable[str]) -> dict[str, str]:

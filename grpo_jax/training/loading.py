@@ -140,7 +140,7 @@ def load_trained(workdir: Path, scores: bool = False, task: Task | None = None) 
     tokenizer = kept_tokenizer(run / "tokenizer")
     ex = build(FrozenFields(plain), tokenizer, task or unread(plain["task"]["name"]))
     if ex.model.config.lora.rank and "value" not in params:
-        params = merged(pretrained(ex), params)
+        params = merged(pretrained(ex.origin), params)
     return Loaded(ex, params, step)
 
 
@@ -159,12 +159,12 @@ def asked_the_same(
     else:
         asked = defaults()
         asked.model.path = str(folder)
-        kept, params, step = resolve(asked).to_dict(), None, 0
+        kept, params, step = resolve(asked).to_dict(), {}, 0
         tokenizer = load_tokenizer(folder)
     plain |= {name: kept[name] for name in ("model", "tokenizer", "mesh")}
     plain["chat_template_kwargs"] = kept["chat_template_kwargs"] | plain["chat_template_kwargs"]
     ex = build(FrozenFields(plain), tokenizer, task)  # "char" is of the task it was built for
-    return Loaded(ex, pretrained(ex) if params is None else params, step)
+    return Loaded(ex, params or pretrained(ex.origin) or {}, step)
 
 
 def load_model(folder: Path | str) -> Model:

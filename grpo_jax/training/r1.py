@@ -130,12 +130,14 @@ def judged(ex: Experiment, params: Params) -> tuple[dict[str, Any], list[dict[st
     """
 
     source = ex.task.heldout
-    problems = first_problems(ex, source, range(len(source)), ex.config.eval.problems)
+    problems = first_problems(source, range(len(source)), ex.config.eval.problems, ex.fits)
     names = ("accuracy", "format", "language")
     with ex.rewarder(names) as rewarder, using(ex.mesh):
-        greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
+        greedy = attempts(params, rewarder, problems, 1, ex.answering(0.0))
         folders = [name.removeprefix(PREFIX) for name in ex.config.rewards if PREFIX in name]
-        scorers = {Path(f).name: load_reward_model(Path(f), ex) for f in folders}
+        scorers = {
+            Path(f).name: load_reward_model(Path(f), ex.reader, ex.model.config) for f in folders
+        }
         general = [i for i, counts in enumerate(greedy.judged[:, 0]) if not counts]
         liked = preference(ex.task, scorers, problems, greedy.completions, general)
     row: dict[str, Any] = {**greedy_metrics(problems, greedy)}

@@ -119,12 +119,13 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
 
 
 def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path):
-    scorers = [load_reward_model(Path(folder), ex) for folder in rule.judges]
+    scorers = [load_reward_model(Path(f), ex.reader, ex.model.config) for f in rule.judges]
     judge = partial(rewarder, names=("accuracy",))
     journal = out / "samples.jsonl"
     n = len(ex.task.train)
     order = (i % n for i in range(rule.first, rule.first + n))
-    problems = first_problems(ex, ex.task.train, order, rule.problems, "problems", LONGER)
+    fits, how = partial(ex.fits, helps=LONGER), ex.answering(rule.temperature)
+    problems = first_problems(ex.task.train, order, rule.problems, fits, "training", "problems")
     size = max(1, ROWS // rule.samples)
     done = read_lines(journal)
     for number, record in enumerate(done, 1):
@@ -136,7 +137,7 @@ def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pa
     kept = sum(KEPT in record["verdicts"] for record in done)
     for start in range(len(done), len(problems), size):
         part = problems[start : start + size]
-        a = attempts(ex, params, judge, part, rule.samples, rule.temperature, first=start)
+        a = attempts(params, judge, part, rule.samples, how, start)
         unknown = [not all(row) for row in a.judged]
         asked = [only(scorer, ex.mesh, unknown) for scorer in scorers]
         right = np.where(a.judged, a.right, best_liked(asked, part, a.completions))

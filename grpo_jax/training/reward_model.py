@@ -20,7 +20,7 @@ from grpo_jax.learning.microbatches import micro_batched
 from grpo_jax.learning.optimizer import Optimizer, apply_gradient, make_optimizer
 from grpo_jax.learning.state import Critic, TrainState, abstract_state, init_state
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.rollout.reward_models import encode_pairs, read, rewards, rewards_of
+from grpo_jax.rollout.reward_models import Reader, encode_pairs, read, rewards, rewards_of
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.summary import summary
 from grpo_jax.statistics import wilson_interval
@@ -28,7 +28,6 @@ from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import Stream
 from grpo_jax.training.evaluation import first_problems
 from grpo_jax.training.experiment import Experiment
-from grpo_jax.training.load_reward_model import reader_of
 from grpo_jax.training.loop import Stage, Step, begin_or_resume, leaving_on_signals, run_stage
 from grpo_jax.training.pretrained import (
     check_and_place,
@@ -69,10 +68,9 @@ def _update(state: TrainState, *batch, model: Decoder, optimizer: Optimizer, acc
     return state, metrics | moved.metrics
 
 
-def pairs_batch(ex: Experiment, problems: Sequence[Problem]):
+def pairs_batch(reader: Reader, problems: Sequence[Problem]):
     """The pairs of problems of the task `pairs`, G = 2."""
     pairs = [[p.columns["chosen"], p.columns["rejected"]] for p in problems]
-    reader = reader_of(ex)
     texts = [[text or "" for text in pair] for pair in read(reader, problems, pairs)]
     return encode_pairs(reader, problems, texts)
 
@@ -117,7 +115,7 @@ def comparing(ex: Experiment) -> Stage:
 
     def step(state: TrainState, number: int) -> Step:
         began = time.monotonic()
-        batch = pairs_batch(ex, next(stream))
+        batch = pairs_batch(ex.reader, next(stream))
         parts = math.gcd(c.optimizer.accumulation, c.rollout.prompts)
         options = {"model": ex.model, "optimizer": optimizer, "accumulation": parts}
         state, metrics = _update(state, *batch, **options)
@@ -145,13 +143,15 @@ def comparing(ex: Experiment) -> Stage:
 def _begun(ex: Experiment, optimizer: Any, options: Any, like: TrainState) -> TrainState:
     """The state to start from: a reward model's in config.start, or a policy's."""
     key = jax.random.key(ex.config.seed)
-    goes_on = ex.config.start != "" and "value" in restore_run_params(ex)
-    params = _base(ex) if goes_on else load_initial_params(ex)
+    start = ex.origin.start
+    learnt = None if start is None else restore_run_params(start)
+    goes_on = learnt is not None and "value" in learnt
+    params = _base(ex) if goes_on else load_initial_params(ex.origin)
     state = _alone(init_state(ex.model, optimizer, key, ex.mesh, params=params, **options))
-    if not goes_on:
+    if start is None or learnt is None or not goes_on:
         return state
-    learnt = check_and_place(ex, restore_run_params(ex), _alone(like).policy.trained)
-    return state.replace(policy=state.policy.replace(trained=learnt))
+    placed = check_and_place(start, learnt, _alone(like).policy.trained)
+    return state.replace(policy=state.policy.replace(trained=placed))
 
 
 def _alone(state: TrainState) -> TrainState:
@@ -166,19 +166,21 @@ def _alone(state: TrainState) -> TrainState:
 
 def _base(ex: Experiment) -> Any:
     """What adapters are on, which no checkpoint holds; None without adapters."""
-    return pretrained(ex) if ex.model.config.lora.rank else None
+    return pretrained(ex.origin) if ex.model.config.lora.rank else None
 
 
 def evaluate(ex: Experiment, state: TrainState) -> dict[str, float]:
     """The share of held-out pairs that are ordered as people did, with its Wilson interval."""
     source = ex.task.heldout
-    problems = first_problems(ex, source, range(len(source)), ex.config.eval.problems)
+    problems = first_problems(source, range(len(source)), ex.config.eval.problems, ex.fits)
     size, hits = min(ex.config.rollout.prompts, len(problems)), 0
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
         filled = part + [part[0]] * (size - len(part))
         found = fetch(
-            rewards(ex.model, state.policy.trained, *pairs_batch(ex, filled), state.policy.frozen)
+            rewards(
+                ex.model, state.policy.trained, *pairs_batch(ex.reader, filled), state.policy.frozen
+            )
         )
         hits += int((found[:, 0] > found[:, 1])[: len(part)].sum())
     low, high = map(float, wilson_interval(hits, len(problems)))

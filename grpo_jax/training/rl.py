@@ -160,7 +160,10 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
     """
     c = ex.config
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
-    optimizer, critic = make_optimizer(c.optimizer, updates), make_critic(ex, updates)
+    optimizer, critic = (
+        make_optimizer(c.optimizer, updates),
+        make_critic(ex.algorithm, c.optimizer, updates),
+    )
     options: Any = {"reference": ex.algorithm.beta > 0, "critic": critic}
     source, stream = make_rollouts(ex, rewarder)
     learner = Learner(
@@ -177,7 +180,7 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
 
     def begin() -> TrainState:
         judge = partial(rewarder, names=("accuracy",))
-        params = cold_start(ex, judge, cold) if c.sft.steps else load_initial_params(ex)
+        params = cold_start(ex, judge, cold) if c.sft.steps else load_initial_params(ex.origin)
         key = jax.random.key(c.seed)
         with doing("making the training state"):
             return init_state(ex.model, optimizer, key, ex.mesh, params=params, **options)
@@ -197,7 +200,7 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
         mesh=ex.mesh,
         like=abstract_state(ex.model, optimizer, ex.mesh, **options),
         begin=begin,
-        complete=partial(with_base, ex),
+        complete=partial(with_base, ex.origin),
         source=source,
         step=step,
         evaluate=held_out if c.eval.every else None,
@@ -211,7 +214,7 @@ def make_rollouts(ex: Experiment, rewarder: Rewarder) -> tuple[RolloutSource, St
     grader = Grader(
         rewarder=rewarder,
         weights=c.rewards.to_dict(),
-        reward_models=load_reward_models(list(c.rewards), ex),
+        reward_models=load_reward_models(list(c.rewards), ex.reader, ex.model.config),
         failures=Failures(c.optimizer.max_bad_steps),
         algorithm=ex.algorithm,
         task=ex.task,
@@ -230,13 +233,13 @@ def make_rollouts(ex: Experiment, rewarder: Rewarder) -> tuple[RolloutSource, St
     return make_source(c.rollout.source, making), stream
 
 
-def make_critic(ex: Experiment, updates: int) -> Critic | None:
+def make_critic(algorithm: Algorithm, options: FrozenConfigDict, updates: int) -> Critic | None:
     """The critic that the algorithm asks for, with its optimizer; None without one."""
-    if ex.algorithm.critic == "none":
+    if algorithm.critic == "none":
         return None
-    chosen = ConfigDict(ex.config.optimizer.to_dict())
+    chosen = ConfigDict(options.to_dict())
     chosen.learning_rate = chosen.critic_learning_rate or chosen.learning_rate
-    return Critic(kind=ex.algorithm.critic, optimizer=make_optimizer(chosen, updates))
+    return Critic(kind=algorithm.critic, optimizer=make_optimizer(chosen, updates))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

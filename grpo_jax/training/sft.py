@@ -135,7 +135,7 @@ def fine_tuning(ex: Experiment, rewarder: Callable[..., Scores]) -> Stage:
     stream = Stream(source, c.sft.batch, c.seed, partial(fits_solved, ex))
 
     def begin() -> TrainState:
-        params, key = load_initial_params(ex), jax.random.key(c.seed)
+        params, key = load_initial_params(ex.origin), jax.random.key(c.seed)
         with doing("making the training state"):
             return init_state(ex.model, optimizer, key, ex.mesh, reference=False, params=params)
 
@@ -158,7 +158,7 @@ def fine_tuning(ex: Experiment, rewarder: Callable[..., Scores]) -> Stage:
         mesh=ex.mesh,
         like=abstract_state(ex.model, optimizer, ex.mesh, reference=False),
         begin=begin,
-        complete=partial(with_base, ex),
+        complete=partial(with_base, ex.origin),
         source=stream,
         step=step,
     )
@@ -178,7 +178,7 @@ def _train_accuracy(ex: Experiment, params: Any, rewarder: Callable[..., Scores]
     """Greedy accuracy on the last training problems, which a small cold start has not seen."""
     source = ex.task.train
     order, n = reversed(range(len(source))), ex.config.sft.check_problems
-    problems = first_problems(ex, source, order, n, "sft.check_problems")
-    greedy = attempts(ex, params, rewarder, problems, 1, temperature=0.0)
+    problems = first_problems(source, order, n, ex.fits, "training", "sft.check_problems")
+    greedy = attempts(params, rewarder, problems, 1, ex.answering(0.0))
     judged = greedy.right[greedy.judged]
     return float(judged.mean()) if judged.size else math.nan
