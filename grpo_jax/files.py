@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
 Json: TypeAlias = dict[str, Any]  # a JSON object
+JsonMapping: TypeAlias = Mapping[str, Any]  # one that is only read
 
 TRACKER_IDS = "tracker_ids.json"
 # What a run's folder holds; see `runs`. Nothing else may be written there under these names.

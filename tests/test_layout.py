@@ -41,16 +41,24 @@ WITHOUT = {
 # Whose public functions are annotated, whole.
 ANNOTATED = (
     "algorithms",
+    "config",
     "console",
+    "engines",
+    "environments",
     "errors",
     "files",
     "hosts",
+    "learning",
     "models",
     "rewards",
+    "rollout",
+    "runs",
     "sharding",
     "statistics",
     "tasks",
     "tokenizers",
+    "training",
+    "types",
 )
 
 

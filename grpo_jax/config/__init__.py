@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 from grpo_jax.config.checks import check, flatten, untupled
 from grpo_jax.config.fields import Fields, FrozenFields
 from grpo_jax.errors import UsageError, described, nearest
-from grpo_jax.files import at_home
+from grpo_jax.files import Json, at_home
 from grpo_jax.models.config import PARTS, ModelConfig
 from grpo_jax.models.config_json import CHOSEN, CHOSEN_EXPERTS, read_config_file
 
@@ -51,7 +51,7 @@ def defaults() -> ConfigDict:
     return config
 
 
-def _model_and_rollout() -> dict[str, Any]:
+def _model_and_rollout() -> Json:
     return {
         "model": {
             "path": "",  # a Hugging Face directory, which then sets all but how to compute
@@ -75,14 +75,14 @@ def _model_and_rollout() -> dict[str, Any]:
     }
 
 
-def model_fields() -> dict[str, Any]:
+def model_fields() -> Json:
     """Every field of ModelConfig except the vocabulary's size, with its default, nested."""
     fields = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name != "vocab_size"}
     nested: Any = dataclasses.asdict
     return {k: nested(v) if k in PARTS else v for k, v in fields.items()}
 
 
-def _learning() -> dict[str, Any]:
+def _learning() -> Json:
     return {
         "optimizer": {
             "learning_rate": 2e-4,
@@ -172,7 +172,7 @@ def resolve(config: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
     return FrozenFields(plain)
 
 
-def _fill_model(model: dict[str, Any]) -> None:
+def _fill_model(model: Json) -> None:
     """Put into `model` the architecture of its directory; UsageError where a field says another."""
     path = at_home(model["path"])
     try:
@@ -198,7 +198,7 @@ def _fill_model(model: dict[str, Any]) -> None:
         part[groups[-1]] = value
 
 
-def fill_missing_fields(saved: dict[str, Any]) -> dict[str, Any]:
+def fill_missing_fields(saved: Json) -> Json:
     """A run's saved config, with the fields that came since at their defaults.
 
     UsageError names what a run has always had and this lacks, and a field of another type.

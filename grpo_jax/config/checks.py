@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from grpo_jax.errors import UsageError, nearest
+from grpo_jax.files import Json
 from grpo_jax.models.config import DTYPES, REMAT_POLICIES, model_config
 from grpo_jax.tokenizers.chat import RENDERED
 
@@ -54,7 +55,7 @@ _LARGEST_WEIGHT = 1e18  # its square is within float32
 _FREE = ("task", "rewards", "algorithm", "chat_template_kwargs")
 
 
-def check(config: dict[str, Any], known: dict[str, Any]) -> None:
+def check(config: Json, known: Json) -> None:
     """Refuse impossible values of a resolved config, nested dicts; `known` are its defaults.
 
     Raises UsageError naming the first bad field, its value and what would be valid.
@@ -70,7 +71,7 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     _check_log(config["log"])
 
 
-def _check_values(values: dict[str, Any], known: dict[str, Any]) -> None:
+def _check_values(values: Json, known: Json) -> None:
     for name, value in values.items():
         free = name.split(".")[0] in _FREE
         if name not in known and not free:
@@ -115,7 +116,7 @@ def _check_bounds(name: str, value: float) -> None:
             raise UsageError(f"config.{name}: {value} must be {wanted}")
 
 
-def _check_rewards(weights: dict[str, Any], task: dict[str, Any]) -> None:
+def _check_rewards(weights: Json, task: Json) -> None:
     if not weights:
         raise UsageError("config.rewards: at least one reward and its weight are needed")
     for name, weight in weights.items():
@@ -138,7 +139,7 @@ def _check_rewards(weights: dict[str, Any], task: dict[str, Any]) -> None:
                 )
 
 
-def check_chat(given: dict[str, Any], name: str = "config.chat_template_kwargs") -> None:
+def check_chat(given: Json, name: str = "config.chat_template_kwargs") -> None:
     """Refuse arguments that a chat template does not take from the user; UsageError names them."""
     for key in given:
         if key in RENDERED:
@@ -148,7 +149,7 @@ def check_chat(given: dict[str, Any], name: str = "config.chat_template_kwargs")
             )
 
 
-def check_stop(strings: Sequence[Any], name: str = "config.rollout.stop") -> None:
+def check_stop(strings: Sequence[object], name: str = "config.rollout.stop") -> None:
     """Refuse what cannot stop a completion; UsageError names it."""
     for string in strings:
         if not isinstance(string, str) or not string or _is_torn(string):
@@ -160,7 +161,7 @@ def _is_torn(text: str) -> bool:
     return "\ufffd" in text or text != text.encode(errors="ignore").decode()
 
 
-def _check_model(model: dict[str, Any]) -> None:
+def _check_model(model: Json) -> None:
     if not model["head_dim"]:
         raise UsageError(
             f"config.model.hidden: {model['hidden']} is not divisible by config.model.heads"
@@ -178,7 +179,7 @@ def _check_model(model: dict[str, Any]) -> None:
         raise UsageError(f"config.{error}") from error
 
 
-def _check_adapters(config: dict[str, Any]) -> None:
+def _check_adapters(config: Json) -> None:
     if not config["model"]["lora"]["rank"]:
         return
     if not config["model"]["path"]:
@@ -192,7 +193,7 @@ def _check_adapters(config: dict[str, Any]) -> None:
         )
 
 
-def _check_batch(config: dict[str, Any]) -> None:
+def _check_batch(config: Json) -> None:
     from grpo_jax import algorithms
 
     fields = {k: v for k, v in config["algorithm"].items() if k != "preset"}
@@ -229,7 +230,7 @@ def _check_batch(config: dict[str, Any]) -> None:
         _divides("sft.batch", config["sft"]["batch"], "mesh.data * mesh.fsdp", devices)
 
 
-def _check_log(log: dict[str, Any]) -> None:
+def _check_log(log: Json) -> None:
     names, steps = log["trackers"], log["profile_steps"]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise UsageError(f"config.log.trackers: {names!r}; valid: names, each once")
@@ -246,16 +247,16 @@ def _divides(name: str, value: int, by: str, divisor: int) -> None:
         raise UsageError(f"config.{name}: {value} is not divisible by {by} = {divisor}")
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Json, prefix: str = "") -> Json:
     """Return {"a.b": value} for nested dicts {"a": {"b": value}}."""
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for key, value in config.items():
         nested = isinstance(value, dict)
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 
-def config_diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def config_diff(old: Json, new: Json) -> list[str]:
     """Return one 'field: old -> new' for each dotted field whose value differs."""
     before, after = flatten(old), flatten(new)
     fields = list(dict.fromkeys([*before, *after]))
@@ -268,7 +269,7 @@ def config_diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def untupled(value: Any) -> Any:
+def untupled(value: object) -> object:
     """`value` as JSON has it, without tuples, so that a config read back equals the written one."""
     return [untupled(v) for v in value] if isinstance(value, list | tuple) else value
 
@@ -282,6 +283,6 @@ def _unknown_choice(name: str, value: Any, valid: Sequence[str]) -> str:
     return f"config.{name}: unknown value {value!r}; valid: {', '.join(valid)}"
 
 
-def wrong_type(name: str, value: Any, kind: type) -> str:
+def wrong_type(name: str, value: object, kind: type) -> str:
     """Say that `value` does not fit the field `name`."""
     return f"config.{name}: {value!r} is not of type {kind.__name__}"

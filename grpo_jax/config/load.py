@@ -3,8 +3,9 @@
 import importlib.util
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from grpo_jax.config import defaults
 from grpo_jax.config.checks import flatten, unknown_field, wrong_type
 from grpo_jax.errors import UsageError, described
+from grpo_jax.files import JsonMapping
 
 
 def load_config_file(path: str) -> ConfigDict:
@@ -30,7 +32,7 @@ def load_config_file(path: str) -> ConfigDict:
     return config
 
 
-def load_config(file: Path | str = "", changes: Mapping[str, Any] | None = None) -> ConfigDict:
+def load_config(file: Path | str = "", changes: JsonMapping | None = None) -> ConfigDict:
     """The config of a Python file, or the defaults, with changes: {"rollout.group": 4}.
 
     file  as --config takes it: "configs/quick.py", or "file.py:text"; "" = the defaults
@@ -55,7 +57,7 @@ def load_config(file: Path | str = "", changes: Mapping[str, Any] | None = None)
     return config
 
 
-def load_module(name: str) -> Any:
+def load_module(name: str) -> ModuleType:
     """The module that the Python file `name` makes; UsageError as of `load_config_file`."""
     spec = importlib.util.spec_from_file_location("config_file", name)
     loader = spec.loader if spec else None

@@ -1,6 +1,7 @@
 """How tokens are drawn from logits: temperature, top-k, top-p and min-p."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,22 @@ def filter_logits(logits: jax.Array, top_k: int, top_p: float, min_p: float) -> 
     return logits
 
 
-def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array):
+class TokenLogps(NamedTuple):
+    """Of tokens, in nats: their log-probs, and the entropy of what they were drawn from."""
+
+    logp: jax.Array
+    entropy: jax.Array
+
+
+class Drawn(NamedTuple):
+    """Tokens i32[...], with their log-probs and entropies f32[...] in nats."""
+
+    tokens: jax.Array
+    logp: jax.Array
+    entropy: jax.Array
+
+
+def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> Drawn:
     """Draw one token per row: tokens i32[...], their log-probs and the entropy f32[...] in nats.
 
     logits f32[..., V], keys [...]. Log-prob and entropy are of softmax(logits / temperature) before
@@ -69,7 +85,8 @@ def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array):
     policy at temperature 1.
     """
     tokens = pick(logits, sampling, keys)
-    return tokens, *policy(logits, tokens, sampling)
+    found = policy(logits, tokens, sampling)
+    return Drawn(tokens, found.logp, found.entropy)
 
 
 def pick(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
@@ -88,8 +105,8 @@ def drawable(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return filter_logits(logits, sampling.top_k, sampling.top_p, sampling.min_p)
 
 
-def policy(logits: jax.Array, tokens: jax.Array, sampling: Sampling):
+def policy(logits: jax.Array, tokens: jax.Array, sampling: Sampling) -> TokenLogps:
     """Log-probs of `tokens` [...] and entropy f32[...], in nats, as `draw` returns them."""
     logp_all = jax.nn.log_softmax(logits / (sampling.temperature or 1.0))
     logp = jnp.take_along_axis(logp_all, tokens[..., None], axis=-1)[..., 0]
-    return logp, -(jnp.exp(logp_all) * logp_all).sum(-1)
+    return TokenLogps(logp, -(jnp.exp(logp_all) * logp_all).sum(-1))

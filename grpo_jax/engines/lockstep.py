@@ -93,7 +93,14 @@ def sample(
     return jax.lax.while_loop(unfinished, step, (jnp.int32(1), out, read, cache))[1]
 
 
-def start(model: Decoder, params, prompts: Prompts, keys, sampling: Sampling, stops) -> Start:
+def start(
+    model: Decoder,
+    params: Params,
+    prompts: Prompts,
+    keys: Key[Array, "P G"],
+    sampling: Sampling,
+    stops: Int[Array, "N V"] | None,
+) -> Start:
     """Forward the prompts, and draw the first token of every completion."""
     P, G = keys.shape
     hidden, prefix, lengths = prefill(model, params, prompts)

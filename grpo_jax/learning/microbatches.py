@@ -3,15 +3,20 @@
 P prompts, G group, T completion length; N micro-batches.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.types import Batch
+
+Tree = TypeVar("Tree")
+Aux = TypeVar("Aux")
 
 
 def minibatches(batch: Batch, algorithm: Algorithm, seed: tuple[int, ...]) -> Iterator[Batch]:
@@ -29,7 +34,19 @@ def minibatches(batch: Batch, algorithm: Algorithm, seed: tuple[int, ...]) -> It
             yield jax.tree.map(lambda x, part=part: x[part], batch)
 
 
-def micro_batched(loss, params, parts, accumulation: int):
+class Summed(NamedTuple, Generic[Tree, Aux]):
+    """A gradient, shaped like the parameters, and what else the loss returns."""
+
+    gradient: Tree
+    aux: Aux
+
+
+def micro_batched(
+    loss: Callable[..., tuple[Float[Array, ""], Aux]],
+    params: Tree,
+    parts: tuple[chex.ArrayTree, ...],
+    accumulation: int,
+) -> Summed[Tree, Aux]:
     """The gradient of `loss` and what else it returns, summed over micro-batches of `parts`.
 
     parts  arrays [P, ...], in a tuple that begins with one whose tokens say P
@@ -37,7 +54,7 @@ def micro_batched(loss, params, parts, accumulation: int):
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if accumulation == 1:
         (_, aux), gradient = value_and_grad(params, *parts)
-        return gradient, aux
+        return Summed(gradient, aux)
 
     def micro(total, part):
         (_, aux), gradient = value_and_grad(params, *part)
@@ -47,7 +64,7 @@ def micro_batched(loss, params, parts, accumulation: int):
     first = jax.tree.map(lambda x: x[0], parts)
     shape = jax.eval_shape(value_and_grad, params, *first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shape[1], shape[0][1]))
-    return jax.lax.scan(micro, zeros, parts)[0]
+    return Summed(*jax.lax.scan(micro, zeros, parts)[0])
 
 
 def _split(tree: Any, n: int) -> Any:

@@ -59,11 +59,13 @@ class Optimizer(struct.PyTreeNode):
     numbers: Any
     transformation: Callable[[Any], optax.GradientTransformation] = struct.field(pytree_node=False)
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> optax.OptState:
         """The initial state, the same for all numbers."""
         return self.transformation(jax.tree.map(lambda _: 0.0, self.numbers)).init(params)
 
-    def update(self, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(
+        self, gradient: Params, state: optax.OptState, params: Params
+    ) -> tuple[Params, optax.OptState]:
         """What to add to the parameters, and the new state."""
         return self.transformation(self.numbers).update(gradient, state, params)
 

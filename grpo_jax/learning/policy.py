@@ -1,13 +1,12 @@
 """The policy's parameters: which the optimizer moves, which stay, and what a checkpoint keeps."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax
 from flax import struct
 
 from grpo_jax.models.lora import ADAPTERS
-from grpo_jax.types import merged
+from grpo_jax.types import Params, merged
 
 BIAS = "router_bias"
 
@@ -20,17 +19,17 @@ class Policy(struct.PyTreeNode, kw_only=True):
     base     those under adapters, which stay as they are, or None
     """
 
-    trained: Any
-    router: Any = None
-    base: Any = None
+    trained: Params
+    router: Params | None = None
+    base: Params | None = None
 
     @property
-    def full(self) -> Any:
+    def full(self) -> Params:
         """All parameters, as the model takes them."""
         return merged(self.base, self.router, self.trained)
 
     @property
-    def frozen(self) -> Any:
+    def frozen(self) -> Params:
         """Those that the optimizer does not move; may be an empty dict."""
         return merged(self.base, self.router)
 
@@ -40,17 +39,19 @@ class Policy(struct.PyTreeNode, kw_only=True):
         return self.replace(base=None)
 
 
-def split(params: Any) -> Policy:
+def split(params: Params) -> Policy:
     """The Policy of a model's parameters."""
     flat = flax.traverse_util.flatten_dict(params)
     adapters = any(path[-1] in ADAPTERS for path in flat)
 
-    def part(chosen: Callable[[str], bool]) -> Any:
+    def part(chosen: Callable[[str], bool]) -> Params | None:
         leaves = {path: x for path, x in flat.items() if chosen(path[-1])}
         return flax.traverse_util.unflatten_dict(leaves) if leaves else None
 
     if adapters:  # what routes the frozen experts is frozen too
         return Policy(
-            trained=part(ADAPTERS.__contains__), base=part(lambda name: name not in ADAPTERS)
+            trained=part(ADAPTERS.__contains__) or {}, base=part(lambda name: name not in ADAPTERS)
         )
-    return Policy(trained=part(lambda name: name != BIAS), router=part(lambda name: name == BIAS))
+    return Policy(
+        trained=part(lambda name: name != BIAS) or {}, router=part(lambda name: name == BIAS)
+    )

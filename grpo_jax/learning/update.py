@@ -1,8 +1,9 @@
 """The one jitted update: the loss of a minibatch, its gradient, and the optimizer's step."""
 
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -17,6 +18,13 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.forward import Routing, draft_hidden, forward_group
 from grpo_jax.models.logps import token_logps
 from grpo_jax.types import Batch, Params
+
+
+class Updated(NamedTuple):
+    """The new state, and metrics f32[] by name."""
+
+    state: TrainState
+    metrics: dict[str, jax.Array]
 
 
 @partial(
@@ -36,7 +44,7 @@ def update(
     mesh: Mesh | None = None,
     joint_mtp: bool = False,
     critic: Critic | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> Updated:
     """One optimizer step on a minibatch, and its metrics, f32[].
 
     `accumulation` micro-batches, scanned: loss weights are computed once from the whole
@@ -77,7 +85,7 @@ def update(
         reference = state.reference is not None
         like = abstract_state(model, optimizer, mesh, reference=reference, critic=critic)
         new = jax.lax.with_sharding_constraint(new, jax.tree.map(lambda x: x.sharding, like))
-    return new, metrics
+    return Updated(new, metrics)
 
 
 def _moved_critic(critic: Critic | None, old: CriticState | None, gradient):
@@ -159,7 +167,7 @@ def _model_loss(model, policy, batch, forwarded, share, metrics, *, rows: int, j
     return extra + c.experts.balance * metrics["moe/balance"], routing.load
 
 
-def load_metrics(load: Any) -> dict[str, jax.Array]:
+def load_metrics(load: chex.ArrayTree) -> dict[str, jax.Array]:
     """How evenly experts were used: the busiest and idlest expert's load over the mean, averaged
     over layers; of a tree of loads f32[.., E]."""
     layers = [x.reshape(-1, x.shape[-1]) for x in jax.tree.leaves(load)]

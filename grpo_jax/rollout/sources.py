@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +13,7 @@ from grpo_jax.algorithms import CORRECTIONS, Algorithm
 from grpo_jax.console.progress import doing
 from grpo_jax.engines.base import completion_keys
 from grpo_jax.engines.filters import Sampling
+from grpo_jax.files import Json, JsonMapping
 from grpo_jax.registry import find, make
 from grpo_jax.rollout.grade import Graded, Grader, grade
 from grpo_jax.rollout.play import Episodes, Player, encode, finish, generate
@@ -39,11 +40,11 @@ class RolloutSource(Protocol):
     def next(self, policy: Params, number: int) -> Graded:
         """The batch of step `number`, given the policy as the step finds it."""
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Json:
         """Its position. It says "final": True where the run's last step left no next batch behind,
         so that further steps would not be those of a run that had them from the start."""
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: JsonMapping) -> None:
         """Continue from a position."""
 
 
@@ -84,11 +85,11 @@ class InTurn(RolloutSource):
 
         return collect(lambda: next(m.stream), make, m.rounds)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Json:
         """The stream's position."""
         return self._making.stream.get_state()
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: JsonMapping) -> None:
         """Continue from it."""
         self._making.stream.set_state(state)
 
@@ -125,7 +126,7 @@ class Overlapped(InTurn):
             self._pending = _sampled(m, policy, encode(m.player, m.stream.peek()), number + 1)
         return _graded(wait, number)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Json:
         """The stream's position, and the rollouts that wait, less their prompts, which the stream
         comes to again."""
         fields = {} if self._pending is None else dict(vars(self._pending))
@@ -133,7 +134,7 @@ class Overlapped(InTurn):
         kept = {k: np.asarray(x) for k, x in fields.items() if k != "prompts"}
         return super().get_state() | {"arrays": kept, "final": self._final}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: JsonMapping) -> None:
         """Continue from them."""
         super().set_state(state)
         none: Any = None

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from grpo_jax.errors import UsageError
-from grpo_jax.rewards.turn import written
-from grpo_jax.tasks import Steps, Task
+from grpo_jax.rewards.turn import Prompt, written
+from grpo_jax.tasks import Problem, Steps, Task
 
 
 def grade_steps(
     task: Task,
-    problems: Sequence[Any],
+    problems: Sequence[Problem],
     completions: Sequence[Sequence[str]],
-    prefill: Callable[[Any], str] = written,
+    prefill: Callable[[Prompt], str] = written,
 ) -> list[list[Steps]]:
     """The steps of the solutions in completions [P][G], as the task judges them in whole turns.
 

@@ -27,9 +27,9 @@ from absl import logging
 
 from grpo_jax.console.progress import doing
 from grpo_jax.errors import UsageError
-from grpo_jax.files import read_object, system_errors
+from grpo_jax.files import Json, read_object, system_errors
 from grpo_jax.runs.run import writing_in
-from grpo_jax.types import merged
+from grpo_jax.types import Params, merged
 
 PyTree = Any
 # How a file of a checkpoint is missing; one that may not be read is not, and no damage.
@@ -40,7 +40,7 @@ class Restored(NamedTuple):
     """A checkpoint: the training state, the position, and what waited in the source, by name."""
 
     state: PyTree
-    position: dict[str, Any]
+    position: Json
     waiting: dict[str, np.ndarray]
 
 
@@ -48,7 +48,7 @@ def save(
     directory: Path | str,
     step: int,
     state: PyTree,
-    position: dict[str, Any],
+    position: Json,
     keep: int = 2,
     waiting: Mapping[str, np.ndarray] | None = None,
 ) -> None:
@@ -100,7 +100,7 @@ def step_of(name: str) -> int | None:
     return int(name) if re.fullmatch("0|[1-9][0-9]*", name) else None
 
 
-def newest_position(directory: Path | str) -> dict[str, Any] | None:
+def newest_position(directory: Path | str) -> Json | None:
     """The position in the newest checkpoint that has a sound one; None where there is none.
 
     Reads nothing else, and changes nothing. OSError where one may not be read.
@@ -136,8 +136,15 @@ def restore_latest(directory: Path | str, abstract_state: PyTree) -> Restored | 
     return None
 
 
-def restore_params(directory: Path | str, step: int | None = None) -> tuple[PyTree, int]:
-    """Return (params, step) of the newest whole checkpoint, or of a step's, on the first device.
+class RestoredParams(NamedTuple):
+    """The parameters of a checkpoint, and its step."""
+
+    params: Params
+    step: int
+
+
+def restore_params(directory: Path | str, step: int | None = None) -> RestoredParams:
+    """The parameters of the newest whole checkpoint, or of a step's, on the first device.
 
     The params are those of the checkpoint, the routers' biases among them. Reads nothing else,
     and changes nothing: a run may be writing there.
@@ -159,7 +166,7 @@ def restore_params(directory: Path | str, step: int | None = None) -> tuple[PyTr
                 partial_restore=True,
             )
             restored = checkpointer.restore(folder / "state", args=arguments)
-        return merged(*restored["policy"].values()), int(folder.name)
+        return RestoredParams(merged(*restored["policy"].values()), int(folder.name))
     raise UsageError(f"no checkpoint in {directory}")
 
 

@@ -1,8 +1,9 @@
 """Which fields of a run's config may differ when it is resumed."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_jax.config.checks import config_diff, flatten, untupled
+from grpo_jax.files import Json
 
 # Fields, and groups of fields, that nothing which was computed depends on.
 FREE = (
@@ -12,9 +13,14 @@ FREE = (
 Change = dict[str, Any]
 
 
-def compare(
-    old: dict[str, Any], new: dict[str, Any], position: dict[str, Any] | None
-) -> tuple[list[Change], list[str]]:
+class Compared(NamedTuple):
+    """Changes that a run may go on with, and what refuses the others."""
+
+    changes: list[Change]
+    refused: list[str]
+
+
+def compare(old: Json, new: Json, position: Json | None) -> Compared:
     """The changes from the config `old` to `new` that a run may resume with, and the others.
 
     old, new  resolved configs, nested
@@ -33,10 +39,10 @@ def compare(
             changes.append({"step": done, "field": field, **two})
         else:
             refused.append(f"{difference} ({why})" if why else difference)
-    return changes, refused
+    return Compared(changes, refused)
 
 
-def _refusal(field: str, old: dict[str, Any], new: Any, position: dict[str, Any]) -> str | None:
+def _refusal(field: str, old: Json, new: Any, position: Json) -> str | None:
     """Why a field may not change, "" where it never may; None where it may."""
     if field in FREE or field.split(".")[0] in FREE:
         return None
@@ -50,7 +56,7 @@ def _refusal(field: str, old: dict[str, Any], new: Any, position: dict[str, Any]
     return ""
 
 
-def _steps_refusal(old: dict[str, Any], new: int, position: dict[str, Any]) -> str | None:
+def _steps_refusal(old: Json, new: int, position: Json) -> str | None:
     done = position.get("step", 0)
     schedule = old.get("optimizer.schedule")
     if schedule is None:

@@ -5,13 +5,17 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grpo_jax.console.progress import doing
+from grpo_jax.files import Json
 from grpo_jax.runs.run import read_steps, write_atomically
 from grpo_jax.statistics import wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Title, what is drawn: (label, metric); a panel without any of its metrics is left out.
 _Panels = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
@@ -50,11 +54,11 @@ def plot_curves(workdir: Path | str) -> Path | None:
     return folder / "curves.png"
 
 
-def panels(folder: Path) -> dict[str, Callable[[Any], None]]:
+def panels(folder: Path) -> dict[str, Callable[["Axes"], None]]:
     """What there is to draw of a run, by its title: functions that draw on Matplotlib's axes."""
     metrics, evals = read_steps(folder / "metrics.jsonl"), read_steps(folder / "eval.jsonl")
     names = {name for record in metrics for name in record}
-    draws: dict[str, Callable[[Any], None]] = {}
+    draws: dict[str, Callable[[Axes], None]] = {}
     lines = _PANELS
     if "reward" in names:
         std = "reward_std" in names
@@ -69,7 +73,7 @@ def panels(folder: Path) -> dict[str, Callable[[Any], None]]:
     return {title: partial(_draw_panel, title, draw) for title, draw in draws.items()}
 
 
-def picture(found: Sequence[Callable[[Any], None]], columns: int) -> bytes:
+def picture(found: Sequence[Callable[["Axes"], None]], columns: int) -> bytes:
     """Panels side by side, in rows of `columns`, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -84,31 +88,31 @@ def picture(found: Sequence[Callable[[Any], None]], columns: int) -> bytes:
     return content.getvalue()
 
 
-def _draw_panel(title: str, draw: Callable[[Any], None], axes: Any) -> None:
+def _draw_panel(title: str, draw: Callable[["Axes"], None], axes: Any) -> None:
     draw(axes)
     axes.set_title(title)
     _tidy(axes)
 
 
-def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(records: list[Json], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and values of a metric; null, which NaN was written as, is a gap."""
     pairs = [(r["step"], r[name]) for r in records if name in r]
     values = [math.nan if value is None else value for _, value in pairs]
     return np.array([step for step, _ in pairs]), np.array(values, float)
 
 
-def _draw_reward(metrics: list[dict[str, Any]], axes: Any) -> None:
+def _draw_reward(metrics: list[Json], axes: Any) -> None:
     steps, mean = _series(metrics, "reward")
     if len(std := _series(metrics, "reward_std")[1]) == len(mean):
         axes.fill_between(steps, mean - std, mean + std, color=_BLUE, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, color=_BLUE, **_marks(steps))
 
 
-def _marks(steps: np.ndarray) -> dict[str, Any]:
+def _marks(steps: np.ndarray) -> Json:
     return {"marker": "o", "markersize": 3} if len(steps) < _FEW else {}
 
 
-def _draw_accuracy(evals: list[dict[str, Any]], axes: Any) -> None:
+def _draw_accuracy(evals: list[Json], axes: Any) -> None:
     steps, accuracy = _series(evals, "accuracy")
     n = _series(evals, "n")[1]
     if len(n) == len(accuracy):
@@ -118,7 +122,7 @@ def _draw_accuracy(evals: list[dict[str, Any]], axes: Any) -> None:
     axes.set_ylim(-0.02, 1.02)
 
 
-def _draw_lines(lines: Sequence[tuple[str, str]], metrics: list[dict[str, Any]], axes: Any) -> None:
+def _draw_lines(lines: Sequence[tuple[str, str]], metrics: list[Json], axes: Any) -> None:
     for (label, name), color in zip(lines, (_BLUE, _ORANGE), strict=False):
         steps, values = _series(metrics, name)
         axes.plot(steps, values, color=color, label=label, **_marks(steps))

@@ -23,7 +23,7 @@ from grpo_jax.config import fill_missing_fields
 from grpo_jax.config.checks import config_diff
 from grpo_jax.config.fields import FrozenFields
 from grpo_jax.errors import UsageError
-from grpo_jax.files import RUN_NAMES, at_home, fingerprint, read_object
+from grpo_jax.files import RUN_NAMES, Json, JsonMapping, at_home, fingerprint, read_object
 from grpo_jax.runs.continuing import compare
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -76,7 +76,7 @@ class Run:
         """Folder of the tokenizer that the run began with, and reads and writes by."""
         return self.folder / "tokenizer"
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> Json:
         """What a checkpoint's position has of the folder: see `starting.check_whole`."""
         return {"files": self.sizes(), "tokenizer": fingerprint(self.tokenizer)}
 
@@ -94,7 +94,7 @@ def open_run(
     workdir: Path | str,
     config: FrozenConfigDict,
     sources: Mapping[str, str] | None = None,
-    position: dict[str, Any] | None = None,
+    position: Json | None = None,
 ) -> Run:
     """Create or reopen the folder of a run, lock it, and keep `config` in its config.json.
 
@@ -130,8 +130,8 @@ def check_run(
     workdir: Path | str,
     config: FrozenConfigDict,
     sources: Mapping[str, str] | None = None,
-    position: dict[str, Any] | None = None,
-) -> list[dict[str, Any]]:
+    position: Json | None = None,
+) -> list[Json]:
     """The changed fields with which the run in a folder resumes; none where it is new.
 
     Changes nothing. Raises UsageError where the folder holds a run of another config, or one that
@@ -167,7 +167,7 @@ def check_run(
     return changes
 
 
-def changed_sources(record: Mapping[str, Any], sources: Mapping[str, str] | None) -> list[str]:
+def changed_sources(record: JsonMapping, sources: Mapping[str, str] | None) -> list[str]:
     """Which of the sources are not as config.json of a run has them; none where it has none."""
     began = record.get("sources")
     return _unlike(sources or {}, began) if began else []
@@ -187,12 +187,12 @@ def load_config(workdir: Path | str) -> FrozenConfigDict:
     return FrozenFields({k: v for k, v in load_record(workdir).items() if k not in _BESIDE})
 
 
-def load_record(workdir: Path | str) -> dict[str, Any]:
+def load_record(workdir: Path | str) -> Json:
     """All that config.json of the run in `workdir` says; UsageError if it holds none."""
     return _read_config(at_home(workdir))
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Json:
     """Return what a config does not say: package versions and the code's git revision or None."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     versions["python"] = platform.python_version()
@@ -210,7 +210,7 @@ def _git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> Json:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no config.json in it")
@@ -225,7 +225,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not what a run wrote: {error}") from error
 
 
-def _check_beside(record: Mapping[str, Any]) -> None:
+def _check_beside(record: JsonMapping) -> None:
     """UsageError where what stands beside the config's fields is not as `open_run` writes it."""
     for name in ("versions", "sources"):
         found = record.get(name, {})
@@ -239,7 +239,7 @@ def _check_beside(record: Mapping[str, Any]) -> None:
         raise UsageError(f"changes is {changes!r}; valid: a list of {', '.join(sorted(known))}")
 
 
-def _warn_of_other_code(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _warn_of_other_code(folder: Path, old: Json, new: Json) -> None:
     then, now = ({k: r[k] for k in _ENVIRONMENT if k in r} for r in (old, new))
     if changed := config_diff(then, now):
         print(
@@ -286,7 +286,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
+def append_line(path: Path, record: JsonMapping) -> None:
     """Append one JSON object as one line, on the disk when this returns.
 
     "step" comes first, the other keys sorted, those of wall-clock time ("time/...") last. NumPy
@@ -301,7 +301,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[JsonMapping]) -> None:
     """Replace a file of JSON lines whole, one object a line."""
     write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in records).encode())
 
@@ -316,7 +316,7 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Json]:
     """Return the objects of a file of JSON lines; [] if there is no file.
 
     A torn last line, left by a killed process, is not returned. Raises UsageError naming the
@@ -339,7 +339,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
+def read_steps(path: Path) -> list[Json]:
     """As `read_lines`, of a file whose every line has its step; UsageError for one without."""
     records = read_lines(path)
     for number, record in enumerate(records, 1):

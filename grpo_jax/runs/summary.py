@@ -3,20 +3,21 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from grpo_jax.files import JsonMapping
+from grpo_jax.rewards.turn import Prompt
 from grpo_jax.runs.run import read_steps
 
-Records = Sequence[Mapping[str, Any]]
+Records = Sequence[JsonMapping]
 
 COLD = "cold_start"  # the folder of the supervised run that came first
 ENDS = 10  # steps at each end whose mean reward is reported where nothing was evaluated
 _LONGEST = 60  # characters of a prompt that are shown
 
 
-def summary(folder: Path, seconds: float | None = None, prompt: Any = None) -> str:
+def summary(folder: Path, seconds: float | None = None, prompt: Prompt | None = None) -> str:
     """The result, time and files of the run in `folder`, a line each, from its own records.
 
     seconds  how long this session was; None where it did nothing
@@ -51,7 +52,7 @@ def _result(metrics: Records, evals: Records) -> str:
     return ""
 
 
-def _accuracy(record: Mapping[str, Any]) -> str:
+def _accuracy(record: JsonMapping) -> str:
     low, high = record.get("accuracy/low"), record.get("accuracy/high")
     interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
     return f"{record['accuracy']:.3f}{interval}"
@@ -78,7 +79,7 @@ def _time(folder: Path, seconds: float | None) -> str:
     )
 
 
-def ending(record: Mapping[str, Any]) -> str:
+def ending(record: JsonMapping) -> str:
     """The result of the last step of a supervised run."""
     shown = f"step {record['step']}: loss {record['loss']:.3f}"
     if record.get("accuracy") is None:
@@ -101,10 +102,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _command(folder: Path, prompt: Any) -> str:
+def _command(folder: Path, prompt: Prompt) -> str:
     """What asks the run's model: a short prompt is the problem's own."""
     chat = not isinstance(prompt, str)
-    text = prompt[-1]["content"] if chat else prompt
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     text = text if len(text) <= _LONGEST and "\n" not in text else "..."
     here = Path(sys.executable)
     python = os.path.relpath(here) if here.is_relative_to(Path.cwd()) else "python"

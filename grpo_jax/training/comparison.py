@@ -5,13 +5,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from grpo_jax.console.progress import doing, say
+from grpo_jax.files import JsonMapping
 from grpo_jax.runs.run import read_steps, write_atomically
 from grpo_jax.sharding import using
 from grpo_jax.statistics import seed_interval
@@ -69,7 +69,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
     }
 
 
-def summary(curves: Mapping[str, Any], target: float) -> dict:
+def summary(curves: JsonMapping, target: float) -> dict:
     """For each variant: values a seed, and the first variant's lead over it, seed by seed."""
     first = next(iter(curves))
     out = {}
@@ -176,7 +176,7 @@ def mean_curve(runs: list[dict], axis: str) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def without_nan(value: Any) -> Any:
+def without_nan(value: object) -> object:
     """A value with null for NaN, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: without_nan(x) for key, x in value.items()}

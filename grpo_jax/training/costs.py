@@ -3,10 +3,13 @@
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import needs_steps
+from grpo_jax.files import Json
 from grpo_jax.learning.optimizer import make_optimizer
 from grpo_jax.learning.prepare import prepare
 from grpo_jax.learning.state import abstract_state
@@ -17,7 +20,7 @@ from grpo_jax.training.rl import make_critic
 from grpo_jax.types import Prompts, Rollouts, StepRewards
 
 
-def learner_cost(config: Any) -> dict[str, float]:
+def learner_cost(config: FrozenConfigDict) -> dict[str, float]:
     """Bytes of parameters (critic and reference included), of optimizers and at the peak, and FLOPs
     of a step's preparation and updates, of a resolved config. Sampling is not included."""
     ex = build(config)
@@ -70,9 +73,10 @@ def _flop(lowered: Any) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
-def analysis(compiled: Any) -> dict[str, int]:
+def analysis(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes of arguments, and of all that is alive besides; donated arguments count once."""
     m = compiled.memory_analysis()
+    assert m is not None
     beside = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     return {
         "arguments": m.argument_size_in_bytes,
@@ -81,13 +85,13 @@ def analysis(compiled: Any) -> dict[str, int]:
     }
 
 
-def tree_bytes(tree: Any) -> int:
+def tree_bytes(tree: chex.ArrayTree) -> int:
     """Bytes of a tree's arrays, or of their shapes."""
     bits = jax.dtypes.itemsize_bits
     return sum(x.size * bits(x.dtype) // 8 for x in jax.tree.leaves(tree) if hasattr(x, "size"))
 
 
-def size_table(result: dict[str, Any]) -> list[str]:
+def size_table(result: Json) -> list[str]:
     """Lines of a table of names and values with their units: sizes, all floats, are in GiB."""
     units = {"count": " parameters"}
     shown = {

@@ -3,11 +3,12 @@
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from grpo_jax.console.progress import doing
 from grpo_jax.engines.base import completion_keys
@@ -125,7 +126,9 @@ def _warn_of_fewer(n: int, there: int, kind: str, asked: str) -> None:
     )
 
 
-def sampled_metrics(answers: list[list[Any]], right: np.ndarray) -> dict[str, float]:
+def sampled_metrics(
+    answers: Sequence[Sequence[Hashable]], right: Bool[np.ndarray, "P n"]
+) -> dict[str, float]:
     """pass@k and maj@k for k = 1, 2, 4 .. of answers [P][n] marked right bool[P, n]."""
     n = right.shape[1]
     result: dict[str, float] = {}

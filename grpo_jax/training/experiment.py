@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from grpo_jax.engines.filters import Sampling
 from grpo_jax.engines.stops import stop_table
 from grpo_jax.environments import find_environment
 from grpo_jax.errors import UsageError, described, excerpt
-from grpo_jax.files import at_home, fingerprint
+from grpo_jax.files import JsonMapping, at_home, fingerprint
 from grpo_jax.models.config import ModelConfig, model_config
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.rewards.evaluate import Rewarder
@@ -115,7 +115,7 @@ class Experiment:
         sampling = self.sampling(temperature=temperature, top_k=0, top_p=top_p, min_p=0.0)
         return Answering(self.player, sampling, jax.random.key((self.config.seed + 1) % 2**32))
 
-    def sampling(self, **changes: Any) -> Sampling:
+    def sampling(self, **changes: float) -> Sampling:
         """How training samples, with changes."""
         r = self.config.rollout
         names = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
@@ -176,7 +176,12 @@ def named(problem: Problem) -> str:
 
 
 def too_long(
-    config: Any, problem: Problem, name: str, tokens: int, longest: int = 0, helps: str = ""
+    config: FrozenConfigDict,
+    problem: Problem,
+    name: str,
+    tokens: int,
+    longest: int = 0,
+    helps: str = "",
 ) -> str:
     """One line on a "prompt" or "worked solution" of too many tokens, and on what helps.
 
@@ -274,7 +279,7 @@ def read_task(config: FrozenConfigDict) -> Task:
 
 
 def with_kwargs(
-    tokenizer: TextTokenizer, given: Mapping[str, Any], name: str = "config.chat_template_kwargs"
+    tokenizer: TextTokenizer, given: JsonMapping, name: str = "config.chat_template_kwargs"
 ) -> TextTokenizer:
     """The tokenizer whose chat template is given these too; a note on stderr of those unread."""
     template, notes = tokenizer.chat_template, []

@@ -6,16 +6,15 @@ RUN is a run's newest checkpoint, and RUN/checkpoints/STEP another of its checkp
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.config import defaults, resolve
 from grpo_jax.config.fields import FrozenFields
 from grpo_jax.errors import UsageError
-from grpo_jax.files import at_home
+from grpo_jax.files import Json, JsonMapping, at_home
 from grpo_jax.models.config_json import read_config_file
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import merge_adapters
@@ -57,8 +56,8 @@ class SavedRun:
 
     folder: Path
     config: FrozenConfigDict
-    metrics: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    metrics: list[Json]
+    evaluations: list[Json]
 
     @functools.cached_property
     def model(self) -> Model:
@@ -85,18 +84,25 @@ class Loaded(NamedTuple):
     step: int
 
 
-def run_and_step(folder: Path) -> tuple[Path, int | None]:
+class RunAndStep(NamedTuple):
+    """The folder of a run, and one of its steps; None = the newest."""
+
+    run: Path
+    step: int | None
+
+
+def run_and_step(folder: Path) -> RunAndStep:
     """The run that a folder is of, and the step where it is one of the run's checkpoints.
 
     UsageError for another name among the checkpoints.
     """
     if folder.parent.name != "checkpoints" or (folder / "config.json").exists():
-        return folder, None
+        return RunAndStep(folder, None)
     step = checkpoints.step_of(folder.name)
     if step is None:
         found = checkpoints.steps(folder.parent)
         raise UsageError(f"{folder} is no checkpoint of {folder.parent.parent}; valid: {found}")
-    return folder.parent.parent, step
+    return RunAndStep(folder.parent.parent, step)
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -145,7 +151,7 @@ def load_trained(workdir: Path, scores: bool = False, task: Task | None = None) 
 
 
 def asked_the_same(
-    folder: Path, config: FrozenConfigDict | Mapping[str, Any], task: Task | None = None
+    folder: Path, config: FrozenConfigDict | JsonMapping, task: Task | None = None
 ) -> Loaded:
     """A run or Hugging Face directory with the problems of another config, or of a task.
 

@@ -16,6 +16,7 @@ from ml_collections import FrozenConfigDict
 from grpo_jax.console.interrupts import end, importing
 from grpo_jax.console.progress import doing, say
 from grpo_jax.errors import UsageError
+from grpo_jax.files import Json, JsonMapping
 from grpo_jax.hosts import fetch
 from grpo_jax.learning.state import TrainState
 from grpo_jax.runs import checkpoints
@@ -47,10 +48,10 @@ class Source(Protocol):
     The state is JSON-able except for "arrays", if any: NumPy's, by name.
     """
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Json:
         """The position."""
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: JsonMapping) -> None:
         """Continue from a position."""
 
 

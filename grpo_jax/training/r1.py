@@ -1,22 +1,26 @@
 """DeepSeek-R1's pipeline: its stages one after another, and their results (2501.12948)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from grpo_jax.config import resolve
 from grpo_jax.console.progress import doing, say
 from grpo_jax.errors import UsageError, nearest
+from grpo_jax.files import Json
 from grpo_jax.rewards.evaluate import scored_by
+from grpo_jax.rollout.reward_models import Scorer
 from grpo_jax.runs.run import append_line, read_lines, write_lines
 from grpo_jax.sharding import using
+from grpo_jax.tasks import Problem, Task
 from grpo_jax.tasks.mixture import KIND
 from grpo_jax.training import reward_model, rl
-from grpo_jax.training.evaluation import attempts, first_problems, greedy_metrics
+from grpo_jax.training.evaluation import Attempts, attempts, first_problems, greedy_metrics
 from grpo_jax.training.experiment import Experiment
 from grpo_jax.training.load_reward_model import PREFIX, load_reward_model
 from grpo_jax.training.loading import Loaded, asked_the_same
@@ -119,7 +123,14 @@ def rejection(file: ModuleType, loaded: Loaded, out: Path) -> None:
     print(", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
 
 
-def judged(ex: Experiment, params: Params) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+class Measured(NamedTuple):
+    """A line of results, and completions to read."""
+
+    row: Json
+    samples: list[Json]
+
+
+def judged(ex: Experiment, params: Params) -> Measured:
     """R1's measures of greedy completions of the held-out problems, and some of these.
 
     accuracy    share that is right, with its 95% interval; <kind>/accuracy of each kind
@@ -140,13 +151,15 @@ def judged(ex: Experiment, params: Params) -> tuple[dict[str, Any], list[dict[st
         }
         general = [i for i, counts in enumerate(greedy.judged[:, 0]) if not counts]
         liked = preference(ex.task, scorers, problems, greedy.completions, general)
-    row: dict[str, Any] = {**greedy_metrics(problems, greedy)}
+    row: Json = {**greedy_metrics(problems, greedy)}
     row["mean_length"] = row.pop("completions/mean_length")
     row |= {name: mean(greedy.parts[name], problems, name) for name in names[1:]} | liked
-    return row, shown(problems, greedy)
+    return Measured(row, shown(problems, greedy))
 
 
-def mean(values: Any, problems: list[Any], reward: str) -> float | None:
+def mean(
+    values: Float[np.ndarray, "P 1"], problems: Sequence[Problem], reward: str
+) -> float | None:
     """The mean over the problems that a reward applies to; None where it abstains on all."""
 
     asked = values[[scored_by(problem, reward) for problem in problems]]
@@ -154,10 +167,16 @@ def mean(values: Any, problems: list[Any], reward: str) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def preference(task, scorers, problems, completions, general) -> dict[str, float | None]:
+def preference(
+    task: Task,
+    scorers: Mapping[str, Scorer],
+    problems: Sequence[Problem],
+    completions: Sequence[Sequence[str]],
+    general: Sequence[int],
+) -> dict[str, float | None]:
     """The probability that completions of the problems `general` beat their worked solutions."""
 
-    if not (scorers and general):
+    if not (scorers and general and task.solve):
         return {"preference": None}
     asked = [problems[i] for i in general]
     pairs = [[completions[i][0], task.solve(problems[i])] for i in general]
@@ -168,10 +187,10 @@ def preference(task, scorers, problems, completions, general) -> dict[str, float
     return {"preference": float(np.mean(list(found.values()))), **found}
 
 
-def shown(problems, greedy) -> list[dict[str, Any]]:
+def shown(problems: Sequence[Problem], greedy: Attempts) -> list[Json]:
     """The first completions of each kind, for people to read."""
 
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Json]] = {}
     for problem, group, right, counts in zip(
         problems, greedy.completions, greedy.right[:, 0], greedy.judged[:, 0], strict=True
     ):

@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from grpo_jax.config.checks import config_diff
 from grpo_jax.errors import UsageError
-from grpo_jax.files import inside_run, listed, read_object
+from grpo_jax.files import Json, inside_run, listed, read_object
 from grpo_jax.rewards.evaluate import Rewarder, scored_by
 from grpo_jax.rollout.reward_models import Scorer, only
 from grpo_jax.runs.run import (
@@ -22,10 +23,12 @@ from grpo_jax.runs.run import (
     write_lines,
     writing_in,
 )
+from grpo_jax.tasks import Problem
 from grpo_jax.tokenizers import keep_tokenizer, prefill
 from grpo_jax.training.evaluation import ROWS, attempts, first_problems
 from grpo_jax.training.experiment import Experiment
 from grpo_jax.training.load_reward_model import PREFIX, load_reward_model, reward_model_sources
+from grpo_jax.types import Params
 
 KEPT = "kept"
 # What helps where a prompt is too long for a run, whose config no flag changes here.
@@ -58,7 +61,12 @@ class Rule(NamedTuple):
     first: int = 0
 
 
-def verdicts(rule: Rule, completions: Sequence[str], right: Any, finished: Any) -> list[str]:
+def verdicts(
+    rule: Rule,
+    completions: Sequence[str],
+    right: Bool[np.ndarray, " G"],
+    finished: Bool[np.ndarray, " G"],
+) -> list[str]:
     """For each completion of one problem, 'kept' or the first filter that dropped it.
 
     cut (at the limit of tokens)  wrong (or not the best liked)  language  repeated (kept before)
@@ -81,7 +89,7 @@ def verdicts(rule: Rule, completions: Sequence[str], right: Any, finished: Any) 
 
 
 def best_liked(
-    scorers: Sequence[Scorer], problems: Sequence[Any], completions: Sequence[Sequence[str]]
+    scorers: Sequence[Scorer], problems: Sequence[Problem], completions: Sequence[Sequence[str]]
 ) -> np.ndarray:
     """Whether a completion has the highest sum of scores in its group, bool[P, G]; False without
     reward models.
@@ -99,7 +107,9 @@ def _pure(text: str, language: str) -> bool:
     return reward([None], [text], language=[language])[0] in (None, 1.0)
 
 
-def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path, origin: str):
+def reject(
+    ex: Experiment, params: Params, rewarder: Rewarder, rule: Rule, out: Path, origin: str
+) -> dict[str, int]:
     """Sample, judge and filter into the folder `out`; resumes where it was cut off.
 
     samples.jsonl  a line a problem: its completions, each the whole turn (`rewards.turn`), and what
@@ -118,7 +128,7 @@ def reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pat
         return _reject(ex, params, rewarder, rule, out)
 
 
-def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Path):
+def _reject(ex: Experiment, params: Params, rewarder: Rewarder, rule: Rule, out: Path):
     scorers = [load_reward_model(Path(f), ex.reader, ex.model.config) for f in rule.judges]
     judge = partial(rewarder, names=("accuracy",))
     journal = out / "samples.jsonl"
@@ -158,7 +168,7 @@ def _reject(ex: Experiment, params: Any, rewarder: Rewarder, rule: Rule, out: Pa
 
 
 @contextlib.contextmanager
-def _begun(out: Path, rule: dict[str, Any], sources: dict[str, str]) -> Iterator[None]:
+def _begun(out: Path, rule: Json, sources: dict[str, str]) -> Iterator[None]:
     """Begin in `out`; after an error before anything was sampled, leave no rule of it there."""
     new, made = not (out / "rule.json").exists(), not out.exists()
     _begin(out, rule, sources)
@@ -173,7 +183,7 @@ def _begun(out: Path, rule: dict[str, Any], sources: dict[str, str]) -> Iterator
         raise
 
 
-def _begin(out: Path, rule: dict[str, Any], sources: dict[str, str]) -> None:
+def _begin(out: Path, rule: Json, sources: dict[str, str]) -> None:
     """Keep the rule, and fingerprints of what is read, in a new or empty folder; UsageError where
     another stands there, or no rule."""
     stands = inside_run(out)
@@ -197,7 +207,7 @@ def _begin(out: Path, rule: dict[str, Any], sources: dict[str, str]) -> None:
         raise UsageError(f"{out} was begun when {name} had other content; valid: a new folder")
 
 
-def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:
+def _divide(out: Path, records: list[Json]) -> dict[str, int]:
     counts: dict[str, int] = {}
     kept, dropped, pairs = [], [], []
     for record in records:
@@ -215,7 +225,7 @@ def _divide(out: Path, records: list[dict[str, Any]]) -> dict[str, int]:
     return counts
 
 
-def _pairs(record: dict[str, Any]) -> list[dict[str, str]]:
+def _pairs(record: Json) -> list[dict[str, str]]:
     """Kept and wrong completions of a problem two by two, the fewer of them repeated.
 
     Of equal ones, one; empty ones, which teach a reward model nothing, are left out.

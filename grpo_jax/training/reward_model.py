@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import FrozenConfigDict
 
 from grpo_jax.console.progress import announce_compilations, say
 from grpo_jax.hosts import fetch
@@ -20,7 +22,7 @@ from grpo_jax.learning.microbatches import micro_batched
 from grpo_jax.learning.optimizer import Optimizer, apply_gradient, make_optimizer
 from grpo_jax.learning.state import Critic, TrainState, abstract_state, init_state
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.rollout.reward_models import Reader, encode_pairs, read, rewards, rewards_of
+from grpo_jax.rollout.reward_models import Pairs, Reader, encode_pairs, read, rewards, rewards_of
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.summary import summary
 from grpo_jax.statistics import wilson_interval
@@ -36,10 +38,18 @@ from grpo_jax.training.pretrained import (
     restore_run_params,
 )
 from grpo_jax.training.starting import holding, reopen, start_run
-from grpo_jax.types import Prompts
+from grpo_jax.types import Params, Prompts
 
 
-def pair_loss(model: Decoder, pairs: int, frozen, params: Any, prompts: Prompts, tokens, mask):
+def pair_loss(
+    model: Decoder,
+    pairs: int,
+    frozen: Params,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "P 2 T"],
+    mask: Bool[Array, "P 2 T"],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """-log sigmoid(r_chosen - r_rejected), a mean over `pairs`, and its metrics; G = 2.
 
     Given some of them, the losses of all micro-batches add up to that, as do the metrics.
@@ -68,14 +78,14 @@ def _update(state: TrainState, *batch, model: Decoder, optimizer: Optimizer, acc
     return state, metrics | moved.metrics
 
 
-def pairs_batch(reader: Reader, problems: Sequence[Problem]):
+def pairs_batch(reader: Reader, problems: Sequence[Problem]) -> Pairs:
     """The pairs of problems of the task `pairs`, G = 2."""
     pairs = [[p.columns["chosen"], p.columns["rejected"]] for p in problems]
     texts = [[text or "" for text in pair] for pair in read(reader, problems, pairs)]
     return encode_pairs(reader, problems, texts)
 
 
-def train(config: Any, workdir: Path) -> None:
+def train(config: FrozenConfigDict, workdir: Path) -> None:
     """Train the reward model of a resolved config whose task is of pairs, or resume its run.
 
     rollout.prompts pairs a step, `steps` steps; evaluation is the share of held-out pairs whose

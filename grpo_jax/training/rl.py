@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.console.progress import announce_compilations, doing, say
 from grpo_jax.errors import UsageError
-from grpo_jax.files import at_home
+from grpo_jax.files import Json, at_home
 from grpo_jax.hosts import fetch
 from grpo_jax.learning.microbatches import minibatches
 from grpo_jax.learning.optimizer import Optimizer, make_optimizer
@@ -60,8 +60,8 @@ class TrainStep:
 
     number: int
     metrics: dict[str, float]
-    samples: list[dict[str, Any]]
-    evaluation: dict[str, Any] | None
+    samples: list[Json]
+    evaluation: Json | None
     model: Model
 
 
@@ -190,7 +190,7 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
         dropped = {"data/dropped_prompts": stream.dropped}
         return Step(made.state, made.metrics | dropped, made.samples[: c.log.samples])
 
-    def held_out(state: TrainState) -> dict[str, Any]:
+    def held_out(state: TrainState) -> Json:
         params, e = state.policy.full, c.eval
         return evaluate_policy(ex, params, rewarder, e.problems, e.samples).metrics
 
@@ -207,7 +207,14 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
     )
 
 
-def make_rollouts(ex: Experiment, rewarder: Rewarder) -> tuple[RolloutSource, Stream]:
+class Rollouting(NamedTuple):
+    """Where batches come from, and the stream of problems that they are of."""
+
+    source: RolloutSource
+    stream: Stream
+
+
+def make_rollouts(ex: Experiment, rewarder: Rewarder) -> Rollouting:
     """The source of the batches that steps learn from, and its stream of problems."""
     c = ex.config
     stream = Stream(ex.task.train, c.rollout.prompts, c.seed, ex.fits)
@@ -230,7 +237,7 @@ def make_rollouts(ex: Experiment, rewarder: Rewarder) -> tuple[RolloutSource, St
         rng=jax.random.key(c.seed),
         last=c.steps,
     )
-    return make_source(c.rollout.source, making), stream
+    return Rollouting(make_source(c.rollout.source, making), stream)
 
 
 def make_critic(algorithm: Algorithm, options: FrozenConfigDict, updates: int) -> Critic | None:
@@ -313,9 +320,14 @@ def prepared(learner: Learner, state: TrainState, graded: Graded) -> Batch:
     )
 
 
-def learn(
-    learner: Learner, state: TrainState, batch: Batch, number: int
-) -> tuple[TrainState, dict[str, Any]]:
+class Learnt(NamedTuple):
+    """The state after every minibatch, and the mean of their metrics."""
+
+    state: TrainState
+    metrics: Json
+
+
+def learn(learner: Learner, state: TrainState, batch: Batch, number: int) -> Learnt:
     """Every minibatch's update, and the mean of their metrics."""
     algorithm = learner.algorithm
     history = []
@@ -341,7 +353,7 @@ def learn(
     mean = {name: np.mean([h[name] for h in history]) for name in history[0]}
     for name in ("skipped_updates", "skipped_in_a_row"):
         mean[name] = history[-1][name]
-    return state, mean
+    return Learnt(state, mean)
 
 
 def explained_variance(batch: Batch) -> dict[str, float]:
@@ -362,7 +374,7 @@ def rollout_metrics(graded: Graded) -> dict[str, float]:
         return {name: float(value) for name, value in _rollout_metrics(graded).items()}
 
 
-def _rollout_metrics(graded: Graded) -> dict[str, Any]:
+def _rollout_metrics(graded: Graded) -> Json:
     rewards, rollouts = graded.rewards, graded.episodes.rollouts
     lengths, finished = rollouts.mask.sum(-1), rollouts.finished
     metrics = {
@@ -387,7 +399,7 @@ def _rollout_metrics(graded: Graded) -> dict[str, Any]:
     return metrics | (measure(rollouts) if measure else {})
 
 
-def samples(graded: Graded, advantages: np.ndarray) -> list[dict[str, Any]]:
+def samples(graded: Graded, advantages: np.ndarray) -> list[Json]:
     """The first completion of each problem, for people to read; advantages f32[P, G]."""
     return [
         {

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.console.progress import doing, say
@@ -97,7 +98,7 @@ def fits_solved(ex: Experiment, problem: Problem) -> bool:
     return False
 
 
-def optimizer_config(config: Any) -> ml_collections.ConfigDict:
+def optimizer_config(config: FrozenConfigDict) -> ml_collections.ConfigDict:
     """The optimizer of the cold start: `optimizer` with the learning rate and warm-up of `sft`."""
     chosen = ml_collections.ConfigDict(config.optimizer.to_dict())
     chosen.update(

@@ -5,12 +5,11 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ml_collections import FrozenConfigDict
 
 from grpo_jax.errors import UsageError
-from grpo_jax.files import RUN_NAMES, at_home, check_writable, fingerprint, inside_run
+from grpo_jax.files import RUN_NAMES, Json, at_home, check_writable, fingerprint, inside_run
 from grpo_jax.rewards.text import Reward
 from grpo_jax.runs.checkpoints import newest_position
 from grpo_jax.runs.run import Run, check_run, load_record, open_run, read_steps, writing_in
@@ -116,7 +115,7 @@ def check_begun(run: Run) -> None:
         raise _lost(run.folder, "a whole checkpoint is missing", f"{left[-1]} in checkpoints/")
 
 
-def check_whole(folder: Path, position: dict[str, Any] | None) -> None:
+def check_whole(folder: Path, position: Json | None) -> None:
     """Refuse the folder of a run that lacks what it must hold; UsageError names what is missing.
 
     position  of the newest checkpoint; None where there is none

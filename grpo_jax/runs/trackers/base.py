@@ -5,11 +5,12 @@ import json
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from grpo_jax.files import TRACKER_IDS, read_object
+from grpo_jax.files import TRACKER_IDS, JsonMapping, read_object
 from grpo_jax.runs.run import Run, write_atomically
 
 Metrics = Mapping[str, Any]
@@ -22,7 +23,7 @@ class Tracker(Protocol):
     """
 
     def begin(
-        self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
+        self, run: Run, hyperparameters: JsonMapping, restored: int | None, total: int
     ) -> None:
         """A run begins, or is resumed.
 
@@ -66,7 +67,7 @@ class Trackers:
                 all_finish.callback(self._call, name, "finish")
 
     def begin(
-        self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
+        self, run: Run, hyperparameters: JsonMapping, restored: int | None, total: int
     ) -> None:
         """Begin each."""
         for name in list(self._trackers):
@@ -113,12 +114,19 @@ def scalars(metrics: Metrics) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if is_scalar(value)}
 
 
-def is_scalar(value: Any) -> bool:
+def is_scalar(value: npt.ArrayLike | None) -> bool:
     """Whether a metric is a number, or an array of one."""
     return value is not None and not isinstance(value, str) and np.ndim(value) == 0
 
 
-def table(samples: Sequence[Metrics]) -> tuple[list[str], list[list[Any]]]:
+class Table(NamedTuple):
+    """The names of columns, and rows of their values."""
+
+    columns: list[str]
+    rows: list[list[str | float | None]]
+
+
+def table(samples: Sequence[Metrics]) -> Table:
     """The names of the columns of sampled completions, and the rows."""
     names = list(dict.fromkeys(name for sample in samples for name in sample["rewards"]))
     rows = [
@@ -129,7 +137,7 @@ def table(samples: Sequence[Metrics]) -> tuple[list[str], list[list[Any]]]:
         ]
         for sample in samples
     ]
-    return ["prompt", "completion", *names, "advantage"], rows
+    return Table(["prompt", "completion", *names, "advantage"], rows)
 
 
 def kept_id(run: Run, tracker: str) -> str:

@@ -3,8 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_jax.console.progress import Screen, screen
+from grpo_jax.files import JsonMapping
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.trackers.base import Metrics, Tracker, scalars, table
 
@@ -30,7 +30,7 @@ class ConsoleTracker(Tracker):
         self._shown, self._line = -math.inf, ""
 
     def begin(
-        self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
+        self, run: Run, hyperparameters: JsonMapping, restored: int | None, total: int
     ) -> None:
         """Show the bar."""
         self._total, self._first = total, restored or 0
@@ -118,5 +118,5 @@ def print_completions(samples: Sequence[Metrics], console: Console | None = None
     for prompt, completion, *numbers in rows:
         shown = ["-" if x is None else f"{float(x):.2f}" for x in numbers]
         # Text: a completion may hold square brackets, which rich would read as its markup.
-        drawn.add_row(Text(prompt), Text(completion), *shown)
+        drawn.add_row(Text(str(prompt)), Text(str(completion)), *shown)
     (console or Console()).print(drawn)

@@ -1,8 +1,8 @@
 """The run's own files of JSON lines, from which it resumes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from grpo_jax.files import JsonMapping
 from grpo_jax.runs.run import Run, append_line, truncate_after
 from grpo_jax.runs.trackers.base import Metrics, Tracker
 
@@ -18,7 +18,7 @@ class JsonLinesTracker(Tracker):
     required = True
 
     def begin(
-        self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
+        self, run: Run, hyperparameters: JsonMapping, restored: int | None, total: int
     ) -> None:
         """Drop what is run again."""
         self._run = run

@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
 
+from grpo_jax.files import JsonMapping
 from grpo_jax.runs.run import Run, writing_in
 from grpo_jax.runs.trackers.base import Metrics, Tracker, scalars
 from grpo_jax.runs.trackers.events import Event, EventsWriter, SessionLog, Summary
@@ -16,7 +15,7 @@ class TensorBoardTracker(Tracker):
     required = True  # a full disk is the run's as well
 
     def begin(
-        self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
+        self, run: Run, hyperparameters: JsonMapping, restored: int | None, total: int
     ) -> None:
         """Start a file; later steps than the restored one of earlier files are void.
 

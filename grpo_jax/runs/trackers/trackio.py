@@ -3,12 +3,12 @@
 import contextlib
 import io
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import trackio
 
 from grpo_jax.console.progress import say
+from grpo_jax.files import JsonMapping
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.trackers.base import Metrics, Tracker, kept_id, run_name, scalars, table
 
@@ -20,7 +20,7 @@ class TrackioTracker(Tracker):
     """
 
     def begin(
-        self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
+        self, run: Run, hyperparameters: JsonMapping, restored: int | None, total: int
     ) -> None:
         """Open trackio's run, whose name has the kept id in it: trackio resumes by name."""
         project = os.environ.get("TRACKIO_PROJECT", "grpo_jax")

@@ -5,12 +5,12 @@ the run's folder only, for `wandb sync`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import wandb
 
 from grpo_jax.console.progress import say
+from grpo_jax.files import JsonMapping
 from grpo_jax.runs.run import Run
 from grpo_jax.runs.trackers.base import Metrics, Tracker, kept_id, run_name, scalars, table
 
@@ -23,7 +23,7 @@ class WandbTracker(Tracker):
     """
 
     def begin(
-        self, run: Run, hyperparameters: Mapping[str, Any], restored: int | None, total: int
+        self, run: Run, hyperparameters: JsonMapping, restored: int | None, total: int
     ) -> None:
         """Open W&B's run with the config."""
         self._run = wandb.init(
