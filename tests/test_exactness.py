@@ -47,14 +47,14 @@ from grpo_jax.runs import checkpoints, curves
 from grpo_jax.runs.trackers import jsonl
 from grpo_jax.rollout import sources
 from grpo_jax.training import sft
-from grpo_jax.training import rl as trainer
+from grpo_jax.training import rl_step
 from grpo_jax.config.command_line import run_main
 
 PLACES = {
     "cold update": (sft, "update"),
     "sample": (sources, "generate"),
     "score": (sources, "_graded"),
-    "update": (trainer, "update"),
+    "update": (rl_step, "update"),
     "orbax": (checkpoints.ocp.StandardCheckpointer, "save"),
     "checkpoint": (checkpoints, "_save_arrays"),
     "rename": (checkpoints, "_sync"),

@@ -24,7 +24,7 @@ from grpo_jax.runs.trackers import jsonl
 from grpo_jax.sharding import put_batch, using
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import batches
-from grpo_jax.training import loop
+from grpo_jax.training import loop, rl_step
 from grpo_jax.training import rl as trainer
 from grpo_jax.training.experiment import build
 
@@ -53,7 +53,7 @@ def straight(tmp_path_factory):
         return noted
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((sources, "generate"), (trainer, "update"), (Rewarder, "submit")):
+        for owner, name in ((sources, "generate"), (rl_step, "update"), (Rewarder, "submit")):
             patch.setattr(owner, name, noting(name, getattr(owner, name)))
         trainer.train(OVERLAP, folder)
     return folder, events
@@ -108,7 +108,7 @@ class Killed(BaseException):
 PLACES = {
     "sample": (sources, "generate"),
     "reward": (sources, "_graded"),
-    "update": (trainer, "update"),
+    "update": (rl_step, "update"),
     "line": (jsonl, "append_line"),
 }
 # Where a start of the same command ends, and the newest step that is saved then.

@@ -22,7 +22,7 @@ from grpo_jax.runs import checkpoints
 from grpo_jax.tasks import Problem, make_task
 from grpo_jax.tokenizers import encode, load_tokenizer
 from grpo_jax.training import rl as trainer
-from grpo_jax.training import starting
+from grpo_jax.training import rl_step, starting
 from grpo_jax.training.experiment import build
 from grpo_jax.types import Prompts, Rollouts
 
@@ -78,7 +78,7 @@ def test_the_trainers_advantages_are_those_of_the_paper_in_float64(monkeypatch):
         return state, {}
 
     monkeypatch.setattr(sources, "generate", lambda *_: drawn)
-    monkeypatch.setattr(trainer, "learn", learn)
+    monkeypatch.setattr(rl_step, "learn", learn)
     same = Problem("47+85=", {"answer": "132"})  # one sum over and over
     ex = dataclasses.replace(ex, task=dataclasses.replace(ex.task, train=[same]))
     stage = trainer.reinforcement(ex, Rewarder({"accuracy": ex.task.accuracy}), None)

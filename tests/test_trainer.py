@@ -29,7 +29,7 @@ from grpo_jax.runs.run import open_run
 from grpo_jax.sharding import make_mesh
 from grpo_jax.tasks import Problem
 from grpo_jax.tasks.loader import Stream
-from grpo_jax.training import loop
+from grpo_jax.training import loop, rl_step
 from grpo_jax.training import rl as trainer
 from grpo_jax.training.experiment import build
 from grpo_jax.types import Batch, Rollouts
@@ -111,7 +111,7 @@ def test_metrics_of_a_rollout():
     parts = {"a": rewards * 2, "b": rewards * nan}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = trainer.rollout_metrics(graded_of(rollouts, rewards, parts))
+        found = rl_step.rollout_metrics(graded_of(rollouts, rewards, parts))
     assert found["reward"] == pytest.approx(6.5 / 7)
     assert found["reward_std"] == pytest.approx((0.5 + 0) / 2)  # of groups with two scores
     assert found["frac_reward_zero_std"] == 3 / 4
@@ -124,7 +124,7 @@ def test_metrics_of_a_rollout():
     assert (found["rewards/timeouts"], found["dynamic_sampling/rounds"]) == (3, 1)
     drafted, accepted = np.full((2, 4, 3), 2)
     rollouts = rollouts.replace(extras={"drafted": drafted, "accepted": accepted - 1})
-    more = trainer.rollout_metrics(graded_of(rollouts, rewards, {}, speculation_metrics))
+    more = rl_step.rollout_metrics(graded_of(rollouts, rewards, {}, speculation_metrics))
     assert {k: v for k, v in more.items() if k.startswith("speculative/")} == {
         "speculative/acceptance_rate": 1 / 2,
         "speculative/tokens_per_step": 20 / 24,
@@ -199,7 +199,7 @@ def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
         kl = next(drift)
         return state + 1, {"approx_kl": kl, "skipped_updates": state, "skipped_in_a_row": 1}
 
-    monkeypatch.setattr(trainer, "update", update)
+    monkeypatch.setattr(rl_step, "update", update)
     changes = {"algorithm.kl_stop": 0.1, "algorithm.inner_epochs": 3, "algorithm.minibatches": 2}
     ex = build(tiny_config(**changes))
     names = ("prompts", "tokens", "mask", "advantages", "logp_rollout")
