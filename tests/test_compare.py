@@ -14,9 +14,10 @@ from absl.testing import flagsaver
 from scipy import stats
 from tiny import compile_fast, tiny_config  # noqa: F401
 
-from experiments import compare, stages
+from experiments import compare
+from grpo_jax.console.programs import run_program
 from grpo_jax.errors import UsageError
-from grpo_jax.training import comparison
+from grpo_jax.training import comparison, variants
 from grpo_jax.training.costs import learner_cost
 
 VARIANTS = """
@@ -61,9 +62,9 @@ def test_every_variant_runs_with_every_seed_and_is_told_of(file, tmp_path, monke
         commands.append((module, config, seed))
         name, seed = config.split(":")[1], int(seed.split("=")[1])
         assert workdir == f"--workdir={tmp_path}/runs/{name}/seed{seed}"
-        write_run(compare.path(tmp_path / "runs", name, seed), ACCURACY[name, seed])
+        write_run(variants.run_folder(tmp_path / "runs", name, seed), ACCURACY[name, seed])
 
-    monkeypatch.setattr(compare.stages, "run", train)
+    monkeypatch.setattr(variants, "run_program", train)
     assert compare.main() == 0
     config = f"--config={file}"
     assert commands == [
@@ -92,7 +93,8 @@ def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch, 
         name, seed = config.split(":")[1], int(seed.split("=")[1])
         commands.append((name, seed, rest[:-1]))
         write_run(
-            compare.path(tmp_path / "runs", name, seed), ACCURACY.get((name, seed), [0.1] * 3)
+            variants.run_folder(tmp_path / "runs", name, seed),
+            ACCURACY.get((name, seed), [0.1] * 3),
         )
 
     def evaluate(folder, samples):
@@ -101,7 +103,7 @@ def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch, 
         found = {"sft": 0.1, "ppo": 0.2, "grpo": 0.3 + 0.2 * seed}[folder.parent.name]
         return {"accuracy": 0.5, "pass@1": found, "pass@1/low": 0.0, "n": 3}
 
-    monkeypatch.setattr(compare.stages, "run", train)
+    monkeypatch.setattr(variants, "run_program", train)
     monkeypatch.setattr(comparison, "sampled", evaluate)
     with flagsaver.flagsaver(variants=["ppo", "grpo"], pass_at=4):
         assert compare.main() == 0
@@ -123,20 +125,20 @@ def test_variants_start_from_one_run_of_their_seed(file, tmp_path, monkeypatch, 
 def test_a_stage_runs_to_its_end_and_one_that_fails_is_named(tmp_path, monkeypatch, capfd):
     (tmp_path / "stage.py").write_text("import sys; print('here'); sys.exit(int(sys.argv[1]))")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    stages.run("stage", "0", "--more")
+    run_program("stage", "0", "--more")
     assert capfd.readouterr().out == "--- stage 0 --more\nhere\n"
     with pytest.raises(UsageError, match=r"^stage 3: ended with status 3$"):
-        stages.run("stage", "3")
+        run_program("stage", "3")
     for said in (2, 130):  # why, by the stage itself
         with pytest.raises(SystemExit) as left:
-            stages.run("stage", str(said))
+            run_program("stage", str(said))
         assert left.value.code == said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl(2)")
 def test_a_stage_dies_with_the_process_that_runs_it(tmp_path):
     (tmp_path / "stage.py").write_text("import time; print('up', flush=True); time.sleep(60)")
-    code = "from experiments import stages; stages.run('stage')"
+    code = "from grpo_jax.console.programs import run_program; run_program('stage')"
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])
     command = [sys.executable, "-c", code]
     parent = subprocess.Popen(
@@ -158,7 +160,7 @@ def test_a_task_without_right_answers_and_seeds_of_other_steps_are_told_of(
             lines = (folder / "eval.jsonl").read_text().splitlines(keepends=True)
             (folder / "eval.jsonl").write_text("".join(lines[::2]))
 
-    monkeypatch.setattr(compare.stages, "run", train)
+    monkeypatch.setattr(variants, "run_program", train)
     assert compare.main() == 0
     table = (tmp_path / "runs/comparison.md").read_text()
     assert "| grpo |  |  |  | 2.00 [2.00, 2.00] | never |" in table
@@ -171,7 +173,7 @@ def test_a_task_without_right_answers_and_seeds_of_other_steps_are_told_of(
 def test_what_cannot_be_compared_or_is_not_ours_is_refused_before_the_first_run(
     file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(compare.stages, "run", None)
+    monkeypatch.setattr(variants, "run_program", None)
     (tmp_path / "runs").mkdir()
     for name in compare.WRITTEN:
         (tmp_path / "runs" / name).write_text("mine")
@@ -184,7 +186,7 @@ def test_what_cannot_be_compared_or_is_not_ours_is_refused_before_the_first_run(
 
 
 def test_an_unknown_variant_is_refused(file):
-    assert compare.chosen(["ppo@1e-3"], ("grpo", "ppo")) == ("ppo@1e-3",)
+    assert variants.chosen(["ppo@1e-3"], ("grpo", "ppo")) == ("ppo@1e-3",)
     message = "--variants=pp@1e-3: no such variant; the closest is 'ppo'"
     with (
         flagsaver.flagsaver(variants=["grpo", "pp@1e-3"]),

@@ -16,7 +16,7 @@ from grpo_jax.config.command_line import define_flags, parse_flags
 from grpo_jax.runs.checkpoints import restore_params
 from grpo_jax.runs.run import load_config
 from grpo_jax.sharding import using
-from grpo_jax.training import reward_model
+from grpo_jax.training import iterations, reward_model
 from grpo_jax.training import rl as trainer
 from grpo_jax.training.loading import load
 from grpo_jax.training.rejection import Rule, reject
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 
 def in_this_process(module, *given):
-    """`stages.run` without the seconds that a process takes."""
+    """`run_program` without the seconds that a process takes."""
     values = {name.lstrip("-"): value for name, _, value in (x.partition("=") for x in given)}
     if module == "experiments.rejection":  # whose flags have the names of others
         ex, params, _ = load(Path(values["workdir"]))
@@ -83,7 +83,7 @@ def in_this_process(module, *given):
 @pytest.fixture(scope="module")
 def done(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(iterate.stages, "run", in_this_process)
+        patch.setattr(iterations, "run_program", in_this_process)
         iterate.main()
         yield folder
 
@@ -132,16 +132,16 @@ def test_the_same_command_again_changes_nothing_and_tells_the_same(done, capsys)
 
 
 def test_an_accuracy_that_abstains_is_left_out(tmp_path):
-    assert iterate.last_accuracy(tmp_path) == ""
+    assert iterations.last_accuracy(tmp_path) == ""
     (tmp_path / "eval.jsonl").write_text('{"step": 0, "accuracy": null, "accuracy/low": null}\n')
-    assert iterate.last_accuracy(tmp_path) == ""
+    assert iterations.last_accuracy(tmp_path) == ""
 
 
 def test_every_earlier_iteration_is_replayed(folder, monkeypatch):
     commands = []
-    monkeypatch.setattr(iterate.stages, "run", lambda *command: commands.append(command))
+    monkeypatch.setattr(iterations, "run_program", lambda *command: commands.append(command))
     config = f"{folder.parent / 'config.py'}:reward_model:{folder / 'iteration2/policy'}"
-    iterate.train_reward_model(config, folder, 3, {"seed": 10})
+    iterations.train_reward_model(config, folder, 3, {"seed": 10})
     assert commands[0][:2] == ("experiments.reward_model", f"--config={config}")
     replay = tuple(str(folder / f"iteration{i}/pairs/pairs.jsonl") for i in (2, 1))
     assert f"--config.task.replay={replay}" in commands[0]
