@@ -16,10 +16,29 @@ MOST = 10_000  # problems of a part in one round
 KIND = "kind"  # the column that says which part a problem is of
 
 
+class ByKind:
+    """The accuracy of a mixture: each problem is judged by its part's, in `parts` by name."""
+
+    def __init__(self, parts: Mapping[str, Reward]):
+        """Take the accuracy of each part."""
+        self.parts = parts
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        kind: Sequence[str],
+        **columns: object,
+    ) -> Sequence[float | None]:
+        """Ask the accuracy of the problem's part, which gets the columns that it takes."""
+        (one,) = set(kind)  # a reward is asked about one problem at a time
+        given = {"prompts": prompts, "completions": completions, **columns}
+        return self.parts[one](**accepted(self.parts[one], given))
+
+
 def judge(accuracy: Reward, problem: Problem) -> Reward:
     """The accuracy that judges a problem: a mixture's is that of the problem's part."""
-    parts: Mapping[str, Reward] = getattr(accuracy, "parts", {})
-    return parts.get(problem.columns[KIND], accuracy) if parts else accuracy
+    return accuracy.parts[problem.columns[KIND]] if isinstance(accuracy, ByKind) else accuracy
 
 
 class Mixed:
@@ -88,20 +107,10 @@ def mixture(parts: Mapping[str, Options]) -> Task:
     marks = {kind: _mark(kind, own) for kind, own in options.items()}
     tasks = {kind: make_task(**own) for kind, own in options.items()}
 
-    def accuracy(
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        kind: Sequence[str],
-        **columns: object,
-    ) -> Sequence[float | None]:
-        (one,) = set(kind)  # a reward is asked about one problem at a time
-        given = {"prompts": prompts, "completions": completions, **columns}
-        return tasks[one].accuracy(**accepted(tasks[one].accuracy, given))
-
+    accuracy = ByKind({kind: task.accuracy for kind, task in tasks.items()})
     loads = [getattr(t.accuracy, AT_START) for t in tasks.values() if hasattr(t.accuracy, AT_START)]
     if loads:
         setattr(accuracy, AT_START, lambda: [load() for load in loads])
-    accuracy.parts = {kind: task.accuracy for kind, task in tasks.items()}  # type: ignore[attr-defined]
     return Task(
         "mixture",
         Mixed({kind: task.train for kind, task in tasks.items()}, shares, marks),
