@@ -76,7 +76,7 @@ def test_loss_and_gradient_are_bradley_terrys():
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient["body"]))
     in_parts = jax.jit(partial(micro_batched, of, accumulation=P))
     found = in_parts(params, (PROMPTS, TOKENS, MASK))
-    chex.assert_trees_all_close(found, (gradient, metrics), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(tuple(found), (gradient, metrics), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

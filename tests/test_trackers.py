@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 
 import pytest
 from tiny import tiny_config
@@ -56,6 +57,17 @@ def wandb_records(path):
     return found
 
 
+def finished_records(path):
+    """The records of a session that has ended; W&B's own process may write them a moment later."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = wandb_records(path)
+        if any(one.WhichOneof("record_type") == "exit" for one in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
+
+
 def test_wandb_offline_holds_the_run_and_goes_on_with_its_id(tmp_path, monkeypatch, capsys):
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -65,7 +77,7 @@ def test_wandb_offline_holds_the_run_and_goes_on_with_its_id(tmp_path, monkeypat
     assert len(sessions) == 2  # both of one id, which `wandb sync` makes one run of
     history, runs_seen, steps = {}, [], []
     for path in sessions:
-        for one in wandb_records(path):
+        for one in finished_records(path):
             if one.WhichOneof("record_type") == "run":
                 runs_seen.append(one.run)
             if one.WhichOneof("record_type") == "history":

@@ -208,7 +208,7 @@ def test_a_rollout_is_left_once_the_policy_is_far_enough(monkeypatch):
     learner = SimpleNamespace(algorithm=algorithm, seed=0)
     for name in ("model", "optimizer", "critic", "temperature", "accumulation", "mesh"):
         setattr(learner, name, None)
-    state, metrics = trainer.learn(learner, 0, batch, 1)
+    state, metrics = rl_step.learn(learner, 0, batch, 1)
     assert state == 2
     assert metrics == {
         "approx_kl": pytest.approx(0.105),
