@@ -8,6 +8,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt
+# Files go whole to one of two processes, in the order of tests/conftest.py: those that take long first.
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 PINS := setup.cfg pyproject.toml constraints.txt
 # Every floor in seconds: what starts processes, trains for long or needs Transformers is left out.
 QUICK := tests/algorithms tests/tasks tests/rewards $(addprefix --ignore=tests/rewards/test_, \
@@ -51,10 +53,10 @@ test: lint
 	elif ! $(MAKE) --no-print-directory reasoning_gym; then \
 		echo 'reasoning_gym could not be installed: its tests are skipped.'; \
 	fi
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(QUICK) $(ARGS)
+	$(PYTEST) $(QUICK) $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
