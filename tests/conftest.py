@@ -29,7 +29,7 @@ if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
 # Tracing makes many objects that live: looking for dead ones is a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
-# With two processes, the files that take longest begin, so that none ends alone.
+# With two processes, the files that take longest begin, so that none is left over at the end.
 LONGEST = (
     *("test_r1", "test_sharded_parts", "test_exactness", "test_families", "test_round_trip"),
     *("test_experiments", "test_critic", "test_reward_model", "test_notebooks", "test_overlap"),

@@ -85,7 +85,7 @@ def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> Drawn:
     policy at temperature 1.
     """
     tokens = pick(logits, sampling, keys)
-    found = policy(logits, tokens, sampling)
+    found = token_logps(logits, tokens, sampling)
     return Drawn(tokens, found.logp, found.entropy)
 
 
@@ -105,7 +105,7 @@ def drawable(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return filter_logits(logits, sampling.top_k, sampling.top_p, sampling.min_p)
 
 
-def policy(logits: jax.Array, tokens: jax.Array, sampling: Sampling) -> TokenLogps:
+def token_logps(logits: jax.Array, tokens: jax.Array, sampling: Sampling) -> TokenLogps:
     """Log-probs of `tokens` [...] and entropy f32[...], in nats, as `draw` returns them."""
     logp_all = jax.nn.log_softmax(logits / (sampling.temperature or 1.0))
     logp = jnp.take_along_axis(logp_all, tokens[..., None], axis=-1)[..., 0]

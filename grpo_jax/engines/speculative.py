@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from grpo_jax.engines.filters import Sampling, pick, policy
+from grpo_jax.engines.filters import Sampling, pick, token_logps
 from grpo_jax.engines.lockstep import noise, start
 from grpo_jax.engines.stops import advance
 from grpo_jax.models.decoder import Decoder, init_cache, layer_cache
@@ -221,7 +221,7 @@ def _emit(s: Any, tokens, accepted, logits, sampling: Sampling, stops):
             array = jnp.where(at[:, :, i], values[:, :, i, None], array)
         return array
 
-    logp, entropy = policy(logits, tokens, sampling)
+    logp, entropy = token_logps(logits, tokens, sampling)
     out = out.replace(
         tokens=put(out.tokens, tokens),
         mask=out.mask | at.any(2),

@@ -30,8 +30,8 @@ def minibatches(batch: Batch, algorithm: Algorithm, seed: tuple[int, ...]) -> It
             yield batch
             continue
         order = np.random.default_rng((*seed, epoch)).permutation(P)
-        for part in np.split(order, n):
-            yield jax.tree.map(lambda x, part=part: x[part], batch)
+        for chosen in np.split(order, n):
+            yield jax.tree.map(lambda x, chosen=chosen: x[chosen], batch)
 
 
 class Summed(NamedTuple, Generic[Tree, Aux]):
@@ -56,8 +56,8 @@ def micro_batched(
         (_, aux), gradient = value_and_grad(params, *parts)
         return Summed(gradient, aux)
 
-    def micro(total, part):
-        (_, aux), gradient = value_and_grad(params, *part)
+    def micro(total, micro_batch):
+        (_, aux), gradient = value_and_grad(params, *micro_batch)
         return jax.tree.map(jnp.add, total, (gradient, aux)), None
 
     parts = _split(parts, accumulation)
@@ -70,7 +70,7 @@ def micro_batched(
 def _split(tree: Any, n: int) -> Any:
     """Arrays [P, G, ...] -> [n, ...]: whole groups if n divides P, else parts of groups.
 
-    Splitting a group forwards its prompt once a part. ValueError if neither divides.
+    Splitting a group forwards its prompt once a micro-batch. ValueError if neither divides.
     """
     P, G = tree[0].tokens.shape[:2]
     if P % n == 0:

@@ -44,14 +44,15 @@ def split(params: Params) -> Policy:
     flat = flax.traverse_util.flatten_dict(params)
     adapters = any(path[-1] in ADAPTERS for path in flat)
 
-    def part(chosen: Callable[[str], bool]) -> Params | None:
+    def subtree(chosen: Callable[[str], bool]) -> Params | None:
         leaves = {path: x for path, x in flat.items() if chosen(path[-1])}
         return flax.traverse_util.unflatten_dict(leaves) if leaves else None
 
     if adapters:  # what routes the frozen experts is frozen too
         return Policy(
-            trained=part(ADAPTERS.__contains__) or {}, base=part(lambda name: name not in ADAPTERS)
+            trained=subtree(ADAPTERS.__contains__) or {},
+            base=subtree(lambda name: name not in ADAPTERS),
         )
     return Policy(
-        trained=part(lambda name: name != BIAS) or {}, router=part(lambda name: name == BIAS)
+        trained=subtree(lambda name: name != BIAS) or {}, router=subtree(lambda name: name == BIAS)
     )

@@ -187,18 +187,18 @@ def attempts(
     size = -(-size // rows) * rows
     completions, lengths, finished = [], [], []
     for start in range(0, len(problems), size):
-        part = problems[start : start + size]
+        chunk = problems[start : start + size]
         # The last batch is filled up, so that no further program is compiled.
-        filled = part + [part[0]] * (size - len(part))
+        filled = chunk + [chunk[0]] * (size - len(chunk))
         keys = completion_keys(how.rng, 0, first + start + np.arange(size), group)
-        plain = len(part) == len(problems) and group == 1  # who asked for it has said so
-        what = _answering(start, len(part), len(problems), group)
+        plain = len(chunk) == len(problems) and group == 1  # who asked for it has said so
+        what = _answering(start, len(chunk), len(problems), group)
         with doing(what, log_after_s=5.0 if plain else None):
             played = play(how.player, params, filled, keys, how.sampling)
         out = played.rollouts
-        completions += played.completions[: len(part)]
-        lengths.append(out.mask.sum(-1)[: len(part)])
-        finished.append(out.finished[: len(part)])
+        completions += played.completions[: len(chunk)]
+        lengths.append(out.mask.sum(-1)[: len(chunk)])
+        finished.append(out.finished[: len(chunk)])
     with doing(f"judging {len(problems) * group} completions"):
         parts = rewarder(problems, completions).parts
     held = [prefill(how.player.tokenizer, p.prompt) for p in problems]

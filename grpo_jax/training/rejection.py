@@ -146,12 +146,12 @@ def _reject(ex: Experiment, params: Params, rewarder: Rewarder, rule: Rule, out:
     write_lines(journal, done)
     kept = sum(KEPT in record["verdicts"] for record in done)
     for start in range(len(done), len(problems), size):
-        part = problems[start : start + size]
-        a = attempts(params, judge, part, rule.samples, how, start)
+        chunk = problems[start : start + size]
+        a = attempts(params, judge, chunk, rule.samples, how, start)
         unknown = [not all(row) for row in a.judged]
         asked = [only(scorer, ex.mesh, unknown) for scorer in scorers]
-        right = np.where(a.judged, a.right, best_liked(asked, part, a.completions))
-        for i, problem in enumerate(part):
+        right = np.where(a.judged, a.right, best_liked(asked, chunk, a.completions))
+        for i, problem in enumerate(chunk):
             own = rule if scored_by(problem, "language") else rule._replace(language="")
             held = prefill(ex.tokenizer, problem.prompt)
             turns = [held + text for text in a.completions[i]]
@@ -160,7 +160,7 @@ def _reject(ex: Experiment, params: Params, rewarder: Rewarder, rule: Rule, out:
             append_line(journal, record | {"completions": turns, "verdicts": given})
             kept += KEPT in given
         print(
-            f"{start + len(part)}/{len(problems)} problems, {kept} with a kept sample", flush=True
+            f"{start + len(chunk)}/{len(problems)} problems, {kept} with a kept sample", flush=True
         )
     with writing_in(out):
         keep_tokenizer(ex.tokenizer, out / "tokenizer")

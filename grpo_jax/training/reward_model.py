@@ -185,14 +185,14 @@ def evaluate(ex: Experiment, state: TrainState) -> dict[str, float]:
     problems = first_problems(source, range(len(source)), ex.config.eval.problems, ex.fits)
     size, hits = min(ex.config.rollout.prompts, len(problems)), 0
     for start in range(0, len(problems), size):
-        part = problems[start : start + size]
-        filled = part + [part[0]] * (size - len(part))
+        chunk = problems[start : start + size]
+        filled = chunk + [chunk[0]] * (size - len(chunk))
         found = fetch(
             rewards(
                 ex.model, state.policy.trained, *pairs_batch(ex.reader, filled), state.policy.frozen
             )
         )
-        hits += int((found[:, 0] > found[:, 1])[: len(part)].sum())
+        hits += int((found[:, 0] > found[:, 1])[: len(chunk)].sum())
     low, high = map(float, wilson_interval(hits, len(problems)))
     accuracy = hits / len(problems)
     return {"accuracy": accuracy, "accuracy/low": low, "accuracy/high": high, "n": len(problems)}

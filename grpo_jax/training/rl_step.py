@@ -110,10 +110,10 @@ def learn(learner: Learner, state: TrainState, batch: Batch, number: int) -> Lea
     """Every minibatch's update, and the mean of their metrics."""
     algorithm = learner.algorithm
     history = []
-    for part in minibatches(batch, algorithm, (learner.seed, number)):
+    for minibatch in minibatches(batch, algorithm, (learner.seed, number)):
         state, metrics = update(
             state,
-            part,
+            minibatch,
             model=learner.model,
             optimizer=learner.optimizer,
             algorithm=algorithm,
@@ -184,7 +184,7 @@ def samples(graded: Graded, advantages: np.ndarray) -> list[Json]:
         {
             "prompt": str(problem.prompt),
             "completion": group[0],
-            "rewards": {name: float(part[i, 0]) for name, part in graded.parts.items()},
+            "rewards": {name: float(values[i, 0]) for name, values in graded.parts.items()},
             "advantage": float(advantages[i, 0]),
         }
         for i, (problem, group) in enumerate(
