@@ -1,6 +1,6 @@
 """Group Relative Policy Optimization for language models, in JAX: the group is an axis.
 
-What a notebook needs; each name is imported when it is first used.
+The public names, for notebooks; each is imported when it is first used.
 
     config = grpo_jax.load_config("configs/quick.py", {"steps": 40})
     run = grpo_jax.train(config, "runs/quick", rewards=[my_reward])

@@ -101,5 +101,5 @@ def _explained(error: Exception) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
+    """An error's message, without line breaks."""
     return " ".join(str(error).split())

@@ -14,7 +14,7 @@ Change = dict[str, Any]
 
 
 class Compared(NamedTuple):
-    """Changes that a run may go on with, and what refuses the others."""
+    """Changes that a run may resume with, and why the others are refused."""
 
     changes: list[Change]
     refused: list[str]

@@ -1,4 +1,4 @@
-"""Ask a model: completions of prompts, and the accuracy on held-out problems."""
+"""A model's completions of prompts, and its accuracy on held-out problems."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from grpo_jax.tokenizers import prompt_ids
 from grpo_jax.training.evaluation import evaluate_policy
 from grpo_jax.training.loading import Model, SavedRun, asked_the_same, load
 
-MAX_TOKENS = 256  # of the completions of a model that is of no run
+MAX_TOKENS = 256  # of completions, where the model is of no run
 BUCKET = 16  # prompts are padded to a multiple of this
 
 
@@ -59,10 +59,10 @@ def sample(
     temperature  0 = greedy
     max_tokens   None = the run's, or 256
     stop         texts that end a completion; None = the run's
-    seed         of the draws at temperatures above 0
-    stop_name    what an error calls `stop`
+    seed         of the noise at temperatures above 0
+    stop_name    the name of `stop` in error messages
 
-    UsageError for an argument that cannot be.
+    UsageError for an impossible argument.
     """
     _check_arguments(prompts, n, temperature, max_tokens)
     strings = model.stop if stop is None else tuple(stop)
@@ -113,7 +113,7 @@ def evaluate(
     """Accuracy on held-out problems, as a line of eval.jsonl, of a run's newest checkpoint.
 
     run       or a folder: of a run, of one of its checkpoints, or a Hugging Face directory
-    config    whose problems are asked; None = the run's own
+    config    whose problems are used; None = the run's own
     task      in place of the config's
     problems  how many; None = the config's eval.problems
     samples   completions a problem, for pass@k and maj@k; None = the config's eval.samples

@@ -31,9 +31,9 @@ from grpo_jax.types import Params, merged
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model that can be asked: the decoder, its parameters, and the tokenizer.
+    """A model ready to sample: the decoder, its parameters, and the tokenizer.
 
-    max_tokens  of the run's completions; None where it is of no run
+    max_tokens  tokens of the run's longest completion; None where it is of no run
     origin      where it comes from, in words
     stop        the run's stop strings
     """
@@ -48,7 +48,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """What a run's folder holds.
+    """A run read from its folder.
 
     metrics      of each step, as in metrics.jsonl
     evaluations  as in eval.jsonl

@@ -211,7 +211,7 @@ def steps_of(
 ) -> Iterator[StepResult]:
     """Every step that is left: run, record, evaluate and save each as the config says.
 
-    trackers  that hear of it besides those in config.log.trackers
+    trackers  that record it besides those in config.log.trackers
 
     A step is evaluated before it is saved, so that a kill in between loses nothing. Whoever leaves
     the iterator where it is (`break`, an exception, close()) finds the last step saved. Raises

@@ -71,7 +71,7 @@ def _by_name(rewards: Rewards) -> tuple[list[str], dict[str, Reward]]:
 
 
 def fingerprint_of_task(task: Task) -> str:
-    """Of how many problems a task has, and of the first of each side."""
+    """A hash of the number of a task's problems, and of the first ones of each side."""
     digest = hashlib.blake2b(digest_size=16)
     for source in (task.train, task.heldout):
         digest.update(f"{len(source)}\n".encode())
