@@ -1,6 +1,7 @@
 """What `import grpo_jax` offers a notebook."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -145,6 +146,10 @@ def test_tasks_trackers_and_callbacks_are_objects(tmp_path, capsys):
         ({"rewards": {"a": 1.0}}, "'a' is 1.0; valid: a function"),
         ({"rewards": []}, "at least one reward"),
         ({"trackers": [object()]}, "'object' is no tracker: it lacks begin"),
+        ({"task": "addition"}, "task: 'addition'; valid: a grpo_jax.Task"),
+        ({"task": grpo_jax.Task("t", [], [], sevens)}, "task.train is empty"),
+        ({"task": grpo_jax.Task("t", iter(()), [], sevens)}, "task.train: .*; valid: a list of"),
+        ({"callbacks": ["print"]}, "callbacks: 'print'; valid: functions"),
         ({"trackers": [Heard]}, r"Heard is a class; valid: an object of it, Heard\(\)"),
     ],
 )
@@ -152,6 +157,27 @@ def test_bad_objects_are_named(tmp_path, given, words):
     with pytest.raises(ValueError, match=words) as raised:
         grpo_jax.train(tiny_config(**CHANGES), tmp_path / "run", **given)
     assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
+
+
+def test_a_run_has_one_writer_and_a_config(tmp_path):
+    taken = grpo_jax.steps(tiny_config(**CHANGES), tmp_path / "run", rewards=[sevens])
+    first = next(taken)
+    assert "params" not in repr(first) and len(repr(first.model)) < 200
+    with pytest.raises(grpo_jax.UsageError, match="is in use by this process"):
+        grpo_jax.train(tiny_config(**CHANGES), tmp_path / "run", rewards=[sevens])
+    code = "import pathlib, sys, grpo_jax.runs.run as r; r._lock(pathlib.Path(sys.argv[1]))"
+    other = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, check=False
+    )
+    assert f"in use by another process (pid {os.getpid()})" in other.stderr
+    taken.close()
+    after = grpo_jax.steps(tiny_config(**CHANGES), tmp_path / "run", rewards=[sevens])
+    assert next(after).number == 2
+    after.close()
+    with pytest.raises(grpo_jax.UsageError, match=r"as grpo_jax\.load_config gives"):
+        grpo_jax.train("configs/quick.py", tmp_path / "other")
+    with pytest.raises(grpo_jax.UsageError, match="problems=0; valid: at least 1"):
+        grpo_jax.evaluate(tmp_path / "run", problems=0)
 
 
 def test_a_config_is_loaded_with_changes(tmp_path):
@@ -182,6 +208,7 @@ def test_a_config_is_loaded_with_changes(tmp_path):
         ({"prompts": []}, "a list of one or more"),
         ({"prompts": [{"role": "user", "content": "3+4="}]}, "a list of them"),
         ({"n": 0}, "n=0; valid: at least 1"),
+        ({"seed": -1}, "seed=-1; valid: 0 to 4294967295"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"stop": [""]}, "stop: ''"),

@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -247,9 +248,15 @@ def _warn_of_other_code(folder: Path, old: Json, new: Json) -> None:
         )
 
 
+_HELD: weakref.WeakValueDictionary[Path, IO[str]] = weakref.WeakValueDictionary()  # by folder
+
+
 def _lock(folder: Path) -> IO[str]:
     # A POSIX record lock, not flock(2): forked reward workers inherit the latter, and one of them
     # outliving a killed parent would keep the folder locked.
+    # It does not lock this process out, and closing a second file of it would unlock the first's.
+    if (held := _HELD.get(folder.resolve())) is not None and not held.closed:
+        raise UsageError(f"{folder} is in use by this process; close what has it open first")
     lock = (folder / ".lock").open("a+")
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,6 +268,7 @@ def _lock(folder: Path) -> IO[str]:
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
+    _HELD[folder.resolve()] = lock
     return lock
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from grpo_jax.config import resolve
-from grpo_jax.config.checks import check_stop
+from grpo_jax.config.checks import SEED_MAX, check_stop
 from grpo_jax.console.progress import doing
 from grpo_jax.engines import completion_keys
 from grpo_jax.engines.filters import Sampling
@@ -64,7 +64,7 @@ def sample(
 
     UsageError for an impossible argument.
     """
-    _check_arguments(prompts, n, temperature, max_tokens)
+    _check_arguments(prompts, n, temperature, max_tokens, seed)
     strings = model.stop if stop is None else tuple(stop)
     name = "config.rollout.stop" if stop is None else stop_name
     check_stop(strings, name)
@@ -89,17 +89,23 @@ def sample(
 
 
 def _check_arguments(
-    prompts: Sequence[Prompt], n: int, temperature: float, max_tokens: int | None
+    prompts: Sequence[Prompt], n: int, temperature: float, max_tokens: int | None, seed: int
 ) -> None:
     if isinstance(prompts, str) or not prompts:
         raise UsageError(f"prompts: {prompts!r}; valid: a list of one or more")
     if isinstance(prompts[0], dict):
         raise UsageError("prompts: one conversation; valid: a list of them, [conversation]")
-    for name, value, least in (("n", n, 1), ("max_tokens", max_tokens, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"{name}={value}; valid: at least {least}")
+    _check_counts(n=n, max_tokens=max_tokens)
+    if not 0 <= seed <= SEED_MAX:
+        raise UsageError(f"seed={seed}; valid: 0 to {SEED_MAX}")
     if not temperature >= 0:
         raise UsageError(f"temperature={temperature}; valid: at least 0")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}; valid: at least 1")
 
 
 def evaluate(
@@ -120,6 +126,9 @@ def evaluate(
 
     UsageError where the folder holds no model, and for a directory without a config.
     """
+    _check_counts(problems=problems)
+    if samples is not None and samples < 0:
+        raise UsageError(f"samples={samples}; valid: at least 0")
     folder = run.folder if isinstance(run, SavedRun) else at_home(run)
     if config is None:
         ex, params, _ = load(folder, task=task)

@@ -38,9 +38,9 @@ class Model:
     stop        the run's stop strings
     """
 
-    decoder: Decoder
-    params: Params
-    tokenizer: TextTokenizer
+    decoder: Decoder = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
+    tokenizer: TextTokenizer = dataclasses.field(repr=False)
     max_tokens: int | None = None
     origin: str
     stop: tuple[str, ...] = ()

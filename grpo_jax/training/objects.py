@@ -35,12 +35,15 @@ def name_objects(
              says, or 1.
     task     in place of config.task
     """
+    if not isinstance(config, ConfigDict | FrozenConfigDict):
+        raise UsageError(f"config: {config!r}; valid: a config, as grpo_jax.load_config gives")
     fields = config.to_dict()
     functions: dict[str, Reward] = {}
     if rewards is not None:
         names, functions = _by_name(rewards)
         fields["rewards"] = {name: fields["rewards"].get(name, 1.0) for name in names}
     if task is not None:
+        _check_task(task)
         fields["task"] = {"name": task.name, OBJECT: fingerprint_of_task(task)}
     return Named(config=resolve(FrozenFields(fields)), functions=functions)
 
@@ -68,6 +71,17 @@ def _by_name(rewards: Rewards) -> tuple[list[str], dict[str, Reward]]:
         if not isinstance(reward, str):
             functions[name] = reward
     return names, functions
+
+
+def _check_task(task: Task) -> None:
+    if not isinstance(task, Task):
+        raise UsageError(f"task: {task!r}; valid: a grpo_jax.Task")
+    for name, least in (("train", 1), ("heldout", 0)):
+        source = getattr(task, name)
+        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+            raise UsageError(f"task.{name}: {source!r}; valid: a list of grpo_jax.Problem")
+        if len(source) < least:
+            raise UsageError(f"task.{name} is empty; valid: one problem or more")
 
 
 def fingerprint_of_task(task: Task) -> str:

@@ -50,7 +50,7 @@ class TrainStep:
     metrics: dict[str, float]
     samples: list[Json]
     evaluation: Json | None
-    model: Model
+    model: Model = dataclasses.field(repr=False)
 
 
 Callback = Callable[[TrainStep], object]
@@ -80,6 +80,9 @@ def train(
     The cold start, if any, is a separate run in workdir/cold_start. A finished run says so.
     UsageError for what cannot be, naming the field.
     """
+    for callback in callbacks:
+        if not callable(callback):
+            raise UsageError(f"callbacks: {callback!r}; valid: functions of a TrainStep")
     folder = at_home(workdir)
     taken = steps(config, folder, rewards=rewards, task=task, trackers=trackers)
     with leaving_on_signals(), contextlib.closing(taken):

@@ -68,14 +68,16 @@ def begin_run(ex: Experiment, workdir: Path, sources: dict[str, str]) -> Run:
     position = newest_position(workdir / "checkpoints")
     check_whole(workdir, position)
     run = open_run(workdir, ex.config, sources, position)
-    with contextlib.ExitStack() as on_failure:
-        on_failure.enter_context(holding(run))
+    try:
         if not run.tokenizer.exists():
             keep_tokenizer(ex.tokenizer, run.tokenizer)
         with writing_in(run.checkpoints):  # which the first save would notice, hours later
             run.checkpoints.mkdir(exist_ok=True)
             check_writable(run.checkpoints)
-        on_failure.pop_all()
+    except Exception:
+        _take_away(run)
+        run.close()
+        raise
     return run
 
 
@@ -89,15 +91,21 @@ def holding(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if not run.resumed and not _computed(run):
-            for name in RUN_NAMES:  # none was there before: see `check_run`
-                path = run.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            if run.made and not any(run.folder.iterdir()):
-                run.folder.rmdir()
+        _take_away(run)
         raise
     finally:
         run.close()
+
+
+def _take_away(run: Run) -> None:
+    """Take a new run away, of which nothing was computed."""
+    if run.resumed or _computed(run):
+        return
+    for name in RUN_NAMES:  # none was there before: see `check_run`
+        path = run.folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if run.made and not any(run.folder.iterdir()):
+        run.folder.rmdir()
 
 
 def _computed(run: Run) -> bool:
