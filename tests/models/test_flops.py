@@ -8,7 +8,7 @@ import pytest
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.models import flops
 from grpo_jax.models.config import Experts, ModelConfig
-from grpo_jax.training import rl
+from grpo_jax.training import rl_step
 
 SIZES = {"vocab_size": 11, "layers": 2, "hidden": 8, "heads": 2, "kv_heads": 1, "ff": 12}
 CONFIG = ModelConfig(head_dim=6, **SIZES)
@@ -51,7 +51,7 @@ def test_a_step_says_how_much_of_the_devices_rate_it_used(monkeypatch):
     )
     # Two rounds of sampling; two epochs, the reference, and the policy before them.
     done = 2 * passes(1) + (3 * 2 + 1 + 1) * passes(0)
-    found = rl.flop_utilization(learner, graded, 0.5)
+    found = rl_step.flop_utilization(learner, graded, 0.5)
     assert found == {"time/flop_utilization": pytest.approx(done / (0.5 * 2 * 275e12))}
     devices[0].device_kind = "cpu"
-    assert rl.flop_utilization(learner, graded, 0.5) == {}
+    assert rl_step.flop_utilization(learner, graded, 0.5) == {}
