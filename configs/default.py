@@ -13,6 +13,8 @@ otherwise):
     0      0.547 [0.504, 0.589]   1.000 [0.993, 1.000]   304
     1      0.480 [0.437, 0.524]   0.980 [0.964, 0.989]   not timed
     2      0.445 [0.403, 0.489]   1.000 [0.993, 1.000]   291
+
+At revision 166cd9a seed 0 gave the same, in 341 seconds with nothing compiled before.
 """
 
 from grpo_jax.config import defaults
