@@ -64,7 +64,6 @@ def main():
         max_tokens=MAX_TOKENS.value,
         stop=STOP.value,
         seed=SEED.value,
-        stop_name="--stop",
     )
     limit = MAX_TOKENS.value or model.max_tokens or DEFAULT_TOKENS
     for number, text in enumerate(found.texts[0]):

@@ -18,6 +18,11 @@ def described(error: OSError) -> str:
     return ": ".join(filter(None, (name, error.strerror or str(error))))
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def excerpt(value: object, limit: int = 120) -> str:
     """`repr(value)`, cut to `limit` characters."""
     text = repr(value)

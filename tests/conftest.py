@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "1")
 if version("jaxlib").startswith("0.10."):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
-# Tracing makes many objects that live: looking for dead ones is a twentieth of the time.
+# Tracing makes many objects that live: looking for dead ones takes time.
 gc.set_threshold(100_000, 50, 100)
 # With two processes, the files that take longest begin, so that none is left over at the end.
 LONGEST = (

@@ -106,7 +106,7 @@ def test_tasks_trackers_and_callbacks_are_objects(tmp_path, capsys):
     def late(step):
         seen.append(step.number)
         if step.number == 2 and len(seen) == 2:
-            raise KeyError("no such\nkey")
+            raise RuntimeError("no such\nthing")
 
     def short(prompts, completions, **columns):
         return [-float(len(c)) for c in completions]
@@ -114,7 +114,8 @@ def test_tasks_trackers_and_callbacks_are_objects(tmp_path, capsys):
     config = tiny_config(**CHANGES | {"rewards": {"short": 0.5}})
     given = {"task": task, "trackers": [heard], "rewards": {"short": short, "none": sevens}}
     with pytest.raises(
-        grpo_jax.UsageError, match=r"callback 'late', step 2: KeyError: .*is saved in"
+        grpo_jax.UsageError,
+        match=r"callback 'late', step 2: RuntimeError: no such thing; .*is saved in",
     ) as raised:
         grpo_jax.train(config, tmp_path / "run", callbacks=[late], **given)
     assert "\n" not in str(raised.value)
@@ -141,6 +142,8 @@ def test_tasks_trackers_and_callbacks_are_objects(tmp_path, capsys):
     [
         ({"rewards": [lambda prompts, completions: [0.0]]}, 'valid: {"name": function}'),
         ({"rewards": [sevens, sevens]}, "two are called 'sevens'"),
+        ({"rewards": {"accuracy": sevens}}, "'accuracy' stands for another"),
+        ({"rewards": {"m:f": sevens}}, "'m:f' stands for another"),
         ({"rewards": "sevens"}, "a list of functions and names"),
         ({"rewards": ["sevems"]}, "unknown reward 'sevems'"),
         ({"rewards": {"a": 1.0}}, "'a' is 1.0; valid: a function"),

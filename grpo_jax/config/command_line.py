@@ -16,11 +16,11 @@ from ml_collections import ConfigDict, config_flags
 
 from grpo_jax.config import resolve
 from grpo_jax.config.checks import INT_MAX, flatten, unknown_field, wrong_type
-from grpo_jax.config.load import load_config_file, one_line
+from grpo_jax.config.load import load_config_file
 from grpo_jax.config.reward_flags import check_weights, set_weights, take_weights
 from grpo_jax.console import interrupts
 from grpo_jax.console.reporting import reporting
-from grpo_jax.errors import UsageError, nearest
+from grpo_jax.errors import UsageError, nearest, one_line
 
 FLAGS = flags.FLAGS
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from grpo_jax.config import defaults
 from grpo_jax.config.checks import flatten, unknown_field, wrong_type
-from grpo_jax.errors import UsageError, described
+from grpo_jax.errors import UsageError, described, one_line
 from grpo_jax.files import JsonMapping
 
 
@@ -98,8 +98,3 @@ def _explained(error: Exception) -> str:
     if isinstance(error, OSError):
         return described(error)
     return f"{type(error).__name__}: {one_line(error)}"
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message, without line breaks."""
-    return " ".join(str(error).split())

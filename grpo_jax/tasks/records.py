@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from grpo_jax.errors import unknown
+from grpo_jax.errors import one_line, unknown
 from grpo_jax.files import json_files
 from grpo_jax.tasks.problem import Problem
 
@@ -189,5 +189,4 @@ def _rows(path: Path) -> list[Record]:
     except (ValueError, OverflowError, OSError, ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the file system's own
             raise
-        why = " ".join(str(error).split())
-        raise ValueError(f"{path}: it cannot be read as parquet: {why}") from error
+        raise ValueError(f"{path}: it cannot be read as parquet: {one_line(error)}") from error

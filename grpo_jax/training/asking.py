@@ -51,7 +51,6 @@ def sample(
     max_tokens: int | None = None,
     stop: Sequence[str] | None = None,
     seed: int = 0,
-    stop_name: str = "stop",
 ) -> Sampled:
     """n completions of each prompt, on one device.
 
@@ -60,13 +59,12 @@ def sample(
     max_tokens   None = the run's, or 256
     stop         texts that end a completion; None = the run's
     seed         of the noise at temperatures above 0
-    stop_name    the name of `stop` in error messages
 
     UsageError for an impossible argument.
     """
     _check_arguments(prompts, n, temperature, max_tokens, seed)
     strings = model.stop if stop is None else tuple(stop)
-    name = "config.rollout.stop" if stop is None else stop_name
+    name = "config.rollout.stop" if stop is None else "stop"
     check_stop(strings, name)
     width, mesh = model.decoder.config.vocab_size, make_mesh()
     stops = jnp.asarray(stop_table(model.tokenizer, strings, width, name)) if strings else None

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from grpo_jax.config import resolve
 from grpo_jax.config.fields import FrozenFields
 from grpo_jax.errors import UsageError
+from grpo_jax.rewards.registry import EXTRAS, REWARDS
 from grpo_jax.rewards.text import Reward
 from grpo_jax.tasks.problem import OBJECT, Source, Task
 
@@ -41,6 +42,7 @@ def name_objects(
     functions: dict[str, Reward] = {}
     if rewards is not None:
         names, functions = _by_name(rewards)
+        _check_names(functions)
         fields["rewards"] = {name: fields["rewards"].get(name, 1.0) for name in names}
     if task is not None:
         _check_task(task)
@@ -73,6 +75,13 @@ def _by_name(rewards: Rewards) -> tuple[list[str], dict[str, Reward]]:
     return names, functions
 
 
+def _check_names(functions: Mapping[str, Reward]) -> None:
+    """A name that stands for a reward already would mean another one without the object."""
+    for name in functions:
+        if name in ("accuracy", *REWARDS, *EXTRAS) or ":" in name:
+            raise UsageError(f"rewards: {name!r} stands for another; valid: {{'another name': f}}")
+
+
 def _check_task(task: Task) -> None:
     if not isinstance(task, Task):
         raise UsageError(f"task: {task!r}; valid: a grpo_jax.Task")
@@ -85,7 +94,8 @@ def _check_task(task: Task) -> None:
 
 
 def fingerprint_of_task(task: Task) -> str:
-    """A hash of the number of a task's problems, and of the first ones of each side."""
+    """A hash of the number of a task's problems, and of the first ones of each side, by their repr:
+    columns should hold plain values."""
     digest = hashlib.blake2b(digest_size=16)
     for source in (task.train, task.heldout):
         digest.update(f"{len(source)}\n".encode())

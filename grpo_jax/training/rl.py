@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from grpo_jax.algorithms import Algorithm
 from grpo_jax.console.progress import announce_compilations, doing, say
-from grpo_jax.errors import UsageError
+from grpo_jax.errors import UsageError, one_line
 from grpo_jax.files import Json, at_home
 from grpo_jax.learning.optimizer import make_optimizer
 from grpo_jax.learning.state import Critic, TrainState, abstract_state, init_state
@@ -70,7 +70,8 @@ def train(
     config     its fields; presets are filled in
     workdir    its folder: the same call resumes where it was cut off, exactly
     rewards    in place of config.rewards: functions by name, or a list of functions and of names as
-               config.rewards has them; each weighs what config.rewards says, or 1
+               config.rewards has them; each weighs what config.rewards says, or 1. A resumed run
+               knows a function by its name only
     task       in place of config.task
     trackers   record the run besides those in config.log.trackers, which record the cold start
                too, if there is one
@@ -99,8 +100,8 @@ def _call(callback: Callback, step: TrainStep, folder: Path) -> None:
     except Exception as error:
         name = getattr(callback, "__name__", type(callback).__name__)
         raise UsageError(
-            f"callback {name!r}, step {step.number}: {type(error).__name__}: {error}; the step is "
-            f"saved in {folder}"
+            f"callback {name!r}, step {step.number}: {type(error).__name__}: {one_line(error)}; "
+            f"the step is saved in {folder}"
         ) from error
 
 
@@ -151,10 +152,8 @@ def reinforcement(ex: Experiment, rewarder: Rewarder, cold: Path) -> Stage:
     """
     c = ex.config
     updates = c.steps * ex.algorithm.inner_epochs * ex.algorithm.minibatches
-    optimizer, critic = (
-        make_optimizer(c.optimizer, updates),
-        make_critic(ex.algorithm, c.optimizer, updates),
-    )
+    optimizer = make_optimizer(c.optimizer, updates)
+    critic = make_critic(ex.algorithm, c.optimizer, updates)
     options: Any = {"reference": ex.algorithm.beta > 0, "critic": critic}
     source, stream = make_rollouts(ex, rewarder)
     learner = Learner(

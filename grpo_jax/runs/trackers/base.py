@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from grpo_jax.errors import one_line
 from grpo_jax.files import TRACKER_IDS, JsonMapping, read_object
 from grpo_jax.runs.run import Run, write_atomically
 
@@ -100,7 +101,7 @@ class Trackers:
                 raise
             if name not in self._reported:
                 self._reported.add(name)
-                why = " ".join(f"{type(error).__name__}: {error}".split())
+                why = f"{type(error).__name__}: {one_line(error)}"
                 print(
                     f"warning: tracker {name!r} failed ({method}), and the run goes on: {why}",
                     file=sys.stderr,
